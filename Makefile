@@ -1,0 +1,70 @@
+# `make dev` and `make test` need Python 3.11 to 3.13 and make; everything else is set up on the way, in .venv.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help dev demo bench chaos test lint up lock replay browser clean
+
+PY := .venv/bin/python
+READY := .venv/.ready
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+# Run it, do not only look for it: a name on PATH may be a broken shim, too old, or Debian's python3 without venv.
+USABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+dev: $(READY)  ## everything, in the foreground: Temporal, MongoDB, worker, API
+	@$(PY) -m dev.stack
+
+demo: $(READY)  ## a guided tour: orders that complete, fail, are cancelled, wait for a person
+	@$(PY) -m dev.demo
+
+bench: $(READY)  ## the measurements
+	@$(PY) -m dev.bench $(ARGS)
+
+chaos: $(READY)  ## servers are killed while orders come in; nothing is lost
+	@$(PY) -m dev.chaos $(ARGS)
+
+test: $(READY)  ## every test; ARGS="-k cancel" chooses
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## format, lint, types
+	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+up:  ## the same with containers
+	@docker compose up --build
+
+lock: $(READY)  ## newest versions that pyproject.toml allows into the lock files
+	@$(PY) -m pip install --quiet uv
+	@$(COMPILE) --group dev --upgrade --output-file requirements-dev.lock
+	@$(COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
+
+COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
+replay: $(READY)  ## record the workflow histories anew that tests replay
+	@$(PY) -m tests.replay.record
+
+browser:  ## Chromium, for the tests of the page
+	@command -v chromium >/dev/null && exit; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "installing chromium"; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null; \
+	else echo "chromium is missing. On Debian: sudo apt-get install chromium" >&2; exit 1; fi
+
+clean:  ## forget the environment and all data of `make dev`
+	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): requirements-dev.lock
+	@for python in $(PYTHONS); do \
+	  "$$python" -c '$(USABLE)' >/dev/null 2>&1 && { usable=$$python; break; }; done; \
+	[ -n "$${usable:-}" ] || { echo "no usable Python from 3.11 to 3.13 found. Install one" \
+	  "(on Debian: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	echo "setting up .venv with $$("$$usable" --version), once; this takes a minute"; \
+	"$$usable" -m venv --clear .venv
+	@$(PY) -m pip install --disable-pip-version-check --no-input --progress-bar off --require-hashes -r $< \
+	  | awk -v all="$$(grep -c '==' $<)" '/^Collecting/ { printf "  %d/%d %s\n", ++n, all, $$2 } \
+	      /^Installing/ { print "  installing" } { fflush() }'
+	@touch $@
