@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
 HOST = "127.0.0.1"
-NOT_INITIATED = 94  # MongoDB's error code for a replica set that has no configuration yet
 
 # What mongod links against, and the Debian packages that hold it.
 DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "libssl3", "liblzma": "liblzma5"}
 
-# Runs first in a server's process: Linux is to kill it when its parent is gone (1: PR_SET_PDEATHSIG, 9: SIGKILL).
+# Runs first in a server's process: Linux is to kill (9) it when its parent is gone (1, PR_SET_PDEATHSIG).
 TIE_TO_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 LAUNCHER = [sys.executable, "-ISc", TIE_TO_PARENT] if sys.platform == "linux" else []
 
@@ -245,9 +244,6 @@ async def start_mongod(
         address=f"mongodb://{HOST}:{port}/?replicaSet=rs0",
         log=(log_dir or data_dir.parent) / "mongod.log",
     )  # fmt: skip
-    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-        HOST, port, directConnection=True, serverSelectionTimeoutMS=50, heartbeatFrequencyMS=500
-    )
     config = {
         "_id": "rs0",
         "members": [{"_id": 0, "host": f"{HOST}:{port}"}],
@@ -256,18 +252,22 @@ async def start_mongod(
 
     async def takes_writes() -> bool:
         try:
-            try:
-                await client.admin.command("replSetGetStatus")
-            except OperationFailure as error:
-                if error.code != NOT_INITIATED:
-                    raise
-                await client.admin.command("replSetInitiate", config)
             hello = await client.admin.command("hello")
-        except PyMongoError:
+            if not hello["isWritablePrimary"] and "setName" not in hello:
+                await client.admin.command("replSetInitiate", config)
+        except PyMongoError:  # not there yet, or another answer than usual while it starts
             return False
         return bool(hello["isWritablePrimary"])
 
-    async with client:
+    async def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((HOST, port)) == 0
+
+    await server.until(
+        listens
+    )  # first, as a client that was refused waits half a second before it tries again
+    client: AsyncMongoClient[dict[str, Any]]
+    async with AsyncMongoClient(HOST, port, directConnection=True) as client:
         return await server.until(takes_writes)
 
 
@@ -288,7 +288,7 @@ async def start_temporal(
     clock of single workflows be moved. The log is `temporal.log` in `log_dir`.
     """
     address = f"{HOST}:{port}"
-    # The defaults suit a cluster: one shard's queue would be polled 20 times a second, and timers be 1 s late.
+    # The defaults suit a cluster: one shard's queue would be polled 20 times a second, timers be 1 s late.
     settings = {
         "history.transferProcessorMaxPollRPS": "2000",
         "history.timerProcessorMaxTimeShift": '"10ms"',
