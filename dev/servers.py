@@ -115,6 +115,7 @@ class Server:
         *,
         address: str,
         log: Path,
+        cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Self:
         """Start `command`, an absolute path first. Its output is appended to `log`; `env` adds variables."""
@@ -126,6 +127,7 @@ class Server:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                cwd=cwd,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C in a terminal reaches only us: we stop the servers, in order
             )
@@ -189,6 +191,8 @@ class Server:
     def epitaph(self) -> str:
         """One line on a process that has ended by itself: which, why, and the remedy where it is known."""
         text = self.log_text()
+        if "DBPathInUse" in text:
+            return f"another {self.name} uses the same data: stop that one, or choose another folder with DEV_DIR"
         if missing := re.search(r"loading shared libraries: (\S+):", text):
             library = missing[1]
             package = DEBIAN_PACKAGES.get(library.split(".")[0], "the package that holds it")

@@ -1,0 +1,275 @@
+"""The whole thing in one place: Temporal, MongoDB, the worker and the API. `make dev` runs it in the foreground.
+
+async with Stack(Config.on_free_ports(folder)) as stack:
+    httpx.get(f"{stack.api_url}/orders")
+"""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import httpx
+
+from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
+
+ROOT = Path(__file__).parent.parent
+
+# In the order in which they are stopped: first whoever depends on the others.
+NAMES = ("api", "worker", "temporal", "mongod")
+
+SAMPLE_STOCK = {
+    "MUG-BLUE": {"name": "Blue mug", "unit_price": {"amount": 1_299, "currency": "EUR"}, "available": 10_000},
+    "TEE-WHITE-M": {
+        "name": "White T-shirt, M",
+        "unit_price": {"amount": 2_450, "currency": "EUR"},
+        "available": 5_000,
+    },
+    "NOTEBOOK-A5": {
+        "name": "Notebook A5",
+        "unit_price": {"amount": 899, "currency": "EUR"},
+        "available": 10_000,
+    },
+    "LAMP-OAK": {
+        "name": "Oak desk lamp",
+        "unit_price": {"amount": 7_990, "currency": "EUR"},
+        "available": 500,
+    },
+    "BIKE-CITY": {"name": "City bike", "unit_price": {"amount": 64_900, "currency": "EUR"}, "available": 40},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where everything runs. A server whose address is given runs already, and is not started."""
+
+    dev_dir: Path = ROOT / ".dev"
+    api_port: int = 8000
+    temporal_port: int = 7233
+    temporal_ui_port: int | None = 8233
+    mongodb_port: int = 27017
+    temporal_address: str = ""
+    mongodb_uri: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)  # more environment for worker and API
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the variables of `make dev`. Raises ServerError when a port is taken or is no number."""
+        config = cls(
+            dev_dir=Path(os.environ.get("DEV_DIR") or cls.dev_dir).absolute(),
+            api_port=_port("API_PORT", cls.api_port),
+            temporal_port=_port("TEMPORAL_PORT", cls.temporal_port),
+            temporal_ui_port=_port("TEMPORAL_UI_PORT", 8233),
+            mongodb_port=_port("MONGODB_PORT", cls.mongodb_port),
+            temporal_address=os.environ.get("TEMPORAL_ADDRESS", ""),
+            mongodb_uri=os.environ.get("MONGODB_URI", ""),
+        )
+        check_port(config.api_port, "API_PORT")
+        if not config.temporal_address:
+            check_port(config.temporal_port, "TEMPORAL_PORT")
+            check_port(_port("TEMPORAL_UI_PORT", 8233), "TEMPORAL_UI_PORT")
+        if not config.mongodb_uri:
+            check_port(config.mongodb_port, "MONGODB_PORT")
+        return config
+
+    @classmethod
+    def on_free_ports(cls, dev_dir: Path, settings: Mapping[str, str] | None = None) -> Self:
+        """A stack beside all others, without the Web UI."""
+        return cls(
+            dev_dir=dev_dir,
+            api_port=free_port(),
+            temporal_port=free_port(),
+            temporal_ui_port=None,
+            mongodb_port=free_port(),
+            settings=settings or {},
+        )
+
+
+def _port(variable: str, default: int) -> int:
+    text = os.environ.get(variable) or str(default)
+    if text.isdecimal() and 0 < int(text) < 65_536:
+        return int(text)
+    raise ServerError(f"{variable} must be a port, from 1 to 65535, not {text!r}")
+
+
+class Stack:
+    """The running processes. Use it with `async with`; raises ServerError when one of them does not start."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.processes: dict[str, Server] = {}
+        self.api_url = f"http://{HOST}:{config.api_port}"
+        self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
+        self.mongodb_uri = config.mongodb_uri or f"mongodb://{HOST}:{config.mongodb_port}/?replicaSet=rs0"
+        self.temporal_ui_url = ""
+        if config.temporal_ui_port and not config.temporal_address:
+            self.temporal_ui_url = f"http://{HOST}:{config.temporal_ui_port}"
+        self.logs = config.dev_dir / "logs"
+
+    async def __aenter__(self) -> Self:
+        for old in self.logs.glob("*.log"):
+            old.unlink()
+        given = {"temporal": self.config.temporal_address, "mongod": self.config.mongodb_uri}
+        try:
+            # All at once: worker and API load their code while the servers start, and wait for them if need be.
+            async with asyncio.TaskGroup() as group:
+                for name in NAMES:
+                    if not given.get(name):
+                        group.create_task(self.start(name))
+            await self._load_sample_stock()
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, ExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self, name: str) -> Server:
+        """Start one of NAMES, also again after it was stopped, and wait until it is ready."""
+        config = self.config
+        match name:
+            case "mongod":
+                start = start_mongod(config.dev_dir / "mongodb", config.mongodb_port, log_dir=self.logs)
+            case "temporal":
+                start = start_temporal(
+                    config.temporal_port,
+                    ui_port=config.temporal_ui_port,
+                    db_file=config.dev_dir / "temporal.db",
+                    log_dir=self.logs,
+                )
+            case "worker":
+                start = self._start_worker()
+            case "api":
+                start = self._start_api()
+            case _:
+                raise ValueError(name)
+        self.processes[name] = await start
+        return self.processes[name]
+
+    async def _start_worker(self) -> Server:
+        server = await self._python("worker", "worker.py")
+
+        async def ready() -> bool:
+            return "worker ready" in server.log_text()
+
+        return await server.until(ready)
+
+    async def _start_api(self) -> Server:
+        port = str(self.config.api_port)
+        server = await self._python(
+            "api", "-m", "uvicorn", "app.api.main:app", "--host", HOST, "--port", port,
+            "--no-access-log", "--timeout-graceful-shutdown", "2",
+        )  # fmt: skip
+
+        async with httpx.AsyncClient(base_url=self.api_url) as http:
+
+            async def ready() -> bool:
+                try:
+                    return (await http.get("/readyz")).is_success
+                except httpx.TransportError:
+                    return False
+
+            return await server.until(ready)
+
+    async def _python(self, name: str, *arguments: str) -> Server:
+        return await Server.start(
+            name,
+            [sys.executable, *arguments],
+            address=self.api_url if name == "api" else "",
+            log=self.logs / f"{name}.log",
+            cwd=ROOT,
+            env={
+                "MONGODB_URI": self.mongodb_uri,
+                "TEMPORAL_ADDRESS": self.temporal_address,
+                "API_PORT": str(self.config.api_port),
+                **({"TEMPORAL_UI_URL": self.temporal_ui_url} if self.temporal_ui_url else {}),
+                **self.config.settings,
+            },
+        )
+
+    async def _load_sample_stock(self) -> None:
+        async with httpx.AsyncClient(base_url=self.api_url, timeout=10) as http:
+            if not (await http.get("/inventory")).raise_for_status().json()["items"]:
+                for sku, article in SAMPLE_STOCK.items():
+                    (await http.put(f"/inventory/{sku}", json=article)).raise_for_status()
+
+    async def watch(self) -> NoReturn:
+        """Wait for ever. Raises ServerError when one of the processes ends."""
+        ends = {asyncio.create_task(server.wait()): server for server in self.processes.values()}
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            raise ServerError(ends[done.pop()].epitaph())
+        finally:
+            for task in ends:
+                task.cancel()
+
+    async def stop(self) -> None:
+        """Stop what runs, in order."""
+        for name in NAMES:
+            if server := self.processes.get(name):
+                await server.stop()
+
+
+def run(main: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run a command of this folder and exit with its code: 1 and one line on a ServerError, 0 on Ctrl-C and SIGTERM."""
+
+    async def until_told() -> int:
+        task = asyncio.ensure_future(main)
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(
+                    number, lambda: None
+                )  # once told is enough: stopping takes seconds at most
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop)
+        return await task
+
+    try:
+        sys.exit(asyncio.run(until_told()))
+    except asyncio.CancelledError:
+        sys.exit(0)
+    except ServerError as error:
+        sys.exit(f"error: {error}")
+
+
+async def serve() -> int:
+    begin = time.monotonic()
+    config = Config.from_environment()
+    print("starting Temporal, MongoDB, worker and API ...", flush=True)
+    async with Stack(config) as stack:
+        addresses = {
+            "Order desk": stack.api_url,
+            "API docs": f"{stack.api_url}/docs",
+            "Temporal UI": stack.temporal_ui_url or "(yours)",
+            "Temporal": stack.temporal_address,
+            "MongoDB": re.sub(r"//[^/@]*@", "//", stack.mongodb_uri),  # no password on a screen
+            "Logs": os.path.relpath(stack.logs),
+        }
+        print(f"ready after {time.monotonic() - begin:.1f} s. Ctrl-C stops everything.\n")
+        for what, where in addresses.items():
+            print(f"  {what:<12} {where}")
+        print(flush=True)
+        try:
+            await stack.watch()
+        finally:
+            print("stopping ...", flush=True)
+
+
+if __name__ == "__main__":
+    run(serve())
