@@ -99,13 +99,15 @@ def _is_free(port: int) -> bool:
 class Server:
     """A child process with an address and a log file. Start it with `Server.start`."""
 
-    def __init__(self, name: str, address: str, log: Path, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, name: str, address: str, log: Path, log_start: int, process: asyncio.subprocess.Process
+    ) -> None:
         self.name = name
         self.address = address
         self.log = log
         self.pid = process.pid
         self._process = process
-        self._log_start = log.stat().st_size
+        self._log_start = log_start
 
     @classmethod
     async def start(
@@ -121,6 +123,7 @@ class Server:
         """Start `command`, an absolute path first. Its output is appended to `log`; `env` adds variables."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
+            log_start = output.tell()
             process = await asyncio.create_subprocess_exec(
                 *LAUNCHER,
                 *command,
@@ -131,7 +134,7 @@ class Server:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C in a terminal reaches only us: we stop the servers, in order
             )
-        return cls(name, address, log, process)
+        return cls(name, address, log, log_start, process)
 
     async def until(self, ready: Callable[[], Awaitable[bool]], timeout: float = 30) -> Self:
         """Wait until `ready()` is true. When that does not happen: no process is left, and a ServerError."""
