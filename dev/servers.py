@@ -199,7 +199,7 @@ class Server:
         if missing := re.search(r"loading shared libraries: (\S+):", text):
             library = missing[1]
             package = DEBIAN_PACKAGES.get(library.split(".")[0], "the package that holds it")
-            return f"{self.name} cannot start, {library} is missing: install {package}"
+            return f"{self.name} cannot start, {library} is missing: on Debian, apt-get install {package}"
         code = self._process.returncode
         if code == -signal.SIGILL:
             return f"{self.name} needs a processor with AVX: set MONGODB_URI to one that runs elsewhere"

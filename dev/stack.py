@@ -18,32 +18,13 @@ from typing import Any, NoReturn, Self
 
 import httpx
 
+from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
 
 ROOT = Path(__file__).parent.parent
 
 # In the order in which they are stopped: first whoever depends on the others.
 NAMES = ("api", "worker", "temporal", "mongod")
-
-SAMPLE_STOCK = {
-    "MUG-BLUE": {"name": "Blue mug", "unit_price": {"amount": 1_299, "currency": "EUR"}, "available": 10_000},
-    "TEE-WHITE-M": {
-        "name": "White T-shirt, M",
-        "unit_price": {"amount": 2_450, "currency": "EUR"},
-        "available": 5_000,
-    },
-    "NOTEBOOK-A5": {
-        "name": "Notebook A5",
-        "unit_price": {"amount": 899, "currency": "EUR"},
-        "available": 10_000,
-    },
-    "LAMP-OAK": {
-        "name": "Oak desk lamp",
-        "unit_price": {"amount": 7_990, "currency": "EUR"},
-        "available": 500,
-    },
-    "BIKE-CITY": {"name": "City bike", "unit_price": {"amount": 64_900, "currency": "EUR"}, "available": 40},
-}
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Stack:
                 for name in NAMES:
                     if not given.get(name):
                         group.create_task(self.start(name))
-            await self._load_sample_stock()
+            await asyncio.to_thread(load_sample_stock, self.api_url)
         except BaseException as error:
             await self.stop()
             if isinstance(error, ExceptionGroup):
@@ -199,12 +180,6 @@ class Stack:
             },
         )
 
-    async def _load_sample_stock(self) -> None:
-        async with httpx.AsyncClient(base_url=self.api_url, timeout=10) as http:
-            if not (await http.get("/inventory")).raise_for_status().json()["items"]:
-                for sku, article in SAMPLE_STOCK.items():
-                    (await http.put(f"/inventory/{sku}", json=article)).raise_for_status()
-
     async def watch(self) -> NoReturn:
         """Wait for ever. Raises ServerError when one of the processes ends."""
         ends = {asyncio.create_task(server.wait()): server for server in self.processes.values()}
@@ -219,7 +194,7 @@ class Stack:
         """Stop what runs, in order."""
         for name in NAMES:
             if server := self.processes.get(name):
-                await server.stop()
+                await server.stop(timeout=15)  # the worker lets activities end first, for up to 10 s
 
 
 def run(main: Coroutine[Any, Any, int]) -> NoReturn:

@@ -1,0 +1,19 @@
+# One image for both processes: the API by default, the worker with `python worker.py`.
+FROM python:3.13-slim-bookworm AS build
+COPY requirements.lock .
+# Wheels only: nothing is compiled, so no compiler is needed, here or later.
+RUN pip install --no-cache-dir --only-binary=:all: --require-hashes --prefix=/packages -r requirements.lock
+
+FROM python:3.13-slim-bookworm
+RUN useradd --system --no-create-home app
+COPY --from=build /packages /usr/local
+WORKDIR /srv
+COPY worker.py .
+COPY app app
+USER app
+ENV PYTHONUNBUFFERED=1
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+CMD ["python", "-m", "uvicorn", "app.api.main:app", "--host", "0.0.0.0", "--port", "8000", \
+     "--no-access-log", "--timeout-graceful-shutdown", "5"]
