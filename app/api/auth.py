@@ -1,0 +1,34 @@
+"""Who is calling. With API_KEYS set, every request under /orders and /inventory needs one; without, the API is open."""
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.api.dependencies import SettingsDep
+from app.api.problems import Unauthorized
+
+ANYONE = "anyone"
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
+
+
+async def caller(
+    settings: SettingsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> str:
+    """The name of the caller, to whom idempotency keys belong.
+
+    Raises:
+        Unauthorized: keys are set, and this is none of them.
+    """
+    if not settings.api_keys:
+        return ANYONE
+    given = sent.credentials.encode() if sent else b""
+    for name, key in settings.api_keys.items():
+        if hmac.compare_digest(given, key.encode()):
+            return name
+    raise Unauthorized("send Authorization: Bearer with an API key")
+
+
+Caller = Annotated[str, Depends(caller)]

@@ -1,0 +1,45 @@
+// A question in a dialog, with a few fields.
+
+import { element } from "./dom.js";
+import { field, showProblem, valuesOf } from "./fields.js";
+
+/**
+ * Asks, and hands the values to `send`. What `send` refuses by throwing is shown beside its field, and the dialog stays.
+ * Resolves to true once sent, to false when dismissed.
+ */
+export function ask({ title, note, fields, confirm, tone = "primary", send }) {
+  const form = element(
+    "form",
+    { novalidate: true },
+    element("h2", { id: "dialog-title" }, title),
+    note && element("p", { class: "note" }, note),
+    ...fields.map(field),
+    element("p", { class: "problem", role: "alert", hidden: true }),
+    element(
+      "div",
+      { class: "buttons" },
+      element("button", { class: tone }, confirm),
+      element("button", { type: "button", onclick: () => dialog.close() }, "Back"),
+    ),
+  );
+  const dialog = element("dialog", { "aria-labelledby": "dialog-title" }, form);
+  let sent = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      await send(valuesOf(form));
+      sent = true;
+      dialog.close();
+    } catch (problem) {
+      showProblem(form, problem);
+    }
+  });
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(sent);
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

@@ -1,0 +1,76 @@
+// Elements made in code. Children that are strings become text, never markup: what a customer typed stays what it is.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+const ICONS = {
+  alert: "M8 2.5 14 13H2zM8 6.5V9M8 11.2v.1",
+  box: "M2.5 5 8 2l5.5 3v6L8 14l-5.5-3zM2.5 5 8 8l5.5-3M8 8v6",
+  card: "M2 4h12v8H2zM2 7h12",
+  check: "m3.5 8.5 3 3 6-7",
+  cross: "m4.5 4.5 7 7m0-7-7 7",
+  flag: "M4 14V3h8l-2 2.75 2 2.75H4",
+  inbox: "M2.5 8.5 4.5 3h7l2 5.5V13h-11zM2.5 9H6l.8 1.5h2.4L10 9h3.5",
+  mail: "M2 4h12v8.5H2zM2.5 4.5 8 9l5.5-4.5",
+  person: "M8 8a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5M3 13.5c.5-3 2.3-4 5-4s4.5 1 5 4",
+  stop: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M4.2 4.2l7.6 7.6",
+  truck: "M1.5 4h8v7.5h-8zM9.5 6.5h3l2 2.5v2.5h-5M4.5 13.2v.1M11.5 13.2v.1",
+  undo: "M6 3 3 6l3 3M3 6h6a3.5 3.5 0 0 1 0 7H6",
+  wait: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M8 5v3.2l2 1.3",
+};
+
+/** element("p", { class: "note", hidden: true }, "text", other): attributes by name, `on…` as listeners. */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else set(made, name, value);
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+/** Sets an attribute only where it differs, so that nothing is laid out again for a value that stayed. */
+export function set(target, name, value) {
+  if (value == null || value === false) target.removeAttribute(name);
+  else if (target.getAttribute(name) !== String(value === true ? "" : value)) target.setAttribute(name, value === true ? "" : value);
+}
+
+/** Sets the text only where it differs. */
+export function say(target, text) {
+  if (target.textContent !== text) target.textContent = text;
+}
+
+/** A drawn sign. It is never alone: a word stands beside it, so it is hidden from screen readers. */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", "0 0 16 16");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(document.createElementNS(SVG, "path"));
+  turnInto(svg, name);
+  return svg;
+}
+
+/** Makes a drawn sign another one. */
+export function turnInto(svg, name) {
+  set(svg.firstChild, "d", ICONS[name]);
+}
+
+const news = document.getElementById("news");
+
+/** Says something politely to a screen reader. */
+export function announce(text) {
+  news.textContent = text;
+}
+
+/** Says something to everyone, for a few seconds. */
+export function notify(text) {
+  announce(text);
+  for (const animation of news.getAnimations()) animation.cancel();
+  news.animate({ opacity: [0, 1, 1, 1, 1, 0] }, 6000);
+}
+
+/** Lights up what has just changed, for those who want things to move. */
+export function flash(target) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  target.animate({ backgroundColor: ["color-mix(in srgb, var(--accent) 25%, transparent)", "transparent"] }, { duration: 1200, easing: "ease-out" });
+}

@@ -1,0 +1,55 @@
+// Forms: a field with its label, and the API's objections beside the fields they are about.
+
+import { element } from "./dom.js";
+
+let made = 0;
+
+/** A labelled input; `input` holds its attributes. */
+export function field({ label, ...input }) {
+  const id = `field-${++made}`;
+  return element("div", { class: "field" }, element("label", { for: id }, label), element("input", { id, ...input }));
+}
+
+/** What a form holds, dotted names as nested objects: `shipping_address.city` is {shipping_address: {city}}. */
+export function valuesOf(form) {
+  const values = {};
+  for (const [name, value] of new FormData(form)) {
+    const path = name.split(".");
+    const last = path.pop();
+    path.reduce((level, part) => (level[part] ??= {}), values)[last] = value;
+  }
+  return values;
+}
+
+/** Shows each objection beside its field, the rest in the form's alert, and goes to the first field. */
+export function showProblem(form, problem) {
+  clearProblem(form);
+  const rest = problem.errors.length ? [] : [problem.message];
+  let first = null;
+  for (const { field, message } of problem.errors) {
+    const named = form.elements.namedItem(field);
+    const input = named instanceof RadioNodeList ? named[0] : named;
+    if (!input) {
+      rest.push(`${field}: ${message}`);
+      continue;
+    }
+    const id = `error-${++made}`;
+    input.closest(".field").append(element("p", { class: "error", id }, message));
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", id);
+    if (input.type !== "hidden") first ??= input;
+  }
+  const alert = form.querySelector("[role=alert]");
+  alert.textContent = rest.join(" ");
+  alert.hidden = rest.length === 0;
+  first?.focus();
+}
+
+export function clearProblem(form) {
+  form.querySelector("[role=alert]").hidden = true;
+  for (const error of form.querySelectorAll(".error")) error.remove();
+  for (const input of form.querySelectorAll("[aria-invalid]")) {
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-describedby");
+  }
+}

@@ -1,0 +1,51 @@
+// How values are shown: money, times, and the words for every status.
+
+/** What each status is called, drawn and coloured as. Orders in a final status do not change any more. */
+export const STATUSES = {
+  placed: { word: "Placed", icon: "inbox", tone: "run" },
+  awaiting_approval: { word: "Awaiting approval", icon: "person", tone: "wait" },
+  reserved: { word: "Reserved", icon: "box", tone: "run" },
+  charged: { word: "Charged", icon: "card", tone: "run" },
+  shipped: { word: "Shipped", icon: "truck", tone: "run" },
+  completed: { word: "Completed", icon: "check", tone: "good", final: true },
+  compensating: { word: "Undoing", icon: "undo", tone: "undo" },
+  failed: { word: "Failed", icon: "cross", tone: "bad", final: true },
+  cancelled: { word: "Cancelled", icon: "stop", tone: "off", final: true },
+  needs_attention: { word: "Needs attention", icon: "alert", tone: "bad" },
+};
+
+/** A status that this page does not know yet still shows, by its own name. */
+export const statusOf = (order) => STATUSES[order.status] ?? { word: inWords(order.status), icon: "wait", tone: "run" };
+
+const moneyFormats = new Map();
+
+/** Minor units to what people read: 1299 EUR is €12.99, 1299 JPY is ¥1,299. */
+export function money({ amount, currency }) {
+  if (!moneyFormats.has(currency)) moneyFormats.set(currency, new Intl.NumberFormat(undefined, { style: "currency", currency }));
+  const format = moneyFormats.get(currency);
+  return format.format(amount / 10 ** format.resolvedOptions().maximumFractionDigits);
+}
+
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+
+/** The time of day, and the day unless it is today. */
+export function time(timestamp) {
+  const at = new Date(timestamp);
+  return at.toDateString() === new Date().toDateString() ? clock.format(at) : `${day.format(at)}, ${clock.format(at)}`;
+}
+
+/** How long after `start`: +48 ms, +5.2 s, +3 min, +2 h. */
+export function after(start, end) {
+  const ms = Math.max(0, new Date(end) - new Date(start));
+  if (ms < 1000) return `+${ms} ms`;
+  if (ms < 60_000) return `+${(ms / 1000).toFixed(1)} s`;
+  if (ms < 3_600_000) return `+${Math.round(ms / 60_000)} min`;
+  return `+${Math.round(ms / 3_600_000)} h`;
+}
+
+/** out_of_stock: Out of stock. */
+export function inWords(code) {
+  const words = code.replaceAll("_", " ");
+  return words[0].toUpperCase() + words.slice(1);
+}

@@ -1,0 +1,68 @@
+// What a person can do about an order: a button for each action, there only while the action applies.
+
+import { call } from "./api.js";
+import { element } from "./dom.js";
+import { keep } from "./order-store.js";
+
+const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved", "charged"];
+const ADDRESS = { name: "Name", street: "Street", city: "City", postal_code: "Postal code", country: "Country" };
+const REASON = [{ name: "reason", label: "Reason (optional)" }];
+
+/** Returns the buttons, and `update(order)`, which returns the one that had the focus. `refuse(problem)` shows a refusal. */
+export function actionsFor(path, refuse) {
+  let order = null;
+  const send = (method, action, body) => call(method, `${path}/${action}`, { body }).then(keep);
+  const waits = () => order.status === "awaiting_approval";
+
+  const actions = [
+    button("Approve", "primary", waits, () => send("POST", "approval", { approved: true })),
+    button("Decline", null, waits, () =>
+      ask({
+        title: "Decline this order?",
+        fields: REASON,
+        confirm: "Decline",
+        tone: "danger",
+        send: ({ reason }) => send("POST", "approval", { approved: false, reason: reason || null }),
+      }),
+    ),
+    button("Change address", null, () => ADDRESS_OPEN.includes(order.status), () =>
+      ask({
+        title: "Change the address",
+        fields: Object.entries(ADDRESS).map(([name, label]) => ({ name, label, value: order.shipping_address[name], required: true })),
+        confirm: "Change address",
+        send: (address) => send("PUT", "shipping-address", address),
+      }),
+    ),
+    button("Cancel order", null, () => order.cancellable, () =>
+      ask({
+        title: "Cancel this order?",
+        note: "Whatever has happened by then is undone.",
+        fields: REASON,
+        confirm: "Cancel order",
+        tone: "danger",
+        send: ({ reason }) => send("POST", "cancel", { reason: reason || null }),
+      }),
+    ),
+  ];
+
+  function button(label, tone, applies, act) {
+    const onclick = () => {
+      refuse(null);
+      act().catch(refuse);
+    };
+    return { applies, node: element("button", { type: "button", class: tone, hidden: true, onclick }, label) };
+  }
+
+  return {
+    buttons: actions.map(({ node }) => node),
+    update(newOrder) {
+      order = newOrder;
+      const focused = actions.find(({ node }) => node === document.activeElement)?.node;
+      for (const { node, applies } of actions) node.hidden = !applies();
+      return focused;
+    },
+  };
+}
+
+/** The dialog is fetched when it is first needed. */
+const ask = (question) => import("./dialog.js").then((dialog) => dialog.ask(question));

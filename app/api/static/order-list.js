@@ -1,0 +1,170 @@
+// The list of orders: newest first, live, filtered by status, older ones as one scrolls.
+
+import { call } from "./api.js";
+import { element, flash, icon, say, set, turnInto } from "./dom.js";
+import { money, statusOf, STATUSES, time } from "./format.js";
+import { get, keep, onChange } from "./order-store.js";
+
+const PAGE = 30;
+
+const list = document.getElementById("order-list");
+const filter = document.getElementById("filter");
+const older = document.getElementById("older");
+const empty = document.getElementById("no-orders");
+const problemText = document.getElementById("list-problem");
+
+const rows = new Map(); // order id: the row and its parts
+let cursor = null; // where the next older page begins; null at the end
+let oldest = Infinity; // created_at, in ms, of the oldest order that was loaded
+let unconfirmed = new Set(); // rows that the reload under way has not met yet
+let loading = new AbortController();
+let selected = null;
+
+for (const [status, { word }] of Object.entries(STATUSES)) filter.append(element("option", { value: status }, word));
+
+const createdAt = (order) => Date.parse(order.created_at);
+
+/** Loads the newest orders, back to the oldest that is on the page already. Also after a lost connection. */
+export async function load() {
+  loading.abort();
+  loading = new AbortController();
+  unconfirmed = new Set(rows.keys());
+  const until = oldest;
+  cursor = null;
+  do await loadPage(loading.signal);
+  while (cursor && until < oldest);
+  // What the API no longer counts among these has left the filter while nobody told.
+  for (const orderId of unconfirmed) remove(orderId);
+}
+
+async function loadPage(signal) {
+  const query = new URLSearchParams({ limit: PAGE });
+  if (filter.value) query.set("status", filter.value);
+  if (cursor) query.set("cursor", cursor);
+  const { items, next_cursor } = await call("GET", `/orders?${query}`, { signal });
+  cursor = next_cursor;
+  if (items.length) oldest = createdAt(items.at(-1));
+  for (const order of items) {
+    keep(order);
+    show(get(order.order_id));
+  }
+  older.hidden = !cursor;
+  empty.hidden = rows.size > 0;
+  problemText.hidden = true;
+}
+
+/** A refusal stays on the page; an answer that nobody waits for any more is none. */
+async function orSay(loaded) {
+  try {
+    await loaded;
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    problemText.textContent = problem.message;
+    problemText.hidden = false;
+  }
+}
+
+filter.addEventListener("change", () => {
+  for (const orderId of [...rows.keys()]) remove(orderId);
+  oldest = Infinity;
+  orSay(load());
+});
+
+let scrolling = null;
+older.addEventListener("click", () => {
+  scrolling ??= orSay(loadPage(loading.signal)).finally(() => (scrolling = null));
+});
+new IntersectionObserver(([entry]) => entry.isIntersecting && older.click(), {
+  root: list.parentElement,
+  rootMargin: "600px",
+}).observe(older);
+
+onChange((order, before) => {
+  const beyond = cursor && createdAt(order) < oldest; // a later page brings it
+  if (filter.value && order.status !== filter.value) remove(order.order_id);
+  else if (rows.has(order.order_id) || !beyond) show(order, before && before.status !== order.status);
+});
+
+function show(order, lightUp = false) {
+  unconfirmed.delete(order.order_id);
+  let row = rows.get(order.order_id);
+  if (!row) {
+    row = build(order);
+    rows.set(order.order_id, row);
+    insert(row);
+    empty.hidden = true;
+  }
+  const { word, icon: sign, tone } = statusOf(order);
+  set(row.badge, "data-tone", tone);
+  turnInto(row.sign, sign);
+  say(row.word, word);
+  say(row.name, order.shipping_address.name);
+  if (lightUp) flash(row.link);
+}
+
+function build(order) {
+  const row = { createdAt: createdAt(order), sign: icon("wait"), word: element("span"), name: element("b") };
+  row.badge = element("span", { class: "badge" }, row.sign, row.word);
+  row.link = element(
+    "a",
+    { href: `#/orders/${order.order_id}`, tabindex: rows.size ? -1 : 0, "aria-current": order.order_id === selected && "true" },
+    row.name,
+    row.badge,
+    element("span", { class: "lines" }, order.lines.map(({ quantity, name }) => `${quantity} × ${name}`).join(", ")),
+    element("span", { class: "money" }, money(order.total)),
+    element("code", {}, order.order_id),
+    element("time", { datetime: order.created_at }, time(order.created_at)),
+  );
+  row.item = element("li", {}, row.link);
+  row.item.row = row;
+  return row;
+}
+
+/** A new order goes to the top and an older page to the end, so both ends are tried before the walk. */
+function insert(row) {
+  const last = list.lastElementChild;
+  if (!last || last.row.createdAt >= row.createdAt) return list.append(row.item);
+  let next = list.firstElementChild;
+  while (next.row.createdAt > row.createdAt) next = next.nextElementSibling;
+  next.before(row.item);
+}
+
+function remove(orderId) {
+  const row = rows.get(orderId);
+  if (!row) return;
+  if (row.link.tabIndex === 0) reach(row.item.nextElementSibling ?? row.item.previousElementSibling);
+  row.item.remove();
+  rows.delete(orderId);
+  empty.hidden = rows.size > 0;
+}
+
+/** Marks the order that is shown beside the list. */
+export function select(orderId) {
+  set(rows.get(selected)?.link ?? list, "aria-current", null);
+  selected = orderId;
+  const row = rows.get(orderId);
+  if (!row) return;
+  set(row.link, "aria-current", "true");
+  reach(row.item);
+}
+
+// One stop for the tab key, arrows within: nobody tabs through five hundred orders.
+function reach(item) {
+  const before = list.querySelector("[tabindex='0']");
+  if (before) before.tabIndex = -1;
+  if (item) item.row.link.tabIndex = 0;
+}
+
+list.addEventListener("keydown", (event) => {
+  const item = event.target.closest("li");
+  const next = {
+    ArrowDown: item?.nextElementSibling,
+    ArrowUp: item?.previousElementSibling,
+    Home: list.firstElementChild,
+    End: list.lastElementChild,
+  }[event.key];
+  if (!next) return;
+  event.preventDefault();
+  reach(next);
+  next.row.link.focus();
+});

@@ -1,0 +1,130 @@
+// One order: what it is, its saga, and what can be done about it.
+
+import { call } from "./api.js";
+import { announce, element, icon, say, set, turnInto } from "./dom.js";
+import { inWords, money, statusOf, time } from "./format.js";
+import { actionsFor } from "./order-actions.js";
+import { get, keep, onChange } from "./order-store.js";
+import { drawSaga } from "./saga-drawing.js";
+
+const ASK_AGAIN = 1000; // ms between two questions to the workflow, while the order shown is under way
+
+const pane = document.getElementById("order");
+let shown = null; // the view of the order that is shown
+let asking = 0; // the timer of the next question
+
+export const heading = () => pane.querySelector("h2");
+
+/** Shows an order, or, without an id, what a saga looks like. */
+export function show(orderId) {
+  clearTimeout(asking);
+  shown = orderId && build(orderId);
+  pane.replaceChildren(...(shown ? shown.parts : example()));
+  if (!shown) return;
+  if (get(orderId)) shown.update(get(orderId));
+  load();
+}
+
+/** Fetches the order again: it may have changed while nobody told. */
+export async function load() {
+  const view = shown;
+  if (!view) return;
+  try {
+    keep(await call("GET", view.path));
+    if (view === shown) askWorkflow(view);
+  } catch (problem) {
+    view.refuse(problem);
+  }
+}
+
+onChange((order, before) => {
+  if (order.order_id !== shown?.orderId) return;
+  shown.update(order);
+  if (!before || before.status === order.status) return;
+  announce(`Order of ${order.shipping_address.name}: ${statusOf(order).word}`);
+  // What the workflow said was about the step before. Most steps are over before one could ask about them, so: in a moment.
+  clearTimeout(asking);
+  asking = setTimeout(askWorkflow, ASK_AGAIN / 4, shown);
+});
+
+/** The workflow knows what MongoDB does not: the attempt, and what is waited for. It may be away; the order still shows. */
+async function askWorkflow(view) {
+  const progress = document.hidden ? null : await call("GET", `${view.path}/status`).catch(() => null);
+  if (view !== shown) return;
+  const order = get(view.orderId);
+  view.update(order, progress);
+  clearTimeout(asking);
+  if (!statusOf(order).final) asking = setTimeout(askWorkflow, ASK_AGAIN, view);
+}
+
+function example() {
+  const saga = drawSaga();
+  saga.update({ status: "none", steps: [] });
+  return [
+    element("h2", { tabindex: -1 }, "A saga"),
+    element("p", { class: "note" }, "Every order runs through these steps. When one fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order or choose one, and watch."),
+    saga.drawing,
+  ];
+}
+
+function build(orderId) {
+  const path = `/orders/${encodeURIComponent(orderId)}`;
+  const sign = icon("wait");
+  const word = element("span");
+  const badge = element("span", { class: "badge", hidden: true }, sign, word);
+  const name = element("h2", { tabindex: -1 }, "Order");
+  const facts = element("p", { class: "note" });
+  const failure = element("p", { class: "failure", hidden: true });
+  const problem = element("p", { class: "problem", role: "alert", hidden: true });
+  const saga = drawSaga();
+  const actions = actionsFor(path, refuse);
+  const temporal = element("a", { target: "_blank", rel: "noopener", hidden: true }, "Open in Temporal ↗");
+  const lines = element("ul", { class: "lines" });
+  const address = element("address");
+
+  /** Shows why something was not done; with nothing to say, takes that back. */
+  function refuse(refusal) {
+    say(problem, refusal?.message ?? "");
+    problem.hidden = !refusal;
+  }
+
+  function update(order, progress) {
+    const status = statusOf(order);
+    document.title = `${status.word}: ${orderId}`;
+    badge.hidden = false;
+    set(badge, "data-tone", status.tone);
+    turnInto(sign, status.icon);
+    say(word, status.word);
+    const { name: person, street, postal_code, city, country } = order.shipping_address;
+    say(name, person);
+    say(facts, `${money(order.total)} by ${order.payment_method}, placed ${time(order.created_at)} by ${order.customer_id}`);
+    failure.hidden = !order.failure;
+    if (order.failure) failure.replaceChildren(element("b", {}, inWords(order.failure.code)), ` ${order.failure.message}`);
+
+    const focused = actions.update(order);
+    if (focused?.hidden) name.focus(); // whoever pressed a button that is gone goes on from the top
+    saga.update(order, progress);
+    if (/^https?:/.test(progress?.workflow_url ?? "")) set(temporal, "href", progress.workflow_url);
+    temporal.hidden = !temporal.href;
+
+    if (!lines.children.length) lines.append(...order.lines.map(line));
+    address.replaceChildren(person, element("br"), street, element("br"), `${postal_code} ${city}, ${country}`);
+  }
+
+  const parts = [
+    element("a", { class: "back", href: "#/orders" }, "← Orders"),
+    element("div", { class: "bar" }, name, badge),
+    element("code", {}, orderId),
+    facts,
+    failure,
+    element("div", { class: "buttons" }, ...actions.buttons, temporal),
+    problem,
+    saga.drawing,
+    element("div", { class: "particulars" }, lines, address),
+  ];
+  return { orderId, path, parts, update, refuse };
+}
+
+function line({ name, quantity, unit_price: { amount, currency } }) {
+  return element("li", {}, element("span", {}, `${quantity} × ${name}`), element("span", {}, money({ amount: amount * quantity, currency })));
+}

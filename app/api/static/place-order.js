@@ -1,0 +1,65 @@
+// The form that places an order, and the button that places twenty.
+
+import { call, Problem } from "./api.js";
+import { notify } from "./dom.js";
+import { clearProblem, showProblem, valuesOf } from "./fields.js";
+import { money } from "./format.js";
+import { keep } from "./order-store.js";
+import * as stock from "./stock.js";
+
+const form = document.getElementById("place");
+const random = document.getElementById("random");
+const sum = document.getElementById("sum");
+const postalCode = form.elements.namedItem("shipping_address.postal_code");
+const delivery = form.elements.namedItem("delivery");
+
+// What was sent last, under which key. The same again, after a lost answer or by a double click, goes out under the same
+// key and makes no second order. A moment after the answer, the same again means another order.
+let last = { body: null, key: null };
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const { customer_id, email, payment_method, shipping_address } = valuesOf(form);
+  const lines = stock.chosen().map(({ item, quantity }) => ({ sku: item.sku, quantity }));
+  const body = { customer_id, email, payment_method, lines, shipping_address };
+  if (JSON.stringify(body) !== JSON.stringify(last.body)) last = { body, key: crypto.randomUUID() };
+  const sent = last;
+  try {
+    const order = await call("POST", "/orders", { body, key: sent.key });
+    clearProblem(form);
+    keep(order);
+    location.hash = `#/orders/${order.order_id}`;
+    setTimeout(() => sent === last && (last = { body: null, key: null }), 1000);
+  } catch (problem) {
+    showProblem(form, atArticles(problem, lines));
+  }
+});
+
+/** The API counts lines, the form knows articles: `lines.0.quantity` is the quantity of the first one chosen. */
+function atArticles(problem, lines) {
+  const errors = problem.errors.map(({ field, message }) => {
+    const [, line] = /^lines\.(\d+)/.exec(field) ?? [];
+    return { message, field: line ? `quantity:${lines[line].sku}` : field };
+  });
+  return new Problem({ detail: problem.message, errors });
+}
+
+// The choice of what the delivery does and the postal code that makes it so follow each other.
+form.addEventListener("input", ({ target }) => {
+  if (target.name === "delivery") postalCode.value = target.value;
+  if (target === postalCode) delivery.value = ["00000", "99999"].includes(target.value) ? target.value : delivery[0].value;
+  const chosen = stock.chosen();
+  const amount = chosen.reduce((total, { item, quantity }) => total + item.unit_price.amount * quantity, 0);
+  sum.value = chosen.length ? money({ amount, currency: chosen[0].item.unit_price.currency }) : "–";
+});
+
+random.addEventListener("click", async () => {
+  if (random.ariaDisabled) return;
+  random.ariaDisabled = "true";
+  location.hash = "#/orders";
+  const { placeAtRandom } = await import("./random-orders.js");
+  const refusals = await placeAtRandom(20, stock.all());
+  random.ariaDisabled = null;
+  if (refusals.length) notify(`${refusals.length} of 20 orders were not placed: ${refusals[0].message}`);
+  else notify("20 orders placed.");
+});

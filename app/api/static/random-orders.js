@@ -1,0 +1,35 @@
+// Twenty orders at once, of all kinds: to see the list live, and the sagas end in every way.
+
+import { call } from "./api.js";
+import { keep } from "./order-store.js";
+
+const CUSTOMERS = ["Ada Lovelace", "Alan Turing", "Barbara Liskov", "Edsger Dijkstra", "Grace Hopper", "Jiří Matoušek", "Kateryna Yushchenko", "Zoë Müller"];
+
+// As in life, most payments and deliveries work.
+const PAYMENTS = { pm_card_ok: 12, pm_card_declined: 2, pm_card_flaky: 2, pm_card_slow: 2, pm_card_outage: 1 };
+const POSTAL_CODES = { 10115: 16, "00000": 2, 99999: 1 };
+
+/** Resolves to the refusals: none when all were placed. */
+export async function placeAtRandom(count, articles) {
+  const placing = Array.from({ length: count }, () =>
+    call("POST", "/orders", { body: randomOrder(articles), key: crypto.randomUUID() }).then(keep),
+  );
+  const results = await Promise.allSettled(placing);
+  return results.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
+}
+
+function randomOrder(articles) {
+  const name = any(CUSTOMERS);
+  const customer = name.split(" ")[0].normalize("NFKD").replace(/[^a-z]/gi, "").toLowerCase();
+  const skus = new Set(Array.from({ length: any([1, 1, 2, 3]) }, () => any(articles).sku));
+  return {
+    customer_id: `cus_${customer}`,
+    email: `${customer}@example.com`,
+    payment_method: weighted(PAYMENTS),
+    lines: [...skus].map((sku) => ({ sku, quantity: any([1, 1, 1, 2, 3]) })),
+    shipping_address: { name, street: "Invalidenstrasse 116", city: "Berlin", postal_code: weighted(POSTAL_CODES), country: "DE" },
+  };
+}
+
+const any = (choices) => choices[Math.floor(Math.random() * choices.length)];
+const weighted = (weights) => any(Object.entries(weights).flatMap(([choice, weight]) => Array(weight).fill(choice)));

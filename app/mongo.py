@@ -1,0 +1,210 @@
+"""MongoDB through Motor: client, collections, indexes, transactions. The one file that imports motor.
+
+Motor is in its last year of support; its successor is PyMongo's own `AsyncMongoClient`. What differs between the two
+(how a session, a change stream or an aggregate is opened) is kept in this file, so that the change is this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+# Motor runs each call on a thread, by default 5 for each core. A worker runs 100 activities at once and the API as many
+# requests; with too few threads they wait for one another, not for MongoDB.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
+
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorCollection,
+)
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import (
+    ConnectionFailure,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+__all__ = ["Collection", "Document", "DuplicateKeyError", "HistoryLost", "Mongo", "Session", "is_unavailable"]
+
+Document = dict[str, Any]
+Collection = AsyncIOMotorCollection[Document]
+Session = AsyncIOMotorClientSession
+T = TypeVar("T")
+
+TRANSACTION_DEADLINE = (
+    10.0  # seconds after which no new try is begun; activities have a timeout and retries of their own
+)
+FENCE_LIFETIME = (
+    30 * 24 * 3600
+)  # seconds; longer than any attempt of a step can be late (the longest retries for 7 days)
+_HISTORY_LOST = 286  # ChangeStreamHistoryLost: the resume token has fallen out of the oplog
+_NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
+
+
+class HistoryLost(Exception):
+    """A change stream cannot be resumed where it was left: what happened in between has to be looked up."""
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether an error says that MongoDB is away (or without a primary), and the same call may go through later."""
+    if isinstance(error, ConnectionFailure | NetworkTimeout | ExecutionTimeout | WTimeoutError):
+        return True
+    if isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"):
+        return True
+    return isinstance(error, OperationFailure) and error.code in _NOT_PRIMARY
+
+
+class Mongo:
+    """One for each process and event loop; it does not survive a fork."""
+
+    def __init__(self, uri: str, database: str, *, app_name: str = "order-saga") -> None:
+        self.client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+            uri,
+            appname=app_name,
+            tz_aware=True,
+            datetime_conversion="DATETIME_AUTO",  # a date out of Python's range, written by others, stops no list
+            serverSelectionTimeoutMS=2_000,
+            connectTimeoutMS=2_000,
+            socketTimeoutMS=10_000,
+        )
+        self.database = self.client[database]
+        self.orders: Collection = self.database["orders"]
+        self.inventory: Collection = self.database["inventory"]
+        self.restocks: Collection = self.database["restocks"]
+        self.reservations: Collection = self.database["reservations"]
+        self.payments: Collection = self.database["payments"]
+        self.shipments: Collection = self.database["shipments"]
+        self.notifications: Collection = self.database["notifications"]
+        self.address_changes: Collection = self.database["address_changes"]
+        self.relay: Collection = self.database["relay"]
+        # The books of the sandbox gateways; delete them together with app/gateways/sandbox.py.
+        self.sandbox: Collection = self.database["sandbox"]
+        self._transactions: set[asyncio.Future[Any]] = set()
+
+    def close(self) -> None:
+        self.client.close()
+
+    async def ping(self) -> None:
+        """Raises: pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary."""
+        await self.database.command("ping")
+
+    async def create_indexes(self) -> None:
+        """Make the indexes that the queries of this program rest on; does nothing where they exist."""
+        newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
+        await self.orders.create_indexes(
+            [
+                IndexModel(newest),
+                IndexModel([("status", ASCENDING), *newest]),
+                IndexModel([("customer_id", ASCENDING), *newest]),
+                IndexModel([("customer_id", ASCENDING), ("status", ASCENDING), *newest]),
+                IndexModel([("updated_at", ASCENDING)]),
+            ]
+        )
+        # A fence that stopped nobody is worthless once no attempt can come any more; only those have `expires_at`.
+        expiring = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
+        for fenced in (self.reservations, self.payments, self.shipments, self.address_changes):
+            await fenced.create_indexes([expiring])
+
+    async def run_transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Run `work` in a transaction, again from its start as long as MongoDB says that this can help.
+
+        Motor's own `with_transaction` commits outside of its retry loop, so a write conflict or a lost reply at commit
+        would be raised. Here the whole is retried on TransientTransactionError, and the commit alone on
+        UnknownTransactionCommitResult, as the driver specification asks for.
+
+        `work` may run several times: it must have no effect but through the session. A caller that is cancelled leaves;
+        the transaction goes on to its end, because a session cannot be given up in the middle of a call.
+
+        Raises:
+            pymongo.errors.PyMongoError: what stopped the last try, after `TRANSACTION_DEADLINE` seconds or for good.
+        """
+        task = asyncio.ensure_future(self._transact(work))
+        self._transactions.add(task)
+        task.add_done_callback(self._transactions.discard)
+        return await asyncio.shield(task)
+
+    async def _transact(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TRANSACTION_DEADLINE
+        tries = 0
+        async with await self.client.start_session() as session:
+            while True:
+                tries += 1
+                try:
+                    async with session.start_transaction(ReadConcern("snapshot"), WriteConcern("majority")):
+                        result = await work(session)
+                        await _commit(session, deadline)
+                    return result
+                except PyMongoError as error:
+                    if not error.has_error_label("TransientTransactionError") or loop.time() > deadline:
+                        raise
+                await _backoff(tries)
+
+    @asynccontextmanager
+    async def watch(
+        self,
+        collection: Collection,
+        pipeline: list[Document],
+        *,
+        resume_after: Document | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Changes]:
+        """Open a change stream on a collection.
+
+        Raises:
+            HistoryLost: `resume_after` is too old to resume from.
+        """
+        try:
+            async with collection.watch(pipeline, resume_after=resume_after, **options) as stream:
+                yield Changes(stream)
+        except OperationFailure as error:
+            if error.code == _HISTORY_LOST:
+                raise HistoryLost from error
+            raise
+
+
+class Changes:
+    """An open change stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def next(self) -> Document | None:
+        """The next change; None when there was none for about a second (the resume token has moved on all the same)."""
+        change: Document | None = await self._stream.try_next()
+        return change
+
+    @property
+    def resume_token(self) -> Document | None:
+        token: Document | None = self._stream.resume_token
+        return token
+
+
+async def _commit(session: Session, deadline: float) -> None:
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            await session.commit_transaction()
+            return
+        except PyMongoError as error:
+            unknown = error.has_error_label("UnknownTransactionCommitResult")
+            if not unknown or asyncio.get_running_loop().time() > deadline:
+                raise
+        await _backoff(tries)
+
+
+async def _backoff(tries: int) -> None:
+    """5 ms doubling up to half a second, with full jitter: those that collided must not collide again."""
+    await asyncio.sleep(random.uniform(0, min(0.5, 0.005 * 2**tries)))  # noqa: S311

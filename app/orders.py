@@ -1,0 +1,219 @@
+"""The order document: what is read of it, and the guarded writes by which a saga moves it.
+
+Activities write the status as part of their own work. Each write here can be repeated, and none moves an order
+backwards: a step that is recorded stays recorded, a status follows only from those that `MAY_FOLLOW` names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from pymongo import DESCENDING, ReturnDocument, UpdateOne
+
+from app.models import (
+    FINAL,
+    MAY_FOLLOW,
+    Address,
+    AddressChange,
+    Failure,
+    Order,
+    OrderStatus,
+    StepName,
+    StepStatus,
+)
+
+if TYPE_CHECKING:
+    from app.mongo import Document, Mongo, Session
+
+# Every write is an update pipeline, so that one atomic update can both look and write, on the server's clock.
+NOW = "$$NOW"
+ADDED: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
+
+
+class BadCursor(ValueError):
+    """A cursor that was not given out by `Orders.page`."""
+
+
+class Orders:
+    def __init__(self, mongo: Mongo) -> None:
+        self._orders = mongo.orders
+        self._address_changes = mongo.address_changes
+
+    async def get(self, order_id: str) -> Order | None:
+        """Raises: ValueError (of which pydantic.ValidationError is one): the document is malformed."""
+        document = await self._orders.find_one({"_id": order_id})
+        return None if document is None else Order.from_document(document)
+
+    async def find(self, order_id: str) -> Order | None:
+        """As `get`, for display: a malformed order is shown as failed."""
+        document = await self._orders.find_one({"_id": order_id})
+        return None if document is None else Order.from_any_document(document)
+
+    async def page(
+        self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
+    ) -> tuple[list[Order], str | None]:
+        """Some orders, newest first, and the cursor of those that come after them.
+
+        Raises:
+            BadCursor: the cursor is not one of ours.
+        """
+        query: Document = {}
+        if status is not None:
+            query["status"] = status.value
+        if customer_id is not None:
+            query["customer_id"] = customer_id
+        if cursor is not None:
+            created_at, order_id = _read_cursor(cursor)
+            query["created_at"] = {"$lte": created_at}
+            query["$or"] = [{"created_at": {"$lt": created_at}}, {"_id": {"$lt": order_id}}]
+        found = (
+            self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit + 1)
+        )
+        documents = await found.to_list(None)
+        more = len(documents) > limit
+        orders = [Order.from_any_document(document) for document in documents[:limit]]
+        return orders, _cursor(orders[-1]) if more else None
+
+    async def propose_address(self, change: AddressChange, address: Address) -> None:
+        """Put a new address down for the saga to take over; one that it refuses is forgotten after an hour."""
+        await self._address_changes.insert_one(
+            {
+                "_id": change.change_id,
+                "order_id": change.order_id,
+                "address": address.model_dump(),
+                "expires_at": datetime.now(UTC) + timedelta(hours=1),
+            }
+        )
+
+    async def take_over_address(self, change: AddressChange) -> None:
+        """Nothing waits any more where it was done already."""
+        waiting = await self._address_changes.find_one({"_id": change.change_id, "order_id": change.order_id})
+        if waiting is not None:
+            address = Address.model_validate(waiting["address"])
+            fields = {"shipping_address": {"$literal": address.model_dump()}, "updated_at": NOW}
+            await self._write(UpdateOne({"_id": change.order_id}, [{"$set": fields}]))
+
+    async def require(self, order_id: str) -> Order:
+        """As `get`, for a saga, which does not run without an order.
+
+        Raises:
+            LookupError: there is no such order; the attempt is retried, in case MongoDB is being restored.
+        """
+        order = await self.get(order_id)
+        if order is None:
+            raise LookupError(f"order {order_id} is not in MongoDB")
+        return order
+
+    async def adopt(self, document: Document) -> Order:
+        """Read an order document that another program may have inserted, and add what that one need not know.
+
+        Raises:
+            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+        """
+        if not document.keys() >= ADDED.keys():
+            missing = {field: _first(f"${field}", value) for field, value in ADDED.items()}
+            adopted = await self._orders.find_one_and_update(
+                {"_id": document["_id"]}, [{"$set": missing}], return_document=ReturnDocument.AFTER
+            )
+            document = adopted or document
+        return Order.from_document(document)
+
+    async def reject(self, order_id: object, failure: Failure) -> None:
+        """Mark a malformed document as failed; nothing can be told of what it holds, so nothing in it is relied on."""
+        await self._orders.update_one(
+            {"_id": order_id, "status": {"$nin": [status.value for status in FINAL]}},
+            {
+                "$set": {
+                    "status": OrderStatus.FAILED.value,
+                    "failure": failure.model_dump(),
+                    "updated_at": datetime.now(UTC),
+                }
+            },
+        )
+
+    async def step_done(self, order_id: str, step: StepName, status: OrderStatus, detail: str) -> None:
+        await self._write(done(order_id, step, status, detail))
+
+    async def step_failed(self, order_id: str, step: StepName, detail: str) -> None:
+        await self._write(failed(order_id, step, detail))
+
+    async def step_undone(self, order_id: str, step: StepName, detail: str) -> None:
+        await self._write(undone(order_id, step, detail))
+
+    async def mark(self, order_id: str, status: OrderStatus, failure: Failure | None) -> None:
+        fields: Document = {"status": _forward(status), "updated_at": NOW}
+        if failure is not None:
+            fields["failure"] = _first("$failure", {"$literal": failure.model_dump()})
+        await self._write(UpdateOne({"_id": order_id}, [{"$set": fields}]))
+
+    async def write_all(self, writes: list[UpdateOne], session: Session) -> None:
+        """Several of `done`, `failed`, `undone` within a transaction."""
+        if writes:
+            await self._orders.bulk_write(writes, ordered=False, session=session)
+
+    async def _write(self, update: UpdateOne) -> None:
+        await self._orders.bulk_write([update])
+
+
+def done(order_id: str, step: StepName, status: OrderStatus, detail: str) -> UpdateOne:
+    """The step took effect: recorded once, and the status moves forward."""
+    record = _first(f"$steps.{step}", _record(StepStatus.DONE, detail))
+    return UpdateOne(
+        {"_id": order_id},
+        [{"$set": {f"steps.{step}": record, "status": _forward(status), "updated_at": NOW}}],
+    )
+
+
+def failed(order_id: str, step: StepName, detail: str) -> UpdateOne:
+    """The step had no effect and will have none."""
+    record = _first(f"$steps.{step}", _record(StepStatus.FAILED, detail))
+    return UpdateOne({"_id": order_id}, [{"$set": {f"steps.{step}": record, "updated_at": NOW}}])
+
+
+def undone(order_id: str, step: StepName, detail: str) -> UpdateOne:
+    """The step took effect and was undone; said once."""
+    before = f"$steps.{step}"
+    record: Document = {
+        "$cond": [
+            {"$eq": [f"{before}.status", StepStatus.UNDONE]},
+            before,
+            _record(StepStatus.UNDONE, detail),
+        ]
+    }
+    return UpdateOne({"_id": order_id}, [{"$set": {f"steps.{step}": record, "updated_at": NOW}}])
+
+
+def _record(status: StepStatus, detail: str) -> Document:
+    # $literal: a detail may begin with a dollar sign, which would otherwise be read as the name of a field.
+    return {"status": status.value, "at": NOW, "detail": {"$literal": detail}}
+
+
+def _first(field: str, value: Any) -> Document:
+    """The field as it is, or the value where there is none yet."""
+    return {"$ifNull": [field, value]}
+
+
+def _forward(status: OrderStatus) -> Document:
+    # A document that another program inserted may have no status: it is as good as placed.
+    before = {"$ifNull": ["$status", OrderStatus.PLACED.value]}
+    may_follow = [earlier.value for earlier in MAY_FOLLOW[status]]
+    return {"$cond": [{"$in": [before, may_follow]}, status.value, before]}
+
+
+def _cursor(order: Order) -> str:
+    position = json.dumps([order.created_at.isoformat(), order.order_id])
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        created_at, order_id = json.loads(base64.urlsafe_b64decode(cursor))
+        if not isinstance(order_id, str):
+            raise BadCursor
+        return datetime.fromisoformat(created_at).astimezone(UTC), order_id
+    except (ValueError, TypeError, OverflowError, binascii.Error, RecursionError) as error:
+        raise BadCursor from error

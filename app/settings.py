@@ -1,0 +1,57 @@
+"""Every setting, read from the environment once.
+
+How Temporal is reached is not here: `app.temporal` leaves that to the SDK's own environment variables
+(TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_*), which the `temporal` command reads too.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True)
+
+    mongodb_uri: str = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
+    mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "orders"
+    task_queue: Annotated[str, Field(min_length=1)] = "orders"
+
+    # An order of this total or more, in minor units, waits for a person.
+    approval_threshold: Annotated[int, Field(ge=0)] = 50_000
+    # How long it waits, in seconds or as ISO 8601 duration (P1D); no answer by then is a no.
+    approval_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=24)
+
+    # Callers by name, {"shop": "its-secret"}; empty: the API is open. Each caller has idempotency keys of its own.
+    api_keys: dict[str, str] = {}
+    # Where the order desk links to a workflow in Temporal's Web UI; empty: no link.
+    temporal_ui_url: str = ""
+    # host:port where the worker serves Prometheus metrics; empty: nowhere. (The API serves its own at /metrics.)
+    worker_metrics_address: str = ""
+    log_level: str = "INFO"
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        if level.upper() not in logging.getLevelNamesMapping():
+            raise ValueError("must be one of DEBUG, INFO, WARNING, ERROR")
+        return level.upper()
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SystemExit: a setting is wrong; its message names each wrong variable and what is wrong with it.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = [
+                f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)
+            ]
+            raise SystemExit("wrong setting: " + "; ".join(wrong)) from None
+        except ValueError as error:  # pydantic-settings: a value that is no JSON where JSON is due (API_KEYS)
+            raise SystemExit(f"wrong setting: {error}") from None

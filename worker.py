@@ -1,0 +1,156 @@
+"""The worker process: runs the workflows and activities, and the relay beside them.
+
+    python worker.py
+
+Stops on SIGTERM and SIGINT: takes no new work, gives what runs `GRACE` to end, and leaves the rest to be tried again by
+another worker.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import TypeVar
+
+from pymongo.errors import PyMongoError
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.worker import PollerBehaviorAutoscaling, Worker
+
+from app import logs, temporal
+from app.activities.inventory import Inventory
+from app.activities.notifications import Notifications
+from app.activities.payments import Payments
+from app.activities.shipping import Shipping
+from app.activities.tracking import Tracking
+from app.gateways.carrier import Carrier
+from app.gateways.mail import Mailer
+from app.gateways.payment import PaymentGateway
+from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
+from app.mongo import Mongo
+from app.orders import Orders
+from app.relay import Relay
+from app.sagas import Sagas
+from app.settings import Settings
+from app.temporal import ORDER_STATUS
+from app.workflows.order import OrderWorkflow
+
+logger = logging.getLogger("worker")
+T = TypeVar("T")
+
+GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
+
+
+def build_worker(
+    client: Client,
+    mongo: Mongo,
+    task_queue: str,
+    *,
+    payments: PaymentGateway,
+    carrier: Carrier,
+    mailer: Mailer,
+) -> Worker:
+    """Put workflow, activities and gateways together: your own gateways come in here."""
+    orders = Orders(mongo)
+    inventory = Inventory(mongo, orders)
+    charges = Payments(mongo, orders, payments)
+    shipping = Shipping(mongo, orders, carrier)
+    return Worker(
+        client,
+        task_queue=task_queue,
+        workflows=[OrderWorkflow],
+        activities=[
+            inventory.reserve,
+            inventory.release,
+            charges.charge,
+            charges.refund,
+            shipping.create,
+            shipping.cancel,
+            shipping.change_address,
+            Notifications(mongo, orders, mailer).confirm,
+            Tracking(orders).mark,
+        ],
+        workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
+        activity_task_poller_behavior=PollerBehaviorAutoscaling(),
+        graceful_shutdown_timeout=GRACE,
+    )
+
+
+async def main() -> None:
+    """Run until SIGTERM or SIGINT; servers that are not there yet are waited for.
+
+    Raises:
+        SystemExit: a setting is wrong, or Temporal lacks the search attribute.
+    """
+    settings = Settings.load()
+    logs.configure(settings.log_level)
+    serving = asyncio.create_task(serve(settings))
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, serving.cancel)
+    with suppress(asyncio.CancelledError):
+        await serving
+    # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at its exit
+    # (https://github.com/temporalio/sdk-python/issues/300).
+    await asyncio.sleep(0.1)
+
+
+async def serve(settings: Settings) -> None:
+    """Connect and work, until cancelled."""
+    mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
+    client = await until_there("Temporal", lambda: temporal.connect(runtime=_runtime(settings)))
+    await check_search_attribute(client)
+    await until_there("MongoDB", mongo.create_indexes)
+    worker = build_worker(
+        client,
+        mongo,
+        settings.task_queue,
+        payments=SandboxPayments(mongo.sandbox),
+        carrier=SandboxCarrier(mongo.sandbox),
+        mailer=SandboxMailer(mongo.sandbox),
+    )
+    relay = Relay(mongo, Orders(mongo), Sagas(client, settings))
+    async with worker:
+        logger.info("worker ready: task queue %s", settings.task_queue)
+        await relay.run()
+
+
+async def until_there(name: str, connect: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await connect()
+        except (RuntimeError, PyMongoError) as error:
+            logger.warning("waiting for %s: %s", name, error)
+            await asyncio.sleep(0.2)
+
+
+async def check_search_attribute(client: Client) -> None:
+    """Raises: SystemExit: without it, every workflow would hang at its first change of status, and say nothing."""
+    response = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    registered = {**response.custom_attributes, **response.system_attributes}
+    if registered.get(ORDER_STATUS.name) != IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD:
+        raise SystemExit(
+            f"Temporal has no search attribute {ORDER_STATUS.name}. Add it: "
+            f"temporal operator search-attribute create --name {ORDER_STATUS.name} --type Keyword"
+        )
+
+
+def _runtime(settings: Settings) -> Runtime | None:
+    if not settings.worker_metrics_address:
+        return None
+    metrics = PrometheusConfig(
+        bind_address=settings.worker_metrics_address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+    )
+    return Runtime(telemetry=TelemetryConfig(metrics=metrics))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
