@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +199,25 @@ class Stack:
                 await server.stop(timeout=15)  # the worker lets activities end first, for up to 10 s
 
 
+@asynccontextmanager
+async def running_or_new() -> AsyncIterator[str]:
+    """The API's address: of the stack that runs on API_PORT, or of a new one that lives as long as this."""
+    api_url = f"http://{HOST}:{_port('API_PORT', Config.api_port)}"
+    try:
+        async with httpx.AsyncClient(timeout=3) as http:
+            ready = (await http.get(f"{api_url}/readyz")).json()["status"] == "ready"
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # nobody there, or somebody else
+        ready = False
+    if ready:
+        print(f"with the stack that runs at {api_url}\n", flush=True)
+        yield api_url
+        return
+    print("no stack is running: starting one for this ...\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="order-saga-") as folder:
+        async with Stack(Config.on_free_ports(Path(folder))) as stack:
+            yield stack.api_url
+
+
 def run(main: Coroutine[Any, Any, int]) -> NoReturn:
     """Run a command of this folder and exit with its code: 1 and one line on a ServerError, 0 on Ctrl-C and SIGTERM."""
 
@@ -221,6 +242,8 @@ def run(main: Coroutine[Any, Any, int]) -> NoReturn:
         sys.exit(0)
     except ServerError as error:
         sys.exit(f"error: {error}")
+    except httpx.HTTPError as error:
+        sys.exit(f"error: the API did not answer as it should: {type(error).__name__} {error}")
 
 
 async def serve() -> int:
@@ -234,7 +257,7 @@ async def serve() -> int:
             "Temporal UI": stack.temporal_ui_url or "(yours)",
             "Temporal": stack.temporal_address,
             "MongoDB": re.sub(r"//[^/@]*@", "//", stack.mongodb_uri),  # no password on a screen
-            "Logs": os.path.relpath(stack.logs),
+            "Logs": str(stack.logs),
         }
         print(f"ready after {time.monotonic() - begin:.1f} s. Ctrl-C stops everything.\n")
         for what, where in addresses.items():
