@@ -30,27 +30,11 @@ export async function open(path, options) {
     throw new Problem({ detail: "The API does not answer. Try again in a moment." });
   }
   if (response.ok) return response;
-  if (response.status === 401 && (await haveNewKey(apiKey))) return open(path, options);
+  if (response.status === 401) {
+    const { haveNewKey } = await import("./api-key.js");
+    if (await haveNewKey(apiKey)) return open(path, options);
+  }
   // A proxy in between may answer with something that is no problem document, or no JSON at all.
   const problem = await response.json().catch(() => ({}));
   throw new Problem({ title: response.statusText || `Error ${response.status}`, ...problem, status: response.status });
-}
-
-let asking = null;
-
-/** Asks for the API key, once for all requests that wait for it, and not again after it was declined. */
-async function haveNewKey(refused) {
-  if (sessionStorage.getItem("api-key") !== refused) return true;
-  asking ??= import("./dialog.js").then(({ ask }) =>
-    ask({
-      title: "API key",
-      note: refused ? "This key was not accepted." : "This API asks for a key. It is kept until the tab is closed.",
-      fields: [{ name: "key", label: "Key", type: "password", autocomplete: "off", required: true }],
-      confirm: "Use key",
-      send: ({ key }) => sessionStorage.setItem("api-key", key),
-    }),
-  );
-  const given = await asking;
-  if (given) asking = null;
-  return given;
 }

@@ -1,7 +1,7 @@
 // A question in a dialog, with a few fields.
 
 import { element } from "./dom.js";
-import { field, showProblem, valuesOf } from "./fields.js";
+import { showProblem, valuesOf } from "./fields.js";
 
 /**
  * Asks, and hands the values to `send`. What `send` refuses by throwing is shown beside its field, and the dialog stays.
@@ -13,7 +13,9 @@ export function ask({ title, note, fields, confirm, tone = "primary", send }) {
     { novalidate: true },
     element("h2", { id: "dialog-title" }, title),
     note && element("p", { class: "note" }, note),
-    ...fields.map(field),
+    ...fields.map(({ label, ...input }) =>
+      element("div", { class: "field" }, element("label", { for: `ask-${input.name}` }, label), element("input", { id: `ask-${input.name}`, ...input })),
+    ),
     element("p", { class: "problem", role: "alert", hidden: true }),
     element(
       "div",

@@ -1,14 +1,8 @@
-// Forms: a field with its label, and the API's objections beside the fields they are about.
+// Forms: their values, and the API's objections beside the fields that they are about.
 
 import { element } from "./dom.js";
 
-let made = 0;
-
-/** A labelled input; `input` holds its attributes. */
-export function field({ label, ...input }) {
-  const id = `field-${++made}`;
-  return element("div", { class: "field" }, element("label", { for: id }, label), element("input", { id, ...input }));
-}
+let count = 0;
 
 /** What a form holds, dotted names as nested objects: `shipping_address.city` is {shipping_address: {city}}. */
 export function valuesOf(form) {
@@ -33,7 +27,7 @@ export function showProblem(form, problem) {
       rest.push(`${field}: ${message}`);
       continue;
     }
-    const id = `error-${++made}`;
+    const id = `error-${++count}`;
     input.closest(".field").append(element("p", { class: "error", id }, message));
     input.setAttribute("aria-invalid", "true");
     input.setAttribute("aria-describedby", id);

@@ -38,10 +38,10 @@ export function time(timestamp) {
 /** How long after `start`: +48 ms, +5.2 s, +3 min, +2 h. */
 export function after(start, end) {
   const ms = Math.max(0, new Date(end) - new Date(start));
-  if (ms < 1000) return `+${ms} ms`;
-  if (ms < 60_000) return `+${(ms / 1000).toFixed(1)} s`;
-  if (ms < 3_600_000) return `+${Math.round(ms / 60_000)} min`;
-  return `+${Math.round(ms / 3_600_000)} h`;
+  if (ms < 1000) return `+${ms}\u00a0ms`;
+  if (ms < 60_000) return `+${(ms / 1000).toFixed(1)}\u00a0s`;
+  if (ms < 3_600_000) return `+${Math.round(ms / 60_000)}\u00a0min`;
+  return `+${Math.round(ms / 3_600_000)}\u00a0h`;
 }
 
 /** out_of_stock: Out of stock. */

@@ -1,6 +1,7 @@
 // What a person can do about an order: a button for each action, there only while the action applies.
 
 import { call } from "./api.js";
+import { ask } from "./dialog.js";
 import { element } from "./dom.js";
 import { keep } from "./order-store.js";
 
@@ -63,6 +64,3 @@ export function actionsFor(path, refuse) {
     },
   };
 }
-
-/** The dialog is fetched when it is first needed. */
-const ask = (question) => import("./dialog.js").then((dialog) => dialog.ask(question));

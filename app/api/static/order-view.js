@@ -3,7 +3,6 @@
 import { call } from "./api.js";
 import { announce, element, icon, say, set, turnInto } from "./dom.js";
 import { inWords, money, statusOf, time } from "./format.js";
-import { actionsFor } from "./order-actions.js";
 import { get, keep, onChange } from "./order-store.js";
 import { drawSaga } from "./saga-drawing.js";
 
@@ -62,7 +61,7 @@ function example() {
   saga.update({ status: "none", steps: [] });
   return [
     element("h2", { tabindex: -1 }, "A saga"),
-    element("p", { class: "note" }, "Every order runs through these steps. When one fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order or choose one, and watch."),
+    element("p", { class: "note" }, "The steps of every order. When one fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order, and watch."),
     saga.drawing,
   ];
 }
@@ -74,12 +73,12 @@ function build(orderId) {
   const badge = element("span", { class: "badge", hidden: true }, sign, word);
   const name = element("h2", { tabindex: -1 }, "Order");
   const facts = element("p", { class: "note" });
-  const failure = element("p", { class: "failure", hidden: true });
+  const failure = element("p", { class: "failure", "data-tone": "bad", hidden: true });
   const problem = element("p", { class: "problem", role: "alert", hidden: true });
   const saga = drawSaga();
-  const actions = actionsFor(path, refuse);
   const temporal = element("a", { target: "_blank", rel: "noopener", hidden: true }, "Open in Temporal ↗");
-  const lines = element("ul", { class: "lines" });
+  const buttons = element("div", { class: "buttons" }, failure, temporal);
+  const lines = element("ul");
   const address = element("address");
 
   /** Shows why something was not done; with nothing to say, takes that back. */
@@ -97,11 +96,11 @@ function build(orderId) {
     say(word, status.word);
     const { name: person, street, postal_code, city, country } = order.shipping_address;
     say(name, person);
-    say(facts, `${money(order.total)} by ${order.payment_method}, placed ${time(order.created_at)} by ${order.customer_id}`);
+    say(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
     failure.hidden = !order.failure;
     if (order.failure) failure.replaceChildren(element("b", {}, inWords(order.failure.code)), ` ${order.failure.message}`);
 
-    const focused = actions.update(order);
+    const focused = actions?.update(order);
     if (focused?.hidden) name.focus(); // whoever pressed a button that is gone goes on from the top
     saga.update(order, progress);
     if (/^https?:/.test(progress?.workflow_url ?? "")) set(temporal, "href", progress.workflow_url);
@@ -111,13 +110,20 @@ function build(orderId) {
     address.replaceChildren(person, element("br"), street, element("br"), `${postal_code} ${city}, ${country}`);
   }
 
+  // The first view does without the buttons and their dialogs, so they are fetched with the first order.
+  let actions = null;
+  import("./order-actions.js").then(({ actionsFor }) => {
+    actions = actionsFor(path, refuse);
+    buttons.prepend(...actions.buttons);
+    if (get(orderId)) actions.update(get(orderId));
+  });
+
   const parts = [
     element("a", { class: "back", href: "#/orders" }, "← Orders"),
     element("div", { class: "bar" }, name, badge),
     element("code", {}, orderId),
     facts,
-    failure,
-    element("div", { class: "buttons" }, ...actions.buttons, temporal),
+    buttons,
     problem,
     saga.drawing,
     element("div", { class: "particulars" }, lines, address),

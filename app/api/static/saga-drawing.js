@@ -24,17 +24,20 @@ export function drawSaga() {
     element("ol", { "aria-label": "The saga of this order" }, ...rows),
   );
 
+  let approved = false; // only the workflow knows, and says it with each answer
+
   function update(order, progress) {
+    approved = progress?.approved ?? approved;
     const saga = readSaga(order, progress);
     const { word, icon: sign, tone } = statusOf(order);
     const when = (at) => `${time(at)} ${after(order.created_at, at)}`;
 
     start.show(order.created_at ? "done" : "idle", order.created_at ? time(order.created_at) : "first");
-    // Most orders never wait for a person: the row is there only for those that do, or that got a no.
+    // Most orders never wait for a person: the row is there only for those that do or did.
     const declined = order.failure?.code === "not_approved";
-    const waits = order.status === "awaiting_approval";
-    approvalRow.hidden = !declined && !waits;
-    approval.show(declined ? "failed" : "running", declined ? "not approved" : "waits for a person");
+    approvalRow.hidden = !declined && !approved && order.status !== "awaiting_approval";
+    if (declined) approval.show("failed", "not approved");
+    else approval.show(approved ? "done" : "running", approved ? "approved" : "waits for a person");
 
     steps.forEach(({ forward, undo }, index) => {
       const read = saga.steps[index];
@@ -61,24 +64,21 @@ export function drawSaga() {
   return { drawing, update };
 }
 
-function stepWords({ state, at, attempt, waitingFor }, saga, when) {
+function stepWords({ state, at, attempt }, saga, when) {
   if (state === "idle") return saga.back ? "not reached" : "not yet";
   if (state === "undone") return "taken back";
-  return state === "running" ? tries("running", attempt, waitingFor) : `${state} ${when(at)}`;
+  return state === "running" ? tries("running", attempt) : `${state} ${when(at)}`;
 }
 
-function undoWords({ forward, undo: { state, at, attempt, waitingFor } }, saga, when) {
+function undoWords({ forward, undo: { state, at, attempt } }, saga, when) {
   if (state === "done") return `undone ${when(at)}`;
   if (state === "due") return "to be undone";
-  if (state === "running") return tries("undoing", attempt, waitingFor);
+  if (state === "running") return tries("undoing", attempt);
   if (forward.state === "failed") return "nothing to undo";
   return saga.back || !saga.live ? "not needed" : "only if needed";
 }
 
-function tries(doing, attempt, waitingFor) {
-  const now = waitingFor === "retry" ? "waits to try again" : doing;
-  return attempt > 1 ? `${now}, attempt ${attempt}` : now;
-}
+const tries = (doing, attempt) => (attempt > 1 ? `${doing}, attempt ${attempt}` : doing);
 
 /** What a stop's dot shows in a state; where nothing is said, its own sign. */
 const SIGNS = { done: "check", failed: "cross", undone: "undo" };

@@ -13,27 +13,27 @@ export const STEPS = [
 /**
  * Reads an order, together with the workflow's own answer where there is one (`progress`, from GET /orders/{id}/status).
  *
- * For each of STEPS `{forward, undo}`, both `{state, at, detail, attempt, waitingFor}`. A step is idle, running, done,
+ * For each of STEPS `{forward, undo}`, both `{state, at, detail, attempt}`. A step is idle, running, done,
  * failed or undone, an undo idle, due, running or done. `turn` is the index of the step at which the saga turned back.
  */
 export function readSaga(order, progress) {
   const back = ["compensating", "needs_attention", "failed", "cancelled"].includes(order.status);
   const live = !statusOf(order).final;
-  const attempt = { attempt: progress?.attempt, waitingFor: progress?.waiting_for };
+  const attempt = progress?.attempt;
 
   const steps = STEPS.map(({ step, after }) => {
     const { status = "idle", at, detail } = order.steps.find((entry) => entry.step === step) ?? {};
     if (status === "undone") return { forward: { state: "undone" }, undo: { state: "done", at, detail } };
     const runs = live && !back && status === "idle" && (progress?.step ? progress.step === step : order.status === after);
     return {
-      forward: runs ? { state: "running", ...attempt } : { state: status, at, detail },
+      forward: runs ? { state: "running", attempt } : { state: status, at, detail },
       undo: { state: back && live && status === "done" ? "due" : "idle" },
     };
   });
 
   // Undos run in reverse: of those that are due, the last one is at work.
   const undoing = steps.findLast(({ undo }) => undo.state === "due");
-  if (undoing) undoing.undo = { state: "running", ...attempt };
+  if (undoing) undoing.undo = { state: "running", attempt };
 
   const turn = back ? steps.findLastIndex(({ forward }) => forward.state !== "idle") : -1;
   return { steps, turn, back, live };
