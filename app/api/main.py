@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
@@ -24,7 +25,7 @@ DEADLINE = 2.8  # seconds for an answer: later than that, the client has better 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
     """Make the API. It starts, and answers what it can, while MongoDB or Temporal are away."""
 
     @asynccontextmanager
@@ -33,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.settings = settings
         app.state.mongo = mongo
         app.state.orders = Orders(mongo)
-        app.state.sagas = Sagas(await temporal.connect(lazy=True), settings)
+        app.state.sagas = Sagas(await temporal.connect(lazy=True, **temporal_options), settings)
         yield
         mongo.close()
 

@@ -1,0 +1,109 @@
+"""The real servers, once for all tests; each test has its own database and task queue on them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import httpx
+import pytest
+import uvicorn
+from temporalio.client import Client
+from temporalio.testing import TimeSkipper
+
+from app import temporal
+from app.api.main import create_app
+from app.mongo import Mongo
+from app.settings import Settings
+from dev.servers import Server, free_port, start_mongod, start_temporal
+from tests.support import Shop, build_shop_worker
+
+
+@pytest.fixture(scope="session")
+async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    server = await start_mongod(tmp_path_factory.mktemp("mongod") / "data", free_port(), test_commands=True)
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    logs = tmp_path_factory.mktemp("temporal")
+    server = await start_temporal(free_port(), time_skipping=True, log_dir=logs)
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def client(temporal_server: Server) -> Client:
+    """A plain client: the workflows that it starts live in real time."""
+    return await temporal.connect(target_host=temporal_server.address)
+
+
+@pytest.fixture(scope="session")
+def skipper(client: Client) -> TimeSkipper:
+    """`skipper.client` starts workflows whose time is skipped whenever they only wait."""
+    return TimeSkipper(client)
+
+
+@pytest.fixture
+async def mongo(mongod: Server) -> AsyncIterator[Mongo]:
+    """A database of its own. Its client's name is the database's, so that a fail point can be set for it alone."""
+    name = f"test_{secrets.token_hex(6)}"
+    mongo = Mongo(mongod.address, name, app_name=name)
+    yield mongo
+    await mongo.client.drop_database(name)
+    mongo.close()
+
+
+@pytest.fixture
+def settings(mongod: Server, mongo: Mongo) -> Settings:
+    """Database and task queue of this test."""
+    return Settings(
+        mongodb_uri=mongod.address,
+        mongodb_database=mongo.database.name,
+        task_queue=mongo.database.name,
+        approval_threshold=50_000,
+        approval_timeout=timedelta(hours=24),
+    )
+
+
+@pytest.fixture
+async def shop(mongo: Mongo, settings: Settings, client: Client) -> Shop:
+    """Places orders straight into MongoDB and starts their sagas, in real time; `shop.with_client` for skipped time."""
+    return Shop(mongo, settings, client)
+
+
+@pytest.fixture
+async def worker(shop: Shop) -> AsyncIterator[None]:
+    """A worker with the sandbox gateways on this test's task queue."""
+    async with build_shop_worker(shop):
+        yield
+
+
+@asynccontextmanager
+async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[httpx.AsyncClient]:
+    """The API over real HTTP, in this process."""
+    app = create_app(settings, target_host=temporal_address)
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="on")
+    )
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not running.done(), "the API did not start"
+        await asyncio.sleep(0.01)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        yield http
+    server.should_exit = True
+    await running
+
+
+@pytest.fixture
+async def api(settings: Settings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """The API over HTTP, against this test's database and task queue."""
+    async with serve(settings, temporal_server.address) as http:
+        yield http

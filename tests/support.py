@@ -1,0 +1,168 @@
+"""What tests say often: an order, a stock, a wait for something to become true."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from app.gateways.carrier import Carrier
+from app.gateways.mail import Mailer
+from app.gateways.payment import PaymentGateway
+from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
+from app.models import Order, OrderResult, OrderStatus
+from app.mongo import Document, Mongo
+from app.orders import Orders
+from app.sagas import Sagas, workflow_id
+from app.settings import Settings
+from app.workflows.order import OrderWorkflow
+from worker import build_worker
+
+T = TypeVar("T")
+
+# Personal values that no history and no log may ever show (G11).
+EMAIL = "ada.lovelace@example.org"
+NAME = "Ada Lovelace"
+STREET = "12 St James's Square"
+ADDRESS = {"name": NAME, "street": STREET, "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
+
+
+def order_body(**changes: Any) -> dict[str, Any]:
+    """A valid body for POST /orders."""
+    return {
+        "customer_id": "cus_1",
+        "email": EMAIL,
+        "payment_method": "pm_card_ok",
+        "lines": [{"sku": "MUG", "quantity": 2}],
+        "shipping_address": ADDRESS,
+        **changes,
+    }
+
+
+def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, **changes: Any) -> Document:
+    """A valid order as it stands in MongoDB; `lines` are pieces by sku, `price` is that of each piece."""
+    lines = lines or {"MUG": 2}
+    now = datetime.now(UTC)
+    money = {"amount": price, "currency": "EUR"}
+    return {
+        "_id": f"ord_{secrets.token_hex(8)}",
+        "customer_id": "cus_1",
+        "email": EMAIL,
+        "payment_method": "pm_card_ok",
+        "shipping_address": dict(ADDRESS),
+        "lines": [
+            {"sku": sku, "name": sku, "quantity": pieces, "unit_price": money}
+            for sku, pieces in lines.items()
+        ],
+        "total": {"amount": price * sum(lines.values()), "currency": "EUR"},
+        "status": "placed",
+        "created_at": now,
+        "updated_at": now,
+        **changes,
+    }
+
+
+async def eventually(
+    look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15
+) -> T:
+    """Look until what is seen is as wanted; fail with what was seen last."""
+    seen: T
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                seen = await look()
+                if until(seen):
+                    return seen
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {within} s; last seen: {seen!r}") from None
+
+
+class Shop:
+    """One test's database and task queue, and what a test does with them."""
+
+    def __init__(self, mongo: Mongo, settings: Settings, client: Client) -> None:
+        self.mongo = mongo
+        self.settings = settings
+        self.client = client
+        self.orders = Orders(mongo)
+        self.sagas = Sagas(client, settings)
+
+    def with_client(self, client: Client) -> Shop:
+        """The same shop, whose sagas are started by another client (one that skips time)."""
+        return Shop(self.mongo, self.settings, client)
+
+    async def stock(self, sku: str = "MUG", available: int = 100, price: int = 1_000) -> None:
+        article = {"name": sku, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
+        await self.mongo.inventory.update_one({"_id": sku}, {"$set": article}, upsert=True)
+
+    async def available(self, sku: str = "MUG") -> int:
+        article = await self.mongo.inventory.find_one({"_id": sku})
+        assert article is not None
+        available: int = article["available"]
+        return available
+
+    async def held(self, sku: str = "MUG") -> int:
+        """Pieces held by active reservations."""
+        reservations = self.mongo.reservations.find({"state": "reserved"})
+        return sum(
+            [line["quantity"] async for r in reservations for line in r["lines"] if line["sku"] == sku]
+        )
+
+    async def net_money(self, order_id: str) -> int:
+        """Captured less refunded, in minor units, as the payment service's own books say."""
+        entry = await self.mongo.sandbox.find_one({"_id": f"payment:{order_id}"}) or {}
+        return int(entry.get("captured", 0)) - int(entry.get("refunded", 0))
+
+    async def place(self, lines: dict[str, int] | None = None, **changes: Any) -> Order:
+        """Put an order into MongoDB, as the API does, without starting it."""
+        document = order_document(lines, **changes)
+        await self.mongo.orders.insert_one(document)
+        return Order.from_document(document)
+
+    async def start(
+        self, lines: dict[str, int] | None = None, **changes: Any
+    ) -> WorkflowHandle[Any, OrderResult]:
+        """Place an order and start its saga."""
+        order = await self.place(lines, **changes)
+        await self.sagas.start(order)
+        return self.handle(order.order_id)
+
+    def handle(self, order_id: str) -> WorkflowHandle[Any, OrderResult]:
+        return self.client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))
+
+    async def order(self, handle_or_id: WorkflowHandle[Any, Any] | str) -> Order:
+        order_id = handle_or_id if isinstance(handle_or_id, str) else handle_or_id.id.removeprefix("order-")
+        return await self.orders.require(order_id)
+
+    async def reaches(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
+        """Wait until the order document has one of these statuses."""
+        return await eventually(lambda: self.order(handle_or_id), lambda order: order.status in statuses)
+
+
+def build_shop_worker(
+    shop: Shop,
+    *,
+    payments: PaymentGateway | None = None,
+    carrier: Carrier | None = None,
+    mailer: Mailer | None = None,
+) -> Worker:
+    """The worker of `worker.py`, on the shop's task queue, with sandbox gateways where no others are given."""
+    return build_worker(
+        shop.client,
+        shop.mongo,
+        shop.settings.task_queue,
+        payments=payments or SandboxPayments(shop.mongo.sandbox),
+        carrier=carrier or SandboxCarrier(shop.mongo.sandbox),
+        mailer=mailer or SandboxMailer(shop.mongo.sandbox),
+    )
+
+
+def steps_of(order: Order) -> dict[str, str]:
+    """The timeline in short: status by step."""
+    return {step.step.value: step.status.value for step in order.steps}
