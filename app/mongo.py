@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 # requests; with too few threads they wait for one another, not for MongoDB.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
+from bson import Timestamp
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorClientSession,
@@ -39,6 +40,7 @@ __all__ = ["Collection", "Document", "DuplicateKeyError", "HistoryLost", "Mongo"
 
 Document = dict[str, Any]
 Collection = AsyncIOMotorCollection[Document]
+Database = AsyncIOMotorDatabase[Document]
 Session = AsyncIOMotorClientSession
 T = TypeVar("T")
 
@@ -99,6 +101,12 @@ class Mongo:
         """Raises: pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary."""
         await self.database.command("ping")
 
+    async def operation_time(self) -> Timestamp:
+        """MongoDB's own time, from which a change stream can be opened."""
+        answer = await self.database.command("ping")
+        time: Timestamp = answer["operationTime"]
+        return time
+
     async def create_indexes(self) -> None:
         """Make the indexes that the queries of this program rest on; does nothing where they exist."""
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
@@ -153,20 +161,15 @@ class Mongo:
 
     @asynccontextmanager
     async def watch(
-        self,
-        collection: Collection,
-        pipeline: list[Document],
-        *,
-        resume_after: Document | None = None,
-        **options: Any,
+        self, source: Collection | Database, pipeline: list[Document], **options: Any
     ) -> AsyncIterator[Changes]:
-        """Open a change stream on a collection.
+        """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
         Raises:
-            HistoryLost: `resume_after` is too old to resume from.
+            HistoryLost: it cannot begin where the options say, which is too long ago.
         """
         try:
-            async with collection.watch(pipeline, resume_after=resume_after, **options) as stream:
+            async with source.watch(pipeline, **options) as stream:
                 yield Changes(stream)
         except OperationFailure as error:
             if error.code == _HISTORY_LOST:

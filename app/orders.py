@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pymongo import DESCENDING, ReturnDocument, UpdateOne
+from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 
 from app.models import (
     FINAL,
@@ -77,6 +78,11 @@ class Orders:
         more = len(documents) > limit
         orders = [Order.from_any_document(document) for document in documents[:limit]]
         return orders, _cursor(orders[-1]) if more else None
+
+    async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
+        """Oldest change first."""
+        async for document in self._orders.find({"updated_at": {"$gte": then}}).sort("updated_at", ASCENDING):
+            yield Order.from_any_document(document)
 
     async def propose_address(self, change: AddressChange, address: Address) -> None:
         """Put a new address down for the saga to take over; one that it refuses is forgotten after an hour."""

@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import logs, temporal
-from app.api import health, inventory, orders, problems
+from app.api import events, health, inventory, orders, problems
 from app.mongo import Mongo
 from app.orders import Orders
 from app.sagas import Sagas
@@ -34,6 +34,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         app.state.settings = settings
         app.state.mongo = mongo
         app.state.orders = Orders(mongo)
+        app.state.hub = events.Hub(mongo)
         app.state.sagas = Sagas(await temporal.connect(lazy=True, **temporal_options), settings)
         yield
         mongo.close()
@@ -41,7 +42,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
     app = FastAPI(title="Order saga", version="1.0.0", lifespan=lifespan, max_body_size=MAX_BODY)
     problems.install(app)
     app.add_middleware(Deadline)
-    for module in (orders, inventory, health):
+    for module in (events, orders, inventory, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
 

@@ -19,7 +19,6 @@ export function valuesOf(form) {
 export function showProblem(form, problem) {
   clearProblem(form);
   const rest = problem.errors.length ? [] : [problem.message];
-  let first = null;
   for (const { field, message } of problem.errors) {
     const named = form.elements.namedItem(field);
     const input = named instanceof RadioNodeList ? named[0] : named;
@@ -31,12 +30,11 @@ export function showProblem(form, problem) {
     input.closest(".field").append(element("p", { class: "error", id }, message));
     input.setAttribute("aria-invalid", "true");
     input.setAttribute("aria-describedby", id);
-    if (input.type !== "hidden") first ??= input;
   }
   const alert = form.querySelector("[role=alert]");
   alert.textContent = rest.join(" ");
   alert.hidden = rest.length === 0;
-  first?.focus();
+  form.querySelector("[aria-invalid]:not([type=hidden])")?.focus();
 }
 
 export function clearProblem(form) {

@@ -1,7 +1,7 @@
 // The list of orders: newest first, live, filtered by status, older ones as one scrolls.
 
 import { call } from "./api.js";
-import { element, flash, icon, say, set, turnInto } from "./dom.js";
+import { element, flash, icon, notify, say, set, turnInto } from "./dom.js";
 import { money, statusOf, STATUSES, time } from "./format.js";
 import { get, keep, onChange } from "./order-store.js";
 
@@ -11,7 +11,6 @@ const list = document.getElementById("order-list");
 const filter = document.getElementById("filter");
 const older = document.getElementById("older");
 const empty = document.getElementById("no-orders");
-const problemText = document.getElementById("list-problem");
 
 const rows = new Map(); // order id: the row and its parts
 let cursor = null; // where the next older page begins; null at the end
@@ -50,29 +49,19 @@ async function loadPage(signal) {
   }
   older.hidden = !cursor;
   empty.hidden = rows.size > 0;
-  problemText.hidden = true;
 }
 
-/** A refusal stays on the page; an answer that nobody waits for any more is none. */
-async function orSay(loaded) {
-  try {
-    await loaded;
-  } catch (problem) {
-    if (problem.name === "AbortError") return;
-    problemText.textContent = problem.message;
-    problemText.hidden = false;
-  }
-}
+const sayWhy = (problem) => problem.name === "AbortError" || notify(`The orders could not be loaded. ${problem.message}`);
 
 filter.addEventListener("change", () => {
   for (const orderId of [...rows.keys()]) remove(orderId);
   oldest = Infinity;
-  orSay(load());
+  load().catch(sayWhy);
 });
 
 let scrolling = null;
 older.addEventListener("click", () => {
-  scrolling ??= orSay(loadPage(loading.signal)).finally(() => (scrolling = null));
+  scrolling ??= loadPage(loading.signal).catch(sayWhy).finally(() => (scrolling = null));
 });
 new IntersectionObserver(([entry]) => entry.isIntersecting && older.click(), {
   root: list.parentElement,

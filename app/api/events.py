@@ -1,0 +1,258 @@
+"""Live progress as server-sent events, fed by one change stream of the process, however many listen.
+
+Every event carries the whole state, so one that is sent twice does no harm, and a listener that fell behind needs only
+the latest. Who comes back with a `Last-Event-ID` is told all that changed since: from the last changes, which are kept
+here, or, where those do not reach back far enough, from the orders themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from bson import Timestamp
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import ValidationError
+from pymongo.errors import PyMongoError
+
+from app.api.auth import Caller
+from app.api.dependencies import MongoDep, OrderId, OrdersDep
+from app.api.problems import NotFound, responses
+from app.models import FINAL, Article, Order
+from app.mongo import Document, HistoryLost, Mongo
+from app.orders import Orders
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/orders", tags=["events"])
+
+KEPT = 1_000  # changes to come back to without a look into the orders
+QUEUE = 256  # changes that a listener may be behind before it is let go, to come back with its Last-Event-ID
+OVERLAP = timedelta(seconds=30)  # `updated_at` is set before the change is committed, by less than this
+FIRST_LOOK = 50  # orders that a new listener to all of them is told first
+
+
+@dataclass(frozen=True)
+class Event:
+    """An order's state, or an article's, and when it was so."""
+
+    name: str
+    subject: str
+    data: str
+    at: Timestamp
+    updated_at: datetime | None = None
+    final: bool = False
+
+    @classmethod
+    def of_order(cls, order: Order, at: Timestamp) -> Event:
+        final = order.status in FINAL
+        return cls("order", order.order_id, order.model_dump_json(), at, order.updated_at, final)
+
+    def encoded(self) -> ServerSentEvent:
+        return ServerSentEvent(event=self.name, raw_data=self.data, id=f"{self.at.time}.{self.at.inc}")
+
+
+class Listener:
+    def __init__(self, order_id: str | None) -> None:
+        self._order_id = order_id
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
+
+    def offer(self, event: Event) -> None:
+        """Hand an event over, if it is of interest. A listener too far behind is let go: nobody waits for it."""
+        if self._order_id in {None, event.subject}:
+            if self._queue.full():
+                self.end()
+            else:
+                self._queue.put_nowait(event)
+
+    def end(self) -> None:
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+    async def events_after(self, told: dict[str, datetime]) -> AsyncIterator[Event]:
+        """What is handed over from now on, without what is older than the states that were `told` already."""
+        while (event := await self._queue.get()) is not None:
+            before = told.get(event.subject)
+            if before is None or event.updated_at is None or event.updated_at >= before:
+                yield event
+
+
+class Hub:
+    """The change stream of this process. It is open while anybody listens."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self._listeners: set[Listener] = set()
+        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._running: asyncio.Task[None] | None = None
+        self._complete_after = Timestamp(0, 0)  # what happened later than this is in `_kept`
+        self.latest = Timestamp(0, 0)  # the time of the last change that was handed over
+
+    @contextmanager
+    def listening(self, order_id: str | None, now: Timestamp) -> Iterator[Listener]:
+        """Listen to one order or to all. `now` is MongoDB's time, where the stream begins if it is not open yet."""
+        listener = Listener(order_id)
+        self._listeners.add(listener)
+        if self._running is None:
+            self._complete_after = self.latest = now
+            self._running = asyncio.create_task(self._run(now))
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+            if not self._listeners:
+                self._close()
+
+    def since(self, then: Timestamp) -> list[Event] | None:
+        """What was handed over since then; None where that is not known any more."""
+        if then <= self._complete_after:
+            return None
+        return [event for event in self._kept if event.at >= then]
+
+    def _close(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+        self._kept.clear()
+
+    async def _run(self, start: Timestamp) -> None:
+        changed = {"ns.coll": {"$in": [self._mongo.orders.name, self._mongo.inventory.name]}}
+        pipeline: list[Document] = [{"$match": {**changed, "fullDocument": {"$exists": True}}}]
+        token: Document | None = None
+        while True:
+            begin = {"resume_after": token} if token else {"start_at_operation_time": start}
+            try:
+                async with self._mongo.watch(
+                    self._mongo.database, pipeline, full_document="updateLookup", **begin
+                ) as changes:
+                    while True:
+                        change = await changes.next()
+                        if change is not None:
+                            self._hand_over(change)
+                        token = changes.resume_token
+            except HistoryLost:
+                for listener in self._listeners:  # they come back, and are told from the orders
+                    listener.end()
+                self._close()
+                return
+            except PyMongoError as error:
+                logger.warning("live events interrupted: %s", type(error).__name__)
+                await asyncio.sleep(0.5)
+
+    def _hand_over(self, change: Document) -> None:
+        event = _event(change)
+        if event is None:
+            return
+        if len(self._kept) == KEPT:
+            self._complete_after = self._kept[0].at
+        self._kept.append(event)
+        self.latest = event.at
+        for listener in self._listeners:
+            listener.offer(event)
+
+
+def _event(change: Document) -> Event | None:
+    document, at = change["fullDocument"], change["clusterTime"]
+    if document is None:  # deleted in the meantime
+        return None
+    if change["ns"]["coll"] == "orders":
+        return Event.of_order(Order.from_any_document(document), at)
+    try:
+        article = Article.model_validate(document)
+    except ValidationError:
+        return None
+    return Event("stock", article.sku, article.model_dump_json(), at)
+
+
+def _hub(request: Request) -> Hub:
+    hub: Hub = request.app.state.hub
+    return hub
+
+
+HubDep = Annotated[Hub, Depends(_hub)]
+
+
+async def _to_all(_: Caller, hub: HubDep, mongo: MongoDep) -> AsyncIterator[Listener]:
+    with hub.listening(None, await mongo.operation_time()) as listener:
+        yield listener
+
+
+async def _to_one(
+    _: Caller, order_id: OrderId, hub: HubDep, mongo: MongoDep, orders: OrdersDep
+) -> AsyncIterator[Listener]:
+    if await orders.find(order_id) is None:
+        raise NotFound(f"there is no order {order_id}")
+    with hub.listening(order_id, await mongo.operation_time()) as listener:
+        yield listener
+
+
+# Both begin with listening and then read the current state, so that nothing falls in between.
+
+
+@router.get("/events", response_class=EventSourceResponse, responses=responses())
+async def of_all(
+    listener: Annotated[Listener, Depends(_to_all)],
+    hub: HubDep,
+    orders: OrdersDep,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,10}\.\d{1,10}$")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """One `order` event for each change of any order, one `stock` event for each change of the stock.
+
+    Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since.
+    """
+    told: dict[str, datetime] = {}
+    missed = hub.since(_timestamp(last_event_id)) if last_event_id else None
+    if missed is not None:
+        for event in missed:
+            yield event.encoded()
+    else:
+        latest = hub.latest
+        async for order in _current(orders, last_event_id):
+            told[order.order_id] = order.updated_at
+            yield Event.of_order(order, latest).encoded()
+    async for event in listener.events_after(told):
+        yield event.encoded()
+
+
+@router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(NotFound))
+async def of_one(
+    order_id: OrderId, listener: Annotated[Listener, Depends(_to_one)], hub: HubDep, orders: OrdersDep
+) -> AsyncIterator[ServerSentEvent]:
+    """One `order` event for each change, the current state first; ends when that is final."""
+    latest = hub.latest
+    order = await orders.find(order_id)
+    if order is None:
+        return
+    event = Event.of_order(order, latest)
+    yield event.encoded()
+    if event.final:
+        return
+    async for event in listener.events_after({order_id: order.updated_at}):
+        yield event.encoded()
+        if event.final:
+            return
+
+
+async def _current(orders: Orders, last_event_id: str | None) -> AsyncIterator[Order]:
+    """Oldest change first."""
+    if last_event_id is None:
+        newest, _ = await orders.page(None, None, FIRST_LOOK, None)
+        for order in reversed(newest):
+            yield order
+    else:
+        then = datetime.fromtimestamp(_timestamp(last_event_id).time, UTC)
+        async for order in orders.changed_since(then - OVERLAP):
+            yield order
+
+
+def _timestamp(event_id: str) -> Timestamp:
+    time, inc = event_id.split(".")
+    return Timestamp(int(time), int(inc))
