@@ -168,7 +168,7 @@ async def demo() -> int:
         results = []
         for number, act in enumerate(ACTS, 1):
             results.append(await play(act, number, http, console))
-            console.print()
+            console.print("" if console.is_terminal else "\n")
     console.print(f"{sum(results)} of {len(results)} orders ended as they should")
     return 0 if all(results) else 1
 

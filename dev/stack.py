@@ -237,13 +237,20 @@ def run(main: Coroutine[Any, Any, int]) -> NoReturn:
         return await task
 
     try:
-        sys.exit(asyncio.run(until_told()))
+        code = asyncio.run(until_told())
     except asyncio.CancelledError:
-        sys.exit(0)
-    except ServerError as error:
-        sys.exit(f"error: {error}")
-    except httpx.HTTPError as error:
-        sys.exit(f"error: the API did not answer as it should: {type(error).__name__} {error}")
+        code = 0
+    except ExceptionGroup as group:
+        sys.exit(_complaint(group.exceptions[0]))
+    except (ServerError, httpx.HTTPError, TimeoutError) as error:
+        sys.exit(_complaint(error))
+    sys.exit(code)
+
+
+def _complaint(error: Exception) -> str:
+    if isinstance(error, ServerError):
+        return f"error: {error}"
+    return f"error: the API did not answer as it should: {type(error).__name__} {error}"
 
 
 async def serve() -> int:
