@@ -8,10 +8,12 @@ books of stock, payment service and carrier must agree with it.
 import argparse
 import asyncio
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import httpx
 from pymongo import AsyncMongoClient
 
 from dev.sample_stock import authorization
-from dev.stack import NAMES, Config, Stack, run
+from dev.stack import NAMES, ROOT, Config, Stack, run
 
 STOCK = {"CHAOS-MUG": 10_000, "CHAOS-VASE": 15}  # pieces; there are too few vases for all who want one
 KINDS = {  # what is ordered, and how often: weight, payment method, postal code, sku
@@ -41,6 +43,7 @@ MAY_END = {
     "outage": {"cancelled"},
 }
 FINAL = {"completed", "failed", "cancelled"}
+KEPT = ROOT / ".dev" / "chaos"
 PATIENCE = 180  # seconds; a step whose worker was killed is tried again after its timeout of 30
 
 
@@ -50,6 +53,7 @@ class Placed:
     order_id: str
     key: str
     body: dict[str, Any]
+    cancel: str  # what the answer to the cancel was, if there was one
 
 
 class Shop:
@@ -90,10 +94,12 @@ class Shop:
         key = f"chaos-{number}"
         response = await self.send("POST", "/orders", json=body, headers={"Idempotency-Key": key})
         order_id = response.raise_for_status().json()["order_id"]
+        cancel = ""
         if kind == "outage":
             await asyncio.sleep(1)
-            await self.send("POST", f"/orders/{order_id}/cancel", json={})
-        return Placed(kind, order_id, key, body)
+            response = await self.send("POST", f"/orders/{order_id}/cancel", json={})
+            cancel = f"{response.status_code} {response.json().get('detail', '')}".strip()
+        return Placed(kind, order_id, key, body, cancel)
 
     async def order(self, order_id: str) -> dict[str, Any]:
         order: dict[str, Any] = (await self.send("GET", f"/orders/{order_id}")).raise_for_status().json()
@@ -102,8 +108,8 @@ class Shop:
 
 async def disturb(stack: Stack, random_: random.Random, times: int) -> None:
     """Take one process away after another, and bring it back."""
-    for number in range(1, times + 1):
-        name = random_.choice(NAMES)
+    rounds = (name for _ in range(times) for name in random_.sample(NAMES, len(NAMES)))
+    for number, name in enumerate(islice(rounds, times), 1):
         how = random_.choice(["killed", "killed", "stopped", "frozen"])
         away = random_.uniform(0.2, 3)
         print(f"  {number:>2}. {name} {how} for {away:.1f} s", flush=True)
@@ -148,6 +154,7 @@ async def audit(stack: Stack, shop: Shop, placed: list[Placed]) -> list[str]:
         sold = status == "completed"
         for fine, what in (
             (status in MAY_END[item.kind], "has the wrong end"),
+            (item.cancel in {"", "202"}, f"cancel was answered with {item.cancel}"),
             (again.json().get("order_id") == item.order_id, "was made a second time by its Idempotency-Key"),
             (paid == (total if sold else 0), f"{paid} were paid of {total}"),
             (shipped == sold, "shipped" if shipped else "did not ship"),
@@ -199,6 +206,9 @@ async def chaos(orders: int, disturbances: int, seed: int) -> int:
                 }
             wrong = await audit(stack, shop, placed)
             ends = Counter([(await shop.order(item.order_id))["status"] for item in placed])
+        if wrong:
+            shutil.copytree(folder, KEPT, dirs_exist_ok=True)
+            wrong.append(f"data and logs are kept in {KEPT}")
 
     print(", ".join(f"{count} {status}" for status, count in ends.most_common()), end=" ")
     print(f"after {time.monotonic() - begin:.0f} s")
