@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
 HOST = "127.0.0.1"
+NOT_INITIATED = 94  # MongoDB's error code for a replica set that has no configuration yet
 
 # What mongod links against, and the Debian packages that hold it.
 DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "libssl3", "liblzma": "liblzma5"}
@@ -251,31 +252,43 @@ async def start_mongod(
         address=f"mongodb://{HOST}:{port}/?replicaSet=rs0",
         log=(log_dir or data_dir.parent) / "mongod.log",
     )  # fmt: skip
-    config = {
-        "_id": "rs0",
-        "members": [{"_id": 0, "host": f"{HOST}:{port}"}],
-        "settings": {"electionTimeoutMillis": 500},
-    }
-
-    async def takes_writes() -> bool:
-        try:
-            hello = await client.admin.command("hello")
-            if not hello["isWritablePrimary"] and "setName" not in hello:
-                await client.admin.command("replSetInitiate", config)
-        except PyMongoError:  # not there yet, or another answer than usual while it starts
-            return False
-        return bool(hello["isWritablePrimary"])
 
     async def listens() -> bool:
         with socket.socket() as probe:
             return probe.connect_ex((HOST, port)) == 0
 
-    await server.until(
-        listens
-    )  # first, as a client that was refused waits half a second before it tries again
+    async def takes_writes() -> bool:
+        try:
+            return await _is_primary(client, f"{HOST}:{port}")
+        except PyMongoError:  # it answers otherwise than usual while it starts
+            return False
+
+    await server.until(listens)  # a client that was refused would wait half a second before it tries again
     client: AsyncMongoClient[dict[str, Any]]
     async with AsyncMongoClient(HOST, port, directConnection=True) as client:
         return await server.until(takes_writes)
+
+
+async def _is_primary(client: AsyncMongoClient[dict[str, Any]], address: str) -> bool:
+    """Whether it takes writes; if not, see to it: found the replica set, or move it here from another port."""
+    hello = await client.admin.command("hello")
+    if hello["isWritablePrimary"] or "setName" in hello:
+        return bool(hello["isWritablePrimary"])
+    config: dict[str, Any] = {
+        "_id": "rs0",
+        "members": [{"_id": 0, "host": address}],
+        "settings": {"electionTimeoutMillis": 500},
+    }
+    try:
+        config = (await client.admin.command("replSetGetConfig"))["config"]
+    except OperationFailure as error:
+        if error.code != NOT_INITIATED:
+            raise
+        await client.admin.command("replSetInitiate", config)
+    else:
+        config["members"][0]["host"] = address
+        await client.admin.command("replSetReconfig", config, force=True)
+    return False
 
 
 # --- Temporal

@@ -147,7 +147,7 @@ class Stack:
         async def ready() -> bool:
             return "worker ready" in server.log_text()
 
-        return await server.until(ready)
+        return await server.until(ready, timeout=45)  # longer than a server takes: that is then the cause
 
     async def _start_api(self) -> Server:
         port = str(self.config.api_port)
@@ -164,7 +164,7 @@ class Stack:
                 except httpx.TransportError:
                     return False
 
-            return await server.until(ready)
+            return await server.until(ready, timeout=45)  # longer than a server takes: that is then the cause
 
     async def _python(self, name: str, *arguments: str) -> Server:
         return await Server.start(
