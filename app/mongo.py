@@ -45,12 +45,9 @@ Database = AsyncIOMotorDatabase[Document]
 Session = AsyncIOMotorClientSession
 T = TypeVar("T")
 
-TRANSACTION_DEADLINE = (
-    10.0  # seconds after which no new try is begun; activities have a timeout and retries of their own
-)
-FENCE_LIFETIME = (
-    30 * 24 * 3600
-)  # seconds; longer than any attempt of a step can be late (the longest retries for 7 days)
+# Seconds after which a transaction is not tried again; activities have a timeout and retries of their own.
+TRANSACTION_DEADLINE = 10.0
+_TRY_LATER = ("TransientTransactionError", "UnknownTransactionCommitResult")
 _HISTORY_LOST = 286  # ChangeStreamHistoryLost: the resume token has fallen out of the oplog
 _NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
 
@@ -63,13 +60,15 @@ def is_unavailable(error: BaseException) -> bool:
     """Whether an error says that MongoDB is away (or without a primary), and the same call may go through later."""
     if isinstance(error, ConnectionFailure | NetworkTimeout | ExecutionTimeout | WTimeoutError):
         return True
-    if isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"):
+    if isinstance(error, PyMongoError) and any(map(error.has_error_label, _TRY_LATER)):
         return True
     return isinstance(error, OperationFailure) and error.code in _NOT_PRIMARY
 
 
 class Mongo:
     """One for each process and event loop; it does not survive a fork."""
+
+    is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
 
     def __init__(self, uri: str, database: str, *, app_name: str = "order-saga") -> None:
         self.client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
@@ -122,10 +121,18 @@ class Mongo:
         )
         # A fence that stopped nobody is worthless once no attempt can come any more; only those have `expires_at`.
         expiring = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
-        for fenced in (self.reservations, self.payments, self.shipments, self.address_changes):
+        for fenced in (
+            self.reservations,
+            self.payments,
+            self.shipments,
+            self.notifications,
+            self.address_changes,
+        ):
             await fenced.create_indexes([expiring])
 
-    async def run_transaction(self, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def run_transaction(
+        self, work: Callable[[Session], Awaitable[T]], *, within: float = TRANSACTION_DEADLINE
+    ) -> T:
         """Run `work` in a transaction, again from its start as long as MongoDB says that this can help.
 
         Motor's own `with_transaction` commits outside of its retry loop, so a write conflict or a lost reply at commit
@@ -136,16 +143,17 @@ class Mongo:
         the transaction goes on to its end, because a session cannot be given up in the middle of a call.
 
         Raises:
-            pymongo.errors.PyMongoError: what stopped the last try, after `TRANSACTION_DEADLINE` seconds or for good.
+            pymongo.errors.PyMongoError: what stopped the last try, for good or after `within` seconds. Where that
+                was the commit's unknown result, it may have taken effect: work that is to happen once must look.
         """
-        task = asyncio.ensure_future(self._transact(work))
+        task = asyncio.ensure_future(self._transact(work, within))
         self._transactions.add(task)
         task.add_done_callback(self._transactions.discard)
         return await asyncio.shield(task)
 
-    async def _transact(self, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def _transact(self, work: Callable[[Session], Awaitable[T]], within: float) -> T:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + TRANSACTION_DEADLINE
+        deadline = loop.time() + within
         tries = 0
         async with await self.client.start_session() as session:
             while True:

@@ -15,16 +15,33 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-class GroupCommit(Generic[Request, Result]):
-    """`commit` gets the requests in the order they came, and returns a result for each."""
+LARGEST = (
+    1_000  # requests in one transaction: one that outlasts its time limits would be tried in vain for ever
+)
 
-    def __init__(self, commit: Callable[[Sequence[Request]], Awaitable[Sequence[Result]]]) -> None:
+
+class GroupCommit(Generic[Request, Result]):
+    """Serves requests in the order they come.
+
+    Args:
+        commit: gets some requests, and returns a result for each or settles none of them. May get a request again.
+        concerns_all: whether an error is nobody's in particular, such as that the database is away. Any other may be
+            the fault of a single request, so the others are tried without it.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Request]], Awaitable[Sequence[Result]]],
+        *,
+        concerns_all: Callable[[Exception], bool],
+    ) -> None:
         self._commit = commit
+        self._concerns_all = concerns_all
         self._waiting: list[tuple[Request, asyncio.Future[Result]]] = []
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request) -> Result:
-        """Raises: whatever `commit` raises, for every caller whose request was in it."""
+        """Raises: whatever `commit` raises for this request, alone or with others."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None:
@@ -33,15 +50,22 @@ class GroupCommit(Generic[Request, Result]):
 
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                results = await self._commit([request for request, _ in batch])
-            except Exception as error:  # noqa: BLE001  (not ours to judge: it goes to every caller)
-                for _, future in batch:
-                    if not future.done():  # a caller that was cancelled does not wait any more
-                        future.set_exception(error)
-            else:
-                for (_, future), result in zip(batch, results, strict=True):
-                    if not future.done():
-                        future.set_result(result)
+            batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
+            await self._serve(batch)
         self._running = None
+
+    async def _serve(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._commit([request for request, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():  # a caller that was cancelled does not wait any more
+                    future.set_result(result)
+        except Exception as error:  # noqa: BLE001  (not ours to judge: it goes to the callers)
+            if len(batch) > 1 and not self._concerns_all(error):
+                half = len(batch) // 2
+                await self._serve(batch[:half])
+                await self._serve(batch[half:])
+                return
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)

@@ -7,7 +7,8 @@ that comes first leaves `released`, the fence that a late reservation runs into 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,13 @@ class Request:
     """Hold these pieces (by sku) for the order, or, when `pieces` is None, let go of what it holds."""
 
     order_id: str
-    pieces: dict[str, int] | None
+    pieces: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
 class Reservation:
     state: str
-    pieces: dict[str, int]
+    pieces: Mapping[str, int]
     failure: Failure | None = None
 
 
@@ -47,12 +48,14 @@ class Inventory:
     def __init__(self, mongo: Mongo, orders: Orders) -> None:
         self._mongo = mongo
         self._orders = orders
-        self._requests = GroupCommit(self._commit)
+        self._requests = GroupCommit(self._commit, concerns_all=mongo.is_unavailable)
 
     @activity.defn(name="ReserveInventory")
     async def reserve(self, ref: OrderRef) -> None:
         order = await self._orders.require(ref.order_id)
-        pieces = {line.sku: line.quantity for line in order.lines}
+        pieces: Counter[str] = Counter()
+        for line in order.lines:  # another program may have written two lines of one article
+            pieces[line.sku] += line.quantity
         reservation = await self._requests.submit(Request(ref.order_id, pieces))
         if reservation.state != RESERVED:
             raise refusal(reservation.failure or FENCED)
@@ -97,7 +100,13 @@ class Inventory:
 
     async def _stock(self, skus: Iterable[str], session: Session) -> dict[str, int]:
         found = self._mongo.inventory.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
-        return {document["_id"]: document["available"] async for document in found}
+        stock = {document["_id"]: document.get("available") async for document in found}
+        for sku, available in stock.items():
+            if not isinstance(
+                available, int
+            ):  # another program wrote it; NaN would pass every comparison below
+                raise TypeError(f"article {sku}: available is not a whole number")
+        return stock
 
 
 def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> Reservation:
@@ -107,7 +116,8 @@ def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> 
             return Reservation(RELEASED, {})
         if held.state == RESERVED:
             for sku, quantity in held.pieces.items():
-                left[sku] = left.get(sku, 0) + quantity
+                if sku in left:  # an article that is not kept any more has no stock to give back to
+                    left[sku] += quantity
         return Reservation(RELEASED, held.pieces, held.failure)
     if held is not None:
         return held

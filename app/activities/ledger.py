@@ -4,6 +4,8 @@ Every step has one document for each order, `_id` = order id, whose state only m
 
     pending -> done -> undone        the step happened, then it was undone
     pending -> void                  the gateway refused it for good, or the undo came first
+               void -> undone        but the gateway had heard of it all the same (its reply was lost, or an attempt
+                                     was late), and took it back
 
 MongoDB decides every race by these writes. An undo that comes first leaves `void`, and the attempt that comes late runs
 into it: it stops, and takes back what it already did at the gateway.
@@ -83,18 +85,14 @@ class Ledger:
                 reference = await call()
             except Refused as refused:
                 failure = Failure(code=refused.code, message=str(refused))
-                entry = await self._move(
-                    order_id, PENDING, VOID, failure=failure.model_dump(), expires_at=fence_expiry()
-                )
+                entry = await self._move(order_id, [PENDING], VOID, failure=failure.model_dump())
             else:
-                entry = await self._move(order_id, PENDING, self._done, reference=reference)
+                entry = await self._move(order_id, [PENDING], self._done, reference=reference)
                 if entry["state"] != self._done and take_back is not None:
-                    await take_back()
+                    entry = await self._take_back(order_id, take_back)
+        await self._tell(order_id, entry)
         if entry["state"] != self._done:
-            failure = Failure.model_validate(entry.get("failure") or FENCED)
-            await self._orders.step_failed(order_id, self._step, failure.message)
-            raise refusal(failure)
-        await self._orders.step_done(order_id, self._step, self._status, f"{self._done} {entry['reference']}")
+            raise refusal(Failure.model_validate(entry.get("failure") or FENCED))
 
     async def undo(self, order_id: str, take_back: Callable[[], Awaitable[bool]]) -> None:
         """Undo the step once, or see to it that it cannot take effect any more.
@@ -102,16 +100,27 @@ class Ledger:
         The fence comes first, the gateway second: an attempt under way then finds one or the other.
         """
         await self._open(order_id)
-        entry = await self._move(order_id, PENDING, VOID, expires_at=fence_expiry())
-        if entry["state"] == self._undone:
-            had_effect = True
-        else:
-            had_effect = await take_back()
-            entry = await self._move(order_id, self._done, self._undone)
-        if had_effect or entry["state"] == self._undone:
+        entry = await self._move(order_id, [PENDING], VOID)
+        if entry["state"] != self._undone:
+            entry = await self._take_back(order_id, take_back)
+        await self._tell(order_id, entry)
+
+    async def _take_back(self, order_id: str, take_back: Callable[[], Awaitable[bool]]) -> Document:
+        had_effect = await take_back()
+        return await self._move(order_id, [self._done, VOID] if had_effect else [self._done], self._undone)
+
+    async def _tell(self, order_id: str, entry: Document) -> None:
+        """Say on the order what the document says. Repeated after a crash, it says the same again."""
+        if entry["state"] == self._done:
+            detail = f"{self._done} {entry['reference']}"
+            await self._orders.step_done(order_id, self._step, self._status, detail)
+        elif entry["state"] == self._undone:
             await self._orders.step_undone(order_id, self._step, self._undone)
         else:
-            await self._orders.step_failed(order_id, self._step, "did not take effect")
+            failure = entry.get("failure")
+            await self._orders.step_failed(
+                order_id, self._step, failure["message"] if failure else "did not take effect"
+            )
 
     async def _open(self, order_id: str) -> Document:
         entry = await self._entries.find_one_and_update(
@@ -123,11 +132,13 @@ class Ledger:
         assert entry is not None  # upsert: there is one
         return entry
 
-    async def _move(self, order_id: str, before: str, after: str, **facts: object) -> Document:
-        """Move the document forward if it stands at `before`, and return it as it is then, moved or not."""
+    async def _move(self, order_id: str, before: list[str], after: str, **facts: object) -> Document:
+        """Move the document forward if it stands at one of `before`, and return it as it is then, moved or not."""
+        fields = {"state": after, "at": datetime.now(UTC), **facts}
+        update: Document = {"$set": fields, "$unset": {"expires_at": ""}}
+        if after == VOID:  # as far as is known it never took effect: only such a document may be forgotten
+            update = {"$set": {**fields, "expires_at": fence_expiry()}}
         moved = await self._entries.find_one_and_update(
-            {"_id": order_id, "state": before},
-            {"$set": {"state": after, "at": datetime.now(UTC), **facts}},
-            return_document=ReturnDocument.AFTER,
+            {"_id": order_id, "state": {"$in": before}}, update, return_document=ReturnDocument.AFTER
         )
         return moved or await self._open(order_id)

@@ -50,7 +50,7 @@ class SandboxPayments:
                 if entry["calls"] <= FLAKY_ERRORS:
                     raise GatewayUnavailable("the payment service answered with an error")
         captured = {
-            "captured": {"$cond": ["$closed", {"$ifNull": ["$captured", 0]}, {"$literal": amount.amount}]},
+            "captured": {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]},
             "currency": {"$literal": amount.currency},
         }
         entry = await _record(self._books, f"payment:{key}", [{"$set": captured}])
@@ -73,7 +73,7 @@ class SandboxCarrier:
             raise AddressUnserviceable("no carrier delivers to this address")
         if address.postal_code == "99999":
             raise GatewayUnavailable("the carrier is unavailable")
-        shipped = {"shipped": {"$cond": ["$closed", {"$ifNull": ["$shipped", False]}, True]}}
+        shipped = {"shipped": {"$ifNull": ["$shipped", {"$not": "$closed"}]}}
         entry = await _record(self._books, f"shipment:{key}", [{"$set": shipped}])
         if entry.get("closed"):
             raise AddressUnserviceable("the shipment was called off")

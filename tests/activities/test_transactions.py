@@ -1,0 +1,191 @@
+"""`Mongo.run_transaction`, with faults that the server itself makes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClientSession
+from pymongo.errors import AutoReconnect, OperationFailure
+
+from app.mongo import Mongo, Session, is_unavailable
+from dev.servers import free_port, start_mongod
+from tests.activities.faults import AFTER_THE_EFFECT, Gate, failing
+from tests.support import eventually
+
+TRANSIENT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}  # WriteConflict
+LOST = {"closeConnection": True}
+
+
+class Work:
+    """Counts how often it runs, and leaves one document in each of two collections for each run."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self.runs = 0
+
+    async def __call__(self, session: Session) -> int:
+        self.runs += 1
+        await self._mongo.orders.insert_one({"run": self.runs}, session=session)
+        await self._mongo.payments.insert_one({"run": self.runs}, session=session)
+        return self.runs
+
+    async def effects(self) -> list[int]:
+        """Which of the runs took effect, in both collections alike."""
+        orders = [document["run"] async for document in self._mongo.orders.find()]
+        payments = [document["run"] async for document in self._mongo.payments.find()]
+        assert orders == payments
+        return orders
+
+
+@pytest.fixture
+async def work(mongo: Mongo) -> Work:
+    await mongo.database.create_collection("orders")
+    await mongo.database.create_collection("payments")
+    return Work(mongo)
+
+
+async def test_it_takes_effect_once(mongo: Mongo, work: Work) -> None:
+    assert await mongo.run_transaction(work) == 1
+    assert await work.effects() == [1]
+
+
+@pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
+async def test_the_reply_to_the_commit_is_lost(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
+    async with failing(
+        mongo, "commitTransaction", mode={"times": 5}, **fault
+    ):  # the driver alone tries twice
+        assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
+    assert await work.effects() == [1]
+
+
+@pytest.mark.parametrize("command", ["insert", "commitTransaction"])
+async def test_a_write_conflict(mongo: Mongo, work: Work, command: str) -> None:
+    async with failing(mongo, command, mode={"times": 3}, **TRANSIENT):
+        assert await mongo.run_transaction(work) == 4
+    assert await work.effects() == [4]
+
+
+async def test_two_that_want_the_same_document_both_have_it(mongo: Mongo) -> None:
+    await mongo.inventory.insert_one({"_id": "MUG", "available": 0})
+
+    async def increment(session: Session) -> None:
+        article = await mongo.inventory.find_one({"_id": "MUG"}, session=session)
+        assert article is not None
+        available = article["available"] + 1
+        await mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"available": available}}, session=session)
+
+    await asyncio.gather(*(mongo.run_transaction(increment) for _ in range(20)))
+    assert await mongo.inventory.find_one() == {"_id": "MUG", "available": 20}
+
+
+@pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
+async def test_motor_s_own_with_transaction_gives_up_at_commit(
+    mongo: Mongo, work: Work, fault: dict[str, Any]
+) -> None:
+    """Why there is a `run_transaction`. When this fails, Motor has learnt it and the template needs its own no more."""
+    session: AsyncIOMotorClientSession
+    async with (
+        await mongo.client.start_session() as session,
+        failing(mongo, "commitTransaction", mode={"times": 2}, **fault),
+    ):
+        with pytest.raises((OperationFailure, AutoReconnect)):
+            await session.with_transaction(work)
+        # And it leaves the transaction open, its documents locked, until the server's limit of a minute.
+        await mongo.client.admin.command({"killSessions": [session.session_id]})
+    assert work.runs == 1
+    assert await work.effects() == []
+
+
+async def test_an_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
+    async def fails(session: Session) -> None:
+        await work(session)
+        raise LookupError("not what it should be")
+
+    with pytest.raises(LookupError):
+        await mongo.run_transaction(fails)
+    assert work.runs == 1
+    assert await work.effects() == []
+    await mongo.run_transaction(work)  # nothing is left locked
+    assert await work.effects() == [2]
+
+
+async def test_a_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Work) -> None:
+    async with failing(mongo, "insert", errorCode=121):  # DocumentValidationFailure
+        with pytest.raises(OperationFailure):
+            await mongo.run_transaction(work)
+    assert work.runs == 1
+    assert await work.effects() == []
+
+
+async def test_there_is_an_end(mongo: Mongo, work: Work) -> None:
+    """After `within` seconds the last error is raised, and says that trying later may help."""
+    async with failing(mongo, "insert", **TRANSIENT):
+        with pytest.raises(OperationFailure) as conflict:
+            await mongo.run_transaction(work, within=0.2)
+    assert is_unavailable(conflict.value)
+    assert work.runs > 1
+    assert await work.effects() == []
+
+
+async def test_there_is_an_end_to_asking_whether_a_commit_took_effect(mongo: Mongo, work: Work) -> None:
+    async with failing(mongo, "commitTransaction", **AFTER_THE_EFFECT):
+        with pytest.raises(OperationFailure) as unknown:
+            await mongo.run_transaction(work, within=0.2)
+    assert is_unavailable(unknown.value)
+    assert work.runs == 1
+    assert await work.effects() == [1]  # it did, and the caller does not know
+
+
+async def test_a_caller_that_is_cancelled_leaves_and_the_transaction_ends_well(
+    mongo: Mongo, work: Work
+) -> None:
+    gate, finished = Gate(), asyncio.Event()
+
+    async def held(session: Session) -> None:
+        await work(session)
+        await gate.hold()
+        finished.set()
+
+    caller = asyncio.create_task(mongo.run_transaction(held))
+    await gate.reached()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not finished.is_set()
+    gate.open()
+    await eventually(mongo.orders.find_one)
+    assert await work.effects() == [1]
+
+
+@pytest.fixture
+async def lone_mongo(tmp_path: Path) -> AsyncIterator[Mongo]:
+    """On a server of its own, whose troubles are nobody else's."""
+    server = await start_mongod(tmp_path / "data", free_port(), test_commands=True)
+    mongo = Mongo(server.address, "test")
+    yield mongo
+    mongo.close()
+    await server.kill()
+
+
+async def test_the_primary_steps_down_in_the_middle(lone_mongo: Mongo) -> None:
+    mongo = lone_mongo
+    await mongo.create_indexes()
+    work = Work(mongo)
+
+    async def steps_down(session: Session) -> int:
+        run = await work(session)
+        if run == 1:
+            await _step_down(mongo)
+        return run
+
+    assert await mongo.run_transaction(steps_down) > 1
+    assert await work.effects() == [work.runs]
+
+
+async def _step_down(mongo: Mongo) -> None:
+    """The only member resigns for a second, and is then elected again."""
+    await mongo.client.admin.command({"replSetStepDown": 1, "force": True})
