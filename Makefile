@@ -58,12 +58,12 @@ clean:  ## forget the environment and all data of `make dev`
 	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): requirements-dev.lock
-	@for python in $(PYTHONS); do \
+	@for python in $(PY) $(PYTHONS); do \
 	  "$$python" -c '$(USABLE)' >/dev/null 2>&1 && { usable=$$python; break; }; done; \
 	[ -n "$${usable:-}" ] || { echo "no usable Python from 3.11 to 3.13 found. Install one" \
 	  "(on Debian: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
 	echo "setting up .venv with $$("$$usable" --version), once; this takes a minute"; \
-	"$$usable" -m venv --clear .venv
+	[ "$$usable" = $(PY) ] || "$$usable" -m venv --clear .venv
 	@$(PY) -m pip install --disable-pip-version-check --no-input --progress-bar off --require-hashes -r $< \
 	  | awk -v all="$$(grep -c '==' $<)" '/^(Collecting|Processing)/ { sub(".*/", "", $$2); printf "  %d/%d %s\n", ++n, all, $$2 } \
 	      /^Installing/ { print "  installing" } { fflush() }'
