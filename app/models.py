@@ -6,6 +6,7 @@ workflow history (`OrderInput`, `OrderRef`, `OrderMark`, ...) carries ids and de
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -19,7 +20,10 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
+
+logger = logging.getLogger(__name__)
 
 # What a caller may write: printable, bounded, trimmed. NUL and other control characters never reach the database.
 Text = Annotated[
@@ -42,7 +46,8 @@ MAX_PRICE = 1_000_000_000
 class Model(BaseModel):
     """Unknown fields are refused: a misspelt field is an error of the caller, not something to drop in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Never the value in an error: it may be personal, and errors end in logs and in workflow histories.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class OrderStatus(StrEnum):
@@ -115,13 +120,19 @@ class Address(Model):
     country: CountryCode
 
 
+class UnitPrice(Money):
+    """The price of one piece; bounded, so that every total is within the bounds of `Money`."""
+
+    amount: Annotated[int, Field(strict=True, ge=0, le=MAX_PRICE)]
+
+
 class Line(Model):
     """One article of an order, with the price that held when the order was placed (per piece)."""
 
     sku: Identifier
     name: Text
     quantity: Annotated[int, Field(strict=True, ge=1, le=MAX_QUANTITY)]
-    unit_price: Money
+    unit_price: UnitPrice
 
 
 class Failure(Model):
@@ -143,9 +154,7 @@ class Order(Model):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    order_id: Annotated[
-        str, Field(min_length=1, max_length=64, validation_alias=AliasChoices("_id", "order_id"))
-    ]
+    order_id: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "order_id"))]
     customer_id: Identifier
     status: OrderStatus = OrderStatus.PLACED
     total: Money
@@ -153,8 +162,8 @@ class Order(Model):
     payment_method: Identifier
     shipping_address: Address
     email: Annotated[Email, Field(exclude=True)]
-    created_at: datetime
-    updated_at: datetime
+    created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it: a text would not do
+    updated_at: Annotated[datetime, Field(strict=True)]
     steps: list[Step] = []
     failure: Failure | None = None
     cancellable: bool = True
@@ -163,9 +172,19 @@ class Order(Model):
     @classmethod
     def _steps_in_order(cls, steps: Any) -> Any:
         """MongoDB holds the steps by name, so that a step can be written twice without appearing twice."""
-        if isinstance(steps, dict):
+        if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
             return [{"step": name, **steps[name]} for name in StepName if name in steps]
         return steps
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if len({line.sku for line in self.lines}) < len(self.lines):
+            raise ValueError("lines: a sku is named twice")
+        if {line.unit_price.currency for line in self.lines} != {self.total.currency}:
+            raise ValueError("lines: not all prices are in the currency of the total")
+        if self.total.amount != sum(line.quantity * line.unit_price.amount for line in self.lines):
+            raise ValueError("total is not the sum of the lines")
+        return self
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -174,12 +193,8 @@ class Order(Model):
         Raises:
             pydantic.ValidationError: the document is malformed (another program may have written it).
         """
-        order = cls.model_validate(
-            {**document, "cancellable": document.get("status", "placed") in CANCELLABLE}
-        )
-        if order.total.amount != sum(line.quantity * line.unit_price.amount for line in order.lines):
-            raise ValueError("total is not the sum of the lines")
-        return order
+        order = cls.model_validate(document)
+        return order.model_copy(update={"cancellable": order.status in CANCELLABLE})
 
     @classmethod
     def from_any_document(cls, document: Mapping[str, Any]) -> Order:
@@ -190,11 +205,11 @@ class Order(Model):
             return Order.model_construct(
                 email="",
                 order_id=str(document.get("_id")),
-                customer_id=str(document.get("customer_id")),
+                customer_id=str(document.get("customer_id"))[:64],
                 status=OrderStatus.FAILED,
                 total=Money(amount=0, currency="XXX"),  # ISO 4217: no currency
                 lines=[],
-                payment_method=str(document.get("payment_method")),
+                payment_method=str(document.get("payment_method"))[:64],
                 shipping_address=Address.model_construct(
                     name="", street="", city="", postal_code="", country=""
                 ),
@@ -210,7 +225,8 @@ def why_malformed(error: ValueError) -> str:
     """The first thing that is wrong with a document, by field; never its values, which may be personal."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
     return str(error)
 
 
@@ -221,10 +237,21 @@ def _time_of(value: Any) -> datetime:
 class Article(Model):
     """What can be ordered: an article of the stock with its price per piece and the pieces not held by any order."""
 
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
     sku: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "sku"))]
     name: Text
-    unit_price: Money
+    unit_price: UnitPrice
     available: Annotated[int, Field(strict=True, ge=0, le=MAX_STOCK)]
+
+
+def article_of(document: Mapping[str, Any]) -> Article | None:
+    """Read an article's document; a malformed one, which another program may have written, counts as none."""
+    try:
+        return Article.model_validate(document)
+    except ValidationError as error:
+        logger.error("article %s is malformed: %s", document.get("_id"), why_malformed(error))
+        return None
 
 
 # --- what travels through Temporal

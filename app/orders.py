@@ -7,12 +7,11 @@ backwards: a step that is recorded stays recorded, a status follows only from th
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from pydantic import AwareDatetime, TypeAdapter
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 
 from app.models import (
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 # Every write is an update pipeline, so that one atomic update can both look and write, on the server's clock.
 NOW = "$$NOW"
+FIRST_INSTANT, LAST_INSTANT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 ADDED: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
 
 
@@ -120,7 +120,7 @@ class Orders:
         Raises:
             ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
-        if not document.keys() >= ADDED.keys():
+        if any(document.get(field) is None for field in ADDED):
             missing = {field: _first(f"${field}", value) for field, value in ADDED.items()}
             adopted = await self._orders.find_one_and_update(
                 {"_id": document["_id"]}, [{"$set": missing}], return_document=ReturnDocument.AFTER
@@ -129,16 +129,20 @@ class Orders:
         return Order.from_document(document)
 
     async def reject(self, order_id: object, failure: Failure) -> None:
-        """Mark a malformed document as failed; nothing can be told of what it holds, so nothing in it is relied on."""
+        """Mark a malformed document as failed; nothing can be told of what it holds, so nothing in it is relied on.
+
+        A `created_at` that is none is replaced: lists are sorted by it, and their cursors hold it.
+        """
+        # To MongoDB all values have an order, in which only dates lie between two dates.
+        is_time = {"$and": [{"$gt": ["$created_at", FIRST_INSTANT]}, {"$lt": ["$created_at", LAST_INSTANT]}]}
+        fields: Document = {
+            "status": OrderStatus.FAILED.value,
+            "failure": {"$literal": failure.model_dump()},
+            "created_at": {"$cond": [is_time, "$created_at", NOW]},
+            "updated_at": NOW,
+        }
         await self._orders.update_one(
-            {"_id": order_id, "status": {"$nin": [status.value for status in FINAL]}},
-            {
-                "$set": {
-                    "status": OrderStatus.FAILED.value,
-                    "failure": failure.model_dump(),
-                    "updated_at": datetime.now(UTC),
-                }
-            },
+            {"_id": order_id, "status": {"$nin": [status.value for status in FINAL]}}, [{"$set": fields}]
         )
 
     async def step_done(self, order_id: str, step: StepName, status: OrderStatus, detail: str) -> None:
@@ -210,16 +214,17 @@ def _forward(status: OrderStatus) -> Document:
     return {"$cond": [{"$in": [before, may_follow]}, status.value, before]}
 
 
+_POSITION: TypeAdapter[tuple[AwareDatetime, str]] = TypeAdapter(tuple[AwareDatetime, str])
+
+
 def _cursor(order: Order) -> str:
-    position = json.dumps([order.created_at.isoformat(), order.order_id])
-    return base64.urlsafe_b64encode(position.encode()).decode()
+    position = _POSITION.dump_json((order.created_at, order.order_id))
+    return base64.urlsafe_b64encode(position).decode()
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, str]:
     try:
-        created_at, order_id = json.loads(base64.urlsafe_b64decode(cursor))
-        if not isinstance(order_id, str):
-            raise BadCursor
-        return datetime.fromisoformat(created_at).astimezone(UTC), order_id
-    except (ValueError, TypeError, OverflowError, binascii.Error, RecursionError) as error:
+        created_at, order_id = _POSITION.validate_json(base64.urlsafe_b64decode(cursor))
+        return created_at.astimezone(UTC), order_id
+    except (ValueError, OverflowError) as error:
         raise BadCursor from error

@@ -1,28 +1,24 @@
 """The running sagas, as the API and the relay see them: start one, signal it, ask it.
 
-Every call has an end: Temporal that does not answer within `CALL_TIMEOUT` counts as away.
+Every call has an end: Temporal that does not answer within `CALL_TIMEOUT` seconds counts as away.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from temporalio.client import (
-    Client,
-    WithStartWorkflowOperation,
-    WorkflowHandle,
-    WorkflowUpdateFailedError,
-    WorkflowUpdateRPCTimeoutOrCancelledError,
-)
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.exceptions import ApplicationError, TemporalError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from app.models import (
     AddressChange,
@@ -40,15 +36,10 @@ from app.workflows.order import OrderWorkflow
 if TYPE_CHECKING:
     from app.settings import Settings
 
-START_TIMEOUT = timedelta(
-    seconds=0.8
-)  # a POST answers within a second; what was not started by then, the relay starts
-CALL_TIMEOUT = timedelta(seconds=2)
-
-_ID_POLICIES: dict[str, Any] = {
-    "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
-    "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
-}
+# Seconds.
+START_TIMEOUT = 0.8  # a POST answers within a second; what was not started by then, the relay starts
+CALL_TIMEOUT = 1.8  # an endpoint that asks Temporal answers within two
+OUTCOME_TIMEOUT = 0.8  # for a worker to tell what came of a signal that Temporal has taken already
 
 
 class SagaEnded(Exception):
@@ -79,24 +70,20 @@ class Sagas:
         self._client = client
         self._settings = settings
 
-    async def start(self, order: Order, patience: timedelta = START_TIMEOUT) -> None:
+    async def start(self, order: Order, patience: float = START_TIMEOUT) -> None:
         """Start the order's saga. Starting it again does nothing, whether it runs or has ended.
 
         Raises:
             TemporalUnavailable
         """
-        try:
-            await self._client.start_workflow(
-                OrderWorkflow.run,
-                self._input(order),
-                **self._options(order),
-                **_ID_POLICIES,
-                rpc_timeout=patience,
-            )
-        except WorkflowAlreadyStartedError:
-            return  # it has ended
-        except RPCError as error:
-            raise TemporalUnavailable from error
+        with suppress(SagaEnded):
+            async with _answered_within(patience):
+                await self._client.start_workflow(
+                    OrderWorkflow.run,
+                    self._input(order),
+                    **self._options(order),
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                )
 
     async def cancel(self, order: Order, reason: str | None) -> OrderProgress | None:
         """Signal `cancel` and ask what came of it; None when there is no worker to tell.
@@ -117,67 +104,64 @@ class Sagas:
         return await self._signal(order, "approve", decision)
 
     async def change_address(self, order: Order, change: AddressChange) -> None:
-        """Raises: SagaRefused (too late), TemporalUnavailable."""
-        start: WithStartWorkflowOperation[OrderWorkflow, OrderResult] = WithStartWorkflowOperation(
-            OrderWorkflow.run, self._input(order), **self._options(order), **_ID_POLICIES
-        )
-        try:
-            await self._client.execute_update_with_start_workflow(
-                OrderWorkflow.change_shipping_address,
-                change,
-                start_workflow_operation=start,
-                id=change.change_id,
-                rpc_timeout=CALL_TIMEOUT,
-            )
-        except WorkflowUpdateFailedError as error:
-            raise SagaRefused(str(error.cause)) from error
-        except WorkflowAlreadyStartedError as error:
-            raise SagaRefused("the order has ended") from error
-        except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-            raise TemporalUnavailable from error
+        """Update `change_shipping_address`; starts the saga where it has not been started yet.
+
+        Raises:
+            SagaRefused: too late.
+            SagaEnded, TemporalUnavailable
+        """
+        async with _answered_within(CALL_TIMEOUT):
+            await self.start(order)
+            try:
+                await self._handle(order.order_id).execute_update(
+                    OrderWorkflow.change_shipping_address, change, id=change.change_id
+                )
+            except WorkflowUpdateFailedError as error:
+                if isinstance(error.cause, ApplicationError):
+                    raise SagaRefused(error.cause.message) from error
+                raise
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    raise SagaEnded from error
+                raise
 
     async def ping(self) -> None:
-        """Raises: temporalio.service.RPCError, RuntimeError: Temporal cannot be reached."""
-        await self._client.service_client.check_health(timeout=CALL_TIMEOUT)
+        """Raises: TemporalUnavailable."""
+        async with _answered_within(CALL_TIMEOUT):
+            await self._client.service_client.check_health()
 
-    async def progress(self, order_id: str) -> OrderProgress:
+    async def progress(self, order_id: str, patience: float = CALL_TIMEOUT) -> OrderProgress:
         """The workflow's own answer (query `status`).
 
         Raises:
             TemporalUnavailable: also where no workflow is known any more, or yet.
         """
-        try:
-            return await self._handle(order_id).query(OrderWorkflow.status, rpc_timeout=CALL_TIMEOUT)
-        except RPCError as error:
-            raise TemporalUnavailable from error
+        async with _answered_within(patience):
+            return await self._handle(order_id).query(OrderWorkflow.status)
 
     async def attempt(self, order_id: str) -> int | None:
-        """Which attempt of its step is running or waited for: the server counts them, the workflow does not know."""
-        try:
-            description = await self._handle(order_id).describe(rpc_timeout=CALL_TIMEOUT)
-        except RPCError as error:
-            raise TemporalUnavailable from error
+        """Which attempt of its step is running or waited for: the server counts them, the workflow does not know.
+
+        Raises:
+            TemporalUnavailable
+        """
+        async with _answered_within(CALL_TIMEOUT):
+            description = await self._handle(order_id).describe()
         return max(
             (activity.attempt for activity in description.raw_description.pending_activities), default=None
         )
 
     async def _signal(self, order: Order, signal: str, argument: object) -> OrderProgress | None:
-        try:
+        async with _answered_within(CALL_TIMEOUT):
             await self._client.start_workflow(
                 OrderWorkflow.run,
                 self._input(order),
                 **self._options(order),
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 start_signal=signal,
                 start_signal_args=[argument],
-                rpc_timeout=CALL_TIMEOUT,
             )
-        except WorkflowAlreadyStartedError as error:
-            raise SagaEnded from error
-        except RPCError as error:
-            raise TemporalUnavailable from error
         try:
-            return await self.progress(order.order_id)
+            return await self.progress(order.order_id, OUTCOME_TIMEOUT)
         except TemporalUnavailable:
             return None
 
@@ -192,6 +176,7 @@ class Sagas:
         return {
             "id": workflow_id(order.order_id),
             "task_queue": self._settings.task_queue,
+            "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
             "search_attributes": TypedSearchAttributes(
                 [SearchAttributePair(ORDER_STATUS, OrderStatus.PLACED.value)]
             ),
@@ -199,3 +184,18 @@ class Sagas:
 
     def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:
         return self._client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))
+
+
+@asynccontextmanager
+async def _answered_within(seconds: float) -> AsyncIterator[None]:
+    """Puts an end to calls, and turns what the SDK raises into errors of ours.
+
+    `rpc_timeout` would not do: it bounds each try of a call, neither their sum nor the first connection.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except WorkflowAlreadyStartedError as error:
+        raise SagaEnded from error
+    except (TemporalError, RuntimeError, TimeoutError) as error:  # RuntimeError: it was never reached yet
+        raise TemporalUnavailable from error

@@ -10,6 +10,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
 
 
 class Settings(BaseSettings):
@@ -25,12 +27,23 @@ class Settings(BaseSettings):
     approval_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=24)
 
     # Callers by name, {"shop": "its-secret"}; empty: the API is open. Each caller has idempotency keys of its own.
-    api_keys: dict[str, str] = {}
+    api_keys: dict[str, Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]] = {}
     # Where the order desk links to a workflow in Temporal's Web UI; empty: no link.
     temporal_ui_url: str = ""
     # host:port where the worker serves Prometheus metrics; empty: nowhere. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
     log_level: str = "INFO"
+
+    @field_validator("mongodb_uri")
+    @classmethod
+    def _connection_string(cls, uri: str) -> str:
+        if uri.startswith("mongodb+srv://"):  # to look into it would ask the network
+            return uri
+        try:
+            parse_uri(uri)
+        except (PyMongoError, ValueError) as error:  # its text may hold a piece of the password
+            raise ValueError("is no MongoDB connection string (mongodb://...)") from error
+        return uri
 
     @field_validator("log_level")
     @classmethod

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from typing import Annotated
+from email.message import Message
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 
-from app.api.problems import UnsupportedMediaType
+from app.api.problems import Invalid, UnsupportedMediaType
 from app.mongo import Mongo
 from app.orders import Orders
 from app.sagas import Sagas
@@ -51,11 +52,27 @@ IdempotencyKey = Annotated[
 
 
 async def json_only(request: Request) -> None:
-    """Raises: UnsupportedMediaType: there is a body, and it does not say that it is JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    if has_body and media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedMediaType("send the body as Content-Type: application/json")
+    """What FastAPI lets pass: JSON by another name, in another encoding, or with a field twice, of which one counts.
+
+    Raises:
+        UnsupportedMediaType, Invalid
+    """
+    body = await request.body()
+    if not body:
+        return
+    content = Message()
+    content["content-type"] = request.headers.get("content-type", "")
+    if content.get_content_type() != "application/json" or content.get_content_charset("utf-8") != "utf-8":
+        raise UnsupportedMediaType("send the body as Content-Type: application/json, which is always UTF-8")
+    try:
+        json.loads(body.decode(), object_pairs_hook=_each_once)
+    except UnicodeDecodeError as error:
+        raise Invalid.field("body", "is not UTF-8") from error
+
+
+def _each_once(fields: list[tuple[str, Any]]) -> None:
+    if len(dict(fields)) < len(fields):
+        raise Invalid.field("body", "a field is there twice")
 
 
 JsonOnly = Depends(json_only)

@@ -1,8 +1,8 @@
 """Live progress as server-sent events, fed by one change stream of the process, however many listen.
 
 Every event carries the whole state, so one that is sent twice does no harm, and a listener that fell behind needs only
-the latest. Who comes back with a `Last-Event-ID` is told all that changed since: from the last changes, which are kept
-here, or, where those do not reach back far enough, from the orders themselves.
+the latest. Its id is MongoDB's time of it. Who comes back with a `Last-Event-ID` is told all that changed since: from
+the last changes, which are kept here, or, where those do not reach back far enough, from the orders themselves.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ValidationError
-from pymongo.errors import PyMongoError
 
 from app.api.auth import Caller
 from app.api.dependencies import MongoDep, OrderId, OrdersDep
-from app.api.problems import NotFound, responses
-from app.models import FINAL, Article, Order
-from app.mongo import Document, HistoryLost, Mongo
+from app.api.problems import Invalid, NotFound, responses
+from app.models import FINAL, Order, article_of
+from app.mongo import Document, Mongo, is_unavailable
 from app.orders import Orders
 
 logger = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ router = APIRouter(prefix="/orders", tags=["events"])
 
 KEPT = 1_000  # changes to come back to without a look into the orders
 QUEUE = 256  # changes that a listener may be behind before it is let go, to come back with its Last-Event-ID
-OVERLAP = timedelta(seconds=30)  # `updated_at` is set before the change is committed, by less than this
+OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
 FIRST_LOOK = 50  # orders that a new listener to all of them is told first
 
 
@@ -47,26 +45,27 @@ class Event:
     subject: str
     data: str
     at: Timestamp
-    updated_at: datetime | None = None
     final: bool = False
 
     @classmethod
     def of_order(cls, order: Order, at: Timestamp) -> Event:
-        final = order.status in FINAL
-        return cls("order", order.order_id, order.model_dump_json(), at, order.updated_at, final)
+        return cls("order", order.order_id, order.model_dump_json(), at, order.status in FINAL)
 
     def encoded(self) -> ServerSentEvent:
         return ServerSentEvent(event=self.name, raw_data=self.data, id=f"{self.at.time}.{self.at.inc}")
 
 
 class Listener:
-    def __init__(self, order_id: str | None) -> None:
+    """To one order or to all. `since`: what it reads for itself holds all that changed until then."""
+
+    def __init__(self, order_id: str | None, since: Timestamp) -> None:
+        self.since = since
         self._order_id = order_id
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
 
     def offer(self, event: Event) -> None:
         """Hand an event over, if it is of interest. A listener too far behind is let go: nobody waits for it."""
-        if self._order_id in {None, event.subject}:
+        if self._order_id in {None, event.subject} and event.at > self.since:
             if self._queue.full():
                 self.end()
             else:
@@ -77,12 +76,9 @@ class Listener:
             self._queue.get_nowait()
         self._queue.put_nowait(None)
 
-    async def events_after(self, told: dict[str, datetime]) -> AsyncIterator[Event]:
-        """What is handed over from now on, without what is older than the states that were `told` already."""
+    async def events(self) -> AsyncIterator[Event]:
         while (event := await self._queue.get()) is not None:
-            before = told.get(event.subject)
-            if before is None or event.updated_at is None or event.updated_at >= before:
-                yield event
+            yield event
 
 
 class Hub:
@@ -92,17 +88,16 @@ class Hub:
         self._mongo = mongo
         self._listeners: set[Listener] = set()
         self._kept: deque[Event] = deque(maxlen=KEPT)
-        self._running: asyncio.Task[None] | None = None
         self._complete_after = Timestamp(0, 0)  # what happened later than this is in `_kept`
-        self.latest = Timestamp(0, 0)  # the time of the last change that was handed over
+        self._running: asyncio.Task[None] | None = None
 
     @contextmanager
     def listening(self, order_id: str | None, now: Timestamp) -> Iterator[Listener]:
-        """Listen to one order or to all. `now` is MongoDB's time, where the stream begins if it is not open yet."""
-        listener = Listener(order_id)
+        """Listen from `now`, MongoDB's time, on. What listens then reads the current state misses nothing."""
+        listener = Listener(order_id, now)
         self._listeners.add(listener)
         if self._running is None:
-            self._complete_after = self.latest = now
+            self._complete_after = now
             self._running = asyncio.create_task(self._run(now))
         try:
             yield listener
@@ -111,7 +106,7 @@ class Hub:
             if not self._listeners:
                 self._close()
 
-    def since(self, then: Timestamp) -> list[Event] | None:
+    def kept_since(self, then: Timestamp) -> list[Event] | None:
         """What was handed over since then; None where that is not known any more."""
         if then <= self._complete_after:
             return None
@@ -124,37 +119,39 @@ class Hub:
         self._kept.clear()
 
     async def _run(self, start: Timestamp) -> None:
+        begin: Document = {"start_at_operation_time": start}
+        while True:
+            try:
+                await self._follow(begin)
+            except Exception as error:  # noqa: BLE001  (whatever it is: nobody else would look after the listeners)
+                logger.warning("live events interrupted: %s", type(error).__name__)
+                if not is_unavailable(error):  # the stream cannot go on from where it was
+                    break
+                await asyncio.sleep(0.5)
+        self._running = None
+        self._close()
+        for listener in self._listeners:  # they come back, and are told from the orders
+            listener.end()
+
+    async def _follow(self, begin: Document) -> None:
+        """Hand over what happens, and note in `begin` how to go on after an interruption."""
         changed = {"ns.coll": {"$in": [self._mongo.orders.name, self._mongo.inventory.name]}}
         pipeline: list[Document] = [{"$match": {**changed, "fullDocument": {"$exists": True}}}]
-        token: Document | None = None
-        while True:
-            begin = {"resume_after": token} if token else {"start_at_operation_time": start}
-            try:
-                async with self._mongo.watch(
-                    self._mongo.database, pipeline, full_document="updateLookup", **begin
-                ) as changes:
-                    while True:
-                        change = await changes.next()
-                        if change is not None:
-                            self._hand_over(change)
-                        token = changes.resume_token
-            except HistoryLost:
-                for listener in self._listeners:  # they come back, and are told from the orders
-                    listener.end()
-                self._close()
-                return
-            except PyMongoError as error:
-                logger.warning("live events interrupted: %s", type(error).__name__)
-                await asyncio.sleep(0.5)
+        async with self._mongo.watch(
+            self._mongo.database, pipeline, full_document="updateLookup", **begin
+        ) as changes:
+            while True:
+                change = await changes.next()
+                event = _event(change) if change else None
+                if event:
+                    self._hand_over(event)
+                begin.clear()
+                begin["resume_after"] = changes.resume_token
 
-    def _hand_over(self, change: Document) -> None:
-        event = _event(change)
-        if event is None:
-            return
+    def _hand_over(self, event: Event) -> None:
         if len(self._kept) == KEPT:
             self._complete_after = self._kept[0].at
         self._kept.append(event)
-        self.latest = event.at
         for listener in self._listeners:
             listener.offer(event)
 
@@ -165,11 +162,8 @@ def _event(change: Document) -> Event | None:
         return None
     if change["ns"]["coll"] == "orders":
         return Event.of_order(Order.from_any_document(document), at)
-    try:
-        article = Article.model_validate(document)
-    except ValidationError:
-        return None
-    return Event("stock", article.sku, article.model_dump_json(), at)
+    article = article_of(document)
+    return Event("stock", article.sku, article.model_dump_json(), at) if article else None
 
 
 def _hub(request: Request) -> Hub:
@@ -178,6 +172,20 @@ def _hub(request: Request) -> Hub:
 
 
 HubDep = Annotated[Hub, Depends(_hub)]
+
+
+def _last_seen(
+    last_event_id: Annotated[
+        str | None, Header(description="To be told all that changed since that event")
+    ] = None,
+) -> Timestamp | None:
+    if last_event_id is None:
+        return None
+    try:
+        time, inc = last_event_id.split(".")
+        return Timestamp(int(time), int(inc))
+    except ValueError as error:
+        raise Invalid.field("Last-Event-ID", "is not one that this API gave out") from error
 
 
 async def _to_all(_: Caller, hub: HubDep, mongo: MongoDep) -> AsyncIterator[Listener]:
@@ -199,60 +207,50 @@ async def _to_one(
 
 @router.get("/events", response_class=EventSourceResponse, responses=responses())
 async def of_all(
+    last_seen: Annotated[Timestamp | None, Depends(_last_seen)],
     listener: Annotated[Listener, Depends(_to_all)],
     hub: HubDep,
     orders: OrdersDep,
-    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,10}\.\d{1,10}$")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change of any order, one `stock` event for each change of the stock.
 
     Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since.
     """
-    told: dict[str, datetime] = {}
-    missed = hub.since(_timestamp(last_event_id)) if last_event_id else None
-    if missed is not None:
-        for event in missed:
+    kept = hub.kept_since(last_seen) if last_seen else None
+    if kept is not None:
+        for event in kept:
             yield event.encoded()
     else:
-        latest = hub.latest
-        async for order in _current(orders, last_event_id):
-            told[order.order_id] = order.updated_at
-            yield Event.of_order(order, latest).encoded()
-    async for event in listener.events_after(told):
+        async for order in _current(orders, last_seen):
+            yield Event.of_order(order, listener.since).encoded()
+    async for event in listener.events():
         yield event.encoded()
 
 
 @router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(NotFound))
 async def of_one(
-    order_id: OrderId, listener: Annotated[Listener, Depends(_to_one)], hub: HubDep, orders: OrdersDep
+    order_id: OrderId, listener: Annotated[Listener, Depends(_to_one)], orders: OrdersDep
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change, the current state first; ends when that is final."""
-    latest = hub.latest
     order = await orders.find(order_id)
     if order is None:
         return
-    event = Event.of_order(order, latest)
+    event = Event.of_order(order, listener.since)
     yield event.encoded()
     if event.final:
         return
-    async for event in listener.events_after({order_id: order.updated_at}):
+    async for event in listener.events():
         yield event.encoded()
         if event.final:
             return
 
 
-async def _current(orders: Orders, last_event_id: str | None) -> AsyncIterator[Order]:
+async def _current(orders: Orders, last_seen: Timestamp | None) -> AsyncIterator[Order]:
     """Oldest change first."""
-    if last_event_id is None:
+    if last_seen is None:
         newest, _ = await orders.page(None, None, FIRST_LOOK, None)
         for order in reversed(newest):
             yield order
     else:
-        then = datetime.fromtimestamp(_timestamp(last_event_id).time, UTC)
-        async for order in orders.changed_since(then - OVERLAP):
+        async for order in orders.changed_since(last_seen.as_datetime() - OVERLAP):
             yield order
-
-
-def _timestamp(event_id: str) -> Timestamp:
-    time, inc = event_id.split(".")
-    return Timestamp(int(time), int(inc))

@@ -8,17 +8,13 @@ from pydantic import BaseModel, Field
 from app.api.auth import Caller
 from app.api.dependencies import IdempotencyKey, JsonOnly, MongoDep, derived_id, fingerprint
 from app.api.problems import Conflict, Invalid, NotFound, body_responses, responses
-from app.models import MAX_PRICE, MAX_STOCK, Article, Identifier, Model, Money, Text
-from app.mongo import Document, DuplicateKeyError, Mongo, Session
+from app.models import MAX_STOCK, Article, Identifier, Model, Text, UnitPrice, article_of
+from app.mongo import DuplicateKeyError, Mongo, Session
 
 router = APIRouter(prefix="/inventory", tags=["inventory"])
 
 Sku = Annotated[Identifier, Path()]
 Pieces = Annotated[int, Field(strict=True, ge=0, le=MAX_STOCK)]
-
-
-class UnitPrice(Money):
-    amount: Annotated[int, Field(strict=True, ge=0, le=MAX_PRICE)]
 
 
 class NewArticle(Model):
@@ -38,7 +34,7 @@ class Stock(BaseModel):
 @router.get("", responses=responses())
 async def stock(_: Caller, mongo: MongoDep) -> Stock:
     found = mongo.inventory.find().sort("_id", 1)
-    return Stock(items=[Article.model_validate(document) async for document in found])
+    return Stock(items=[article async for document in found if (article := article_of(document))])
 
 
 @router.get("/{sku}", responses=responses(NotFound))
@@ -87,10 +83,11 @@ async def restock(
 
 
 async def _known(mongo: Mongo, sku: str) -> Article:
-    document: Document | None = await mongo.inventory.find_one({"_id": sku})
-    if document is None:
+    document = await mongo.inventory.find_one({"_id": sku})
+    article = None if document is None else article_of(document)
+    if article is None:
         raise NotFound(f"there is no article {sku}")
-    return Article.model_validate(document)
+    return article
 
 
 async def _add(mongo: Mongo, sku: str, quantity: int, session: Session | None) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs, temporal
 from app.api import events, health, inventory, orders, problems
@@ -39,9 +40,9 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         yield
         mongo.close()
 
-    app = FastAPI(title="Order saga", version="1.0.0", lifespan=lifespan, max_body_size=MAX_BODY)
+    app = FastAPI(title="Order saga", version="1.0.0", lifespan=lifespan, redirect_slashes=False)
     problems.install(app)
-    app.add_middleware(Deadline)
+    app.add_middleware(Limits)
     for module in (events, orders, inventory, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
@@ -54,23 +55,47 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
     return app
 
 
-class Deadline:
-    """Ends a request that takes too long with 503, so that no outage makes a caller wait; event streams are exempt."""
+class Limits:
+    """Holds for every request: a body of at most `MAX_BODY`, an answer that begins within `DEADLINE`, and no stack
+    trace in it. (FastAPI's `max_body_size` answers in plain text, and its handler of all exceptions logs each twice.)
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/events"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        received = 0
+        answering = False
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise HTTPException(413, "the body is larger than 64 KiB")
+            return message
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal answering
+            answering = True
+            deadline.reschedule(None)  # an event stream lasts
+            await send(message)
+
         try:
-            async with asyncio.timeout(DEADLINE):
-                await self.app(scope, receive, send)
-        except TimeoutError:
-            response = problems.unavailable(
-                "no answer in time; try again, with the same Idempotency-Key if you sent one"
-            )
+            async with asyncio.timeout(DEADLINE) as deadline:
+                await self.app(scope, receive_limited, send_in_time)
+        except Exception as error:
+            if answering:
+                raise
+            if isinstance(error, TimeoutError):
+                response = problems.unavailable(
+                    "no answer in time; try again, with the same Idempotency-Key if you sent one"
+                )
+            else:
+                response = problems.unexpected(error)
             await response(scope, receive, send)
 
 

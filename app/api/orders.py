@@ -1,5 +1,6 @@
 """Orders over HTTP: placed in MongoDB, started, signalled and asked in Temporal, read from MongoDB."""
 
+import asyncio
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,14 +21,21 @@ from app.api.dependencies import (
     derived_id,
     fingerprint,
 )
-from app.api.problems import Conflict, FieldError, Invalid, NotFound, body_responses, responses
+from app.api.problems import (
+    Conflict,
+    FieldError,
+    Invalid,
+    NotFound,
+    Unavailable,
+    body_responses,
+    responses,
+)
 from app.models import (
     FINAL,
     MAX_QUANTITY,
     Address,
     AddressChange,
     ApprovalDecision,
-    Article,
     Email,
     Identifier,
     Line,
@@ -37,10 +45,11 @@ from app.models import (
     OrderProgress,
     OrderStatus,
     Text,
+    article_of,
 )
 from app.mongo import Document, DuplicateKeyError, Mongo
 from app.orders import BadCursor, Orders
-from app.sagas import SagaEnded, SagaRefused, TemporalUnavailable, workflow_url
+from app.sagas import SagaRefused, TemporalUnavailable, workflow_url
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
@@ -149,9 +158,8 @@ async def status(
     _: Caller, order_id: OrderId, orders: OrdersDep, sagas: SagasDep, settings: SettingsDep
 ) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
-    order = await _known(orders, order_id)
-    progress = await sagas.progress(order.order_id)
-    attempt = await sagas.attempt(order.order_id) if progress.status not in FINAL else None
+    await _known(orders, order_id)
+    progress, attempt = await asyncio.gather(sagas.progress(order_id), sagas.attempt(order_id))
     return OrderStatusAnswer(
         **progress.model_dump(),
         attempt=attempt,
@@ -172,13 +180,15 @@ async def cancel(
     order = await _known(orders, order_id)
     if order.status in FINAL:
         raise Conflict(f"the order is {order.status}")
-    try:
-        progress = await sagas.cancel(order, request.reason if request else None)
-    except SagaEnded as error:
-        raise Conflict("the order has ended") from error
+    progress = await sagas.cancel(order, request.reason if request else None)
     if progress is not None and not progress.cancel_requested:
         raise Conflict(f"too late to cancel: the order is {progress.status}")
-    return await _known(orders, order_id)
+    order = await _known(orders, order_id)
+    if progress is None and not order.cancellable:
+        # No worker tells, and the signal may have come after the shipment. (Where the order is cancellable still, it
+        # came before: a step is written here before Temporal hears of it.)
+        raise Unavailable("it is not known yet whether the cancel came in time; ask again")
+    return order
 
 
 @router.post(
@@ -194,10 +204,7 @@ async def approve(
     order = await _known(orders, order_id)
     if order.status is not OrderStatus.AWAITING_APPROVAL:
         raise Conflict(f"the order does not wait for an approval: it is {order.status}")
-    try:
-        progress = await sagas.approve(order, ApprovalDecision(**decision.model_dump()))
-    except SagaEnded as error:
-        raise Conflict("the order has ended") from error
+    progress = await sagas.approve(order, ApprovalDecision(**decision.model_dump()))
     if progress is not None and progress.approved is not decision.approved:
         raise Conflict("it was decided otherwise before")
     return await _known(orders, order_id)
@@ -240,7 +247,7 @@ async def _placed_before(mongo: Mongo, order_id: str, new: NewOrder) -> Order | 
         return None
     if document.get("fingerprint") != fingerprint(new):
         raise Invalid.field("Idempotency-Key", "was used for another order")
-    return Order.from_document(document)
+    return Order.from_any_document(document)
 
 
 async def _document(mongo: Mongo, order_id: str, new: NewOrder) -> Document:
@@ -250,7 +257,7 @@ async def _document(mongo: Mongo, order_id: str, new: NewOrder) -> Document:
         Invalid: an article is unknown, or the prices are in several currencies.
     """
     found = mongo.inventory.find({"_id": {"$in": [line.sku for line in new.lines]}})
-    articles = {document["_id"]: Article.model_validate(document) async for document in found}
+    articles = {article.sku: article async for document in found if (article := article_of(document))}
     unknown = [
         FieldError(field=f"lines.{index}.sku", message="there is no such article")
         for index, line in enumerate(new.lines)

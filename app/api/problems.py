@@ -18,7 +18,7 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 
 from app.mongo import is_unavailable
-from app.sagas import TemporalUnavailable
+from app.sagas import SagaEnded, TemporalUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _described(title: str) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Turn every exception into a problem."""
+    """Turn every exception into a problem, and describe what one looks like in OpenAPI."""
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> JSONResponse:
@@ -136,21 +136,35 @@ def install(app: FastAPI) -> None:
         )
 
     @app.exception_handler(PyMongoError)
-    async def mongo(request: Request, error: PyMongoError) -> JSONResponse:
+    async def mongo(_: Request, error: PyMongoError) -> JSONResponse:
         if is_unavailable(error):
             return unavailable(
                 "the database does not answer; try again, with the same Idempotency-Key if you sent one"
             )
-        return await unexpected(request, error)
+        return unexpected(error)
 
     @app.exception_handler(TemporalUnavailable)
     async def temporal(_: Request, __: TemporalUnavailable) -> JSONResponse:
         return unavailable("Temporal, or a worker, does not answer; try again")
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s: %s", request.method, request.url.path, type(error).__name__, exc_info=error)
-        return _response(500, Problem.title, "something went wrong here; it has been logged")
+    @app.exception_handler(SagaEnded)
+    async def ended(_: Request, __: SagaEnded) -> JSONResponse:
+        return await problem(_, Conflict("the order has ended"))
+
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = described()
+        details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        description["components"]["schemas"].update({**details.pop("$defs"), "ProblemDetails": details})
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def unexpected(error: Exception) -> JSONResponse:
+    logger.error("unexpected error", exc_info=error)
+    return _response(500, Problem.title, "something went wrong here; it has been logged")
 
 
 def unavailable(detail: str) -> JSONResponse:
@@ -173,13 +187,7 @@ def _response(
 
 def _field(location: tuple[Any, ...]) -> str:
     """`("body", "lines", 0, "sku")` is the caller's `lines.0.sku`."""
-    inner = (
-        location[1:]
-        if location[0] == "body" and len(location) > 1 and isinstance(location[1], str)
-        else location[-1:]
-    )
-    return (
-        ".".join(str(part) for part in inner)
-        if location[0] == "body" and len(location) > 1
-        else str(location[-1])
-    )
+    _, *inner = location
+    if not inner or isinstance(inner[0], int):  # nothing there, or no JSON from that character on
+        return "body"
+    return ".".join(str(part) for part in inner)
