@@ -12,14 +12,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pymongo.errors import PyMongoError
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import PollerBehaviorAutoscaling, Worker
+from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 
 from app import logs, temporal
 from app.activities.inventory import Inventory
@@ -53,17 +53,20 @@ def build_worker(
     payments: PaymentGateway,
     carrier: Carrier,
     mailer: Mailer,
+    **options: Any,
 ) -> Worker:
-    """Put workflow, activities and gateways together: your own gateways come in here."""
+    """Put workflow, activities and gateways together: your own gateways come in here.
+
+    Args:
+        options: more of `temporalio.worker.Worker`'s own, or others than are chosen here.
+    """
     orders = Orders(mongo)
     inventory = Inventory(mongo, orders)
     charges = Payments(mongo, orders, payments)
     shipping = Shipping(mongo, orders, carrier)
-    return Worker(
-        client,
-        task_queue=task_queue,
-        workflows=[OrderWorkflow],
-        activities=[
+    chosen: WorkerConfig = {
+        "workflows": [OrderWorkflow],
+        "activities": [
             inventory.reserve,
             inventory.release,
             charges.charge,
@@ -74,10 +77,11 @@ def build_worker(
             Notifications(mongo, orders, mailer).confirm,
             Tracking(orders).mark,
         ],
-        workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
-        activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        graceful_shutdown_timeout=GRACE,
-    )
+        "workflow_task_poller_behavior": PollerBehaviorAutoscaling(),
+        "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
+        "graceful_shutdown_timeout": GRACE,
+    }
+    return Worker(client, task_queue=task_queue, **{**chosen, **options})
 
 
 async def main() -> None:

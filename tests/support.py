@@ -151,8 +151,12 @@ def build_shop_worker(
     payments: PaymentGateway | None = None,
     carrier: Carrier | None = None,
     mailer: Mailer | None = None,
+    **options: Any,
 ) -> Worker:
-    """The worker of `worker.py`, on the shop's task queue, with sandbox gateways where no others are given."""
+    """The worker of `worker.py`, on the shop's task queue, with sandbox gateways where no others are given.
+
+    `options` are those of `temporalio.worker.Worker`.
+    """
     return build_worker(
         shop.client,
         shop.mongo,
@@ -160,6 +164,7 @@ def build_shop_worker(
         payments=payments or SandboxPayments(shop.mongo.sandbox),
         carrier=carrier or SandboxCarrier(shop.mongo.sandbox),
         mailer=mailer or SandboxMailer(shop.mongo.sandbox),
+        **options,
     )
 
 

@@ -1,0 +1,311 @@
+"""Record a history of every path the saga can take, for the replay tests.
+
+    make replay
+
+Runs against a plain dev server: that of the other tests skips time, and says so in its histories. Do not record over
+histories that a change of the workflow broke: orders of yours may be under way with the same. Guard the change with
+`workflow.patched`, and move the old histories to a folder `before-<the patch>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+
+from app import temporal
+from app.models import Address, AddressChange, ApprovalDecision, CancelRequest, OrderStatus
+from app.mongo import Mongo
+from app.settings import Settings
+from app.workflows.order import OrderWorkflow
+from dev.servers import free_port, start_mongod, start_temporal
+from tests.support import ADDRESS, Shop, eventually
+from tests.workflows.faults import (
+    CHARGE,
+    REFUND,
+    SHIP,
+    Fails,
+    Pause,
+    Services,
+    hurry,
+    pending,
+    waits_to_retry,
+)
+
+HISTORIES = Path(__file__).parent / "histories"
+MACHINE = {"identity", "stackTrace", "workerVersion", "workerInstanceKey", "workerControlTaskQueue"}
+LARGE = 50_000  # an order of this total waits for an approval
+
+Handle = WorkflowHandle[Any, Any]
+Path_ = Callable[[Shop], Awaitable[Handle]]
+PATHS: dict[str, Path_] = {}
+
+
+def path(run: Path_) -> Path_:
+    PATHS[run.__name__] = run
+    return run
+
+
+@path
+async def completed(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        return await ended(await shop.start())
+
+
+@path
+async def declined(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        return await ended(await shop.start(payment_method="pm_card_declined"))
+
+
+@path
+async def out_of_stock(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        return await ended(await shop.start({"MUG": 101}, price=1))
+
+
+@path
+async def unserviceable(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        return await ended(await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"}))
+
+
+@path
+async def retried(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        return await ended(await shop.start(payment_method="pm_card_flaky"))
+
+
+@path
+async def cancelled_before_the_first_task(shop: Shop) -> Handle:
+    handle = await shop.start()
+    await handle.signal(OrderWorkflow.cancel, CancelRequest(reason="changed my mind"))
+    async with Services(shop).worker():
+        return await ended(handle)
+
+
+@path
+async def cancelled_by_temporal_before_the_first_task(shop: Shop) -> Handle:
+    handle = await shop.start()
+    await handle.cancel()
+    async with Services(shop).worker():
+        return await ended(handle)
+
+
+@path
+async def cancelled_while_charging(shop: Shop) -> Handle:
+    pause = Pause(done=True)
+    async with Services(shop, ChargePayment=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        await handle.signal(OrderWorkflow.cancel)
+        return await ended(handle, pause)
+
+
+@path
+async def cancelled_by_temporal_while_shipping(shop: Shop) -> Handle:
+    pause = Pause(done=True)
+    async with Services(shop, CreateShipment=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        await handle.cancel()
+        return await ended(handle, pause)
+
+
+@path
+async def cancelled_between_retries(shop: Shop) -> Handle:
+    async with Services(shop, CreateShipment=Fails()).worker():
+        handle = await shop.start()
+        await waits_to_retry(handle)
+        await handle.signal(OrderWorkflow.cancel)
+        return await ended(handle)
+
+
+@path
+async def cancelled_as_a_step_completes(shop: Shop) -> Handle:
+    return await _as_it_completes(shop, CHARGE, lambda handle: handle.signal(OrderWorkflow.cancel))
+
+
+@path
+async def cancelled_by_temporal_as_a_step_completes(shop: Shop) -> Handle:
+    return await _as_it_completes(shop, CHARGE, lambda handle: handle.cancel())
+
+
+@path
+async def cancelled_as_the_shipment_completes(shop: Shop) -> Handle:
+    return await _as_it_completes(shop, SHIP, lambda handle: handle.signal(OrderWorkflow.cancel))
+
+
+@path
+async def cancelled_twice(shop: Shop) -> Handle:
+    pause = Pause()
+    async with Services(shop, CreateShipment=Fails(), RefundPayment=pause).worker():
+        handle = await shop.start()
+        await waits_to_retry(handle)
+        await handle.signal(OrderWorkflow.cancel)
+        await pause.reached.wait()
+        await handle.cancel()
+        await handle.signal(OrderWorkflow.cancel)
+        return await ended(handle, pause, at_once=True)
+
+
+@path
+async def cancelled_too_late(shop: Shop) -> Handle:
+    pause = Pause()
+    async with Services(shop, SendConfirmation=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        await handle.signal(OrderWorkflow.cancel)
+        await handle.cancel()
+        return await ended(handle, pause, at_once=True)
+
+
+@path
+async def approved(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        handle = await shop.start(price=LARGE)
+        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+        return await ended(handle)
+
+
+@path
+async def not_approved(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        handle = await shop.start(price=LARGE)
+        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False, reason="too much"))
+        return await ended(handle)
+
+
+@path
+async def nobody_approved(shop: Shop) -> Handle:
+    shop.settings.__dict__["approval_timeout"] = timedelta(seconds=0.5)
+    async with Services(shop).worker():
+        return await ended(await shop.start(price=LARGE))
+
+
+@path
+async def cancelled_while_awaiting_approval(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        handle = await shop.start(price=LARGE)
+        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await handle.signal(OrderWorkflow.cancel)
+        return await ended(handle)
+
+
+@path
+async def cancelled_by_temporal_while_awaiting_approval(shop: Shop) -> Handle:
+    async with Services(shop).worker():
+        handle = await shop.start(price=LARGE)
+        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await handle.cancel()
+        return await ended(handle)
+
+
+@path
+async def address_changed(shop: Shop) -> Handle:
+    pause = Pause()
+    async with Services(shop, ChargePayment=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        change = AddressChange(order_id=handle.id.removeprefix("order-"), change_id="chg_1")
+        await shop.orders.propose_address(change, Address.model_validate({**ADDRESS, "city": "Bath"}))
+        await handle.execute_update(OrderWorkflow.change_shipping_address, change)
+        return await ended(handle, pause, at_once=True)
+
+
+@path
+async def recovered(shop: Shop) -> Handle:
+    """The refund fails until the order needs attention, and works later."""
+    refund = Fails()
+    async with Services(shop, RefundPayment=refund).worker():
+        handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
+        await eventually(
+            lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some)
+        )
+        await hurry(handle, REFUND, pause=timedelta(milliseconds=10))
+        await shop.reaches(handle, OrderStatus.NEEDS_ATTENTION)
+        refund.times = 0
+        return await ended(handle)
+
+
+async def _as_it_completes(shop: Shop, step: str, cancel: Callable[[Handle], Awaitable[None]]) -> Handle:
+    """Cancel so that the workflow learns of it together with the end of the step."""
+    pause = Pause(done=True)
+    services = Services(shop, **{step: pause})
+    async with services.worker(workflows=[]):
+        async with services.worker(activities=[]):
+            handle = await shop.start()
+            await pause.reached.wait()
+        await cancel(handle)
+        pause.go_on.set()
+        await eventually(lambda: pending(handle), lambda some: not some)
+        async with services.worker(activities=[]):
+            return await ended(handle)
+
+
+async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = False) -> Handle:
+    """Wait for the end; a paused call goes on afterwards, or `at_once`."""
+    if pause and at_once:
+        pause.go_on.set()
+    with suppress(WorkflowFailureError):  # cancelled by Temporal
+        await handle.result()
+    if pause:
+        pause.go_on.set()
+    return handle
+
+
+async def record(into: Path, names: list[str]) -> None:
+    into.mkdir(exist_ok=True, parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        mongod = await start_mongod(Path(folder) / "data", free_port())
+        server = await start_temporal(free_port(), log_dir=Path(folder))
+        client = await temporal.connect(target_host=server.address)
+        try:
+            for name in names or PATHS:
+                history = await _history(client, mongod.address, name)
+                (into / f"{name}.json").write_text(history + "\n", encoding="utf-8")
+                print(into.name, name)
+        finally:
+            await server.stop()
+            await mongod.stop()
+
+
+async def _history(client: Client, mongodb_uri: str, name: str) -> str:
+    mongo = Mongo(mongodb_uri, name)
+    settings = Settings(
+        mongodb_uri=mongodb_uri, mongodb_database=name, task_queue=name, approval_threshold=LARGE
+    )
+    shop = Shop(mongo, settings, client)
+    await shop.stock()
+    async with asyncio.timeout(60):
+        handle = await PATHS[name](shop)
+    history = await handle.fetch_history()
+    mongo.close()
+    return json.dumps(_without_machine(history.to_json_dict()), indent=1)
+
+
+def _without_machine(part: Any) -> Any:
+    """Leave out what tells of the machine that it was recorded on, and does not matter to a replay."""
+    if isinstance(part, dict):
+        if "normalName" in part:  # a worker's own queue, named for its host
+            part = {**part, "name": part["normalName"]}
+        return {key: _without_machine(value) for key, value in part.items() if key not in MACHINE}
+    if isinstance(part, list):
+        return [_without_machine(item) for item in part]
+    return part
+
+
+if __name__ == "__main__":
+    logging.disable()  # the attempts that fail are meant to
+    asyncio.run(record(HISTORIES, sys.argv[1:]))
