@@ -78,7 +78,7 @@ class OrderWorkflow:
             cancelled_by_temporal = workflow.cancellation_reason() is not None
             result = await uninterrupted(self._undo(error))
             if cancelled_by_temporal and result.status is OrderStatus.CANCELLED:
-                raise
+                raise asyncio.CancelledError from error
             return result
         return await uninterrupted(self._confirm())
 
@@ -89,6 +89,7 @@ class OrderWorkflow:
             ApplicationError: not approved.
         """
         await self._mark(OrderStatus.AWAITING_APPROVAL)
+        self._give_way_to_cancel()
         self._waiting_for = "approval"
         try:
             await workflow.wait_condition(
@@ -107,7 +108,24 @@ class OrderWorkflow:
         self._step = step
         await self._saga.run(step)
         self._step = None
+        self._give_way_to_cancel()
         self._status = then
+
+    def _give_way_to_cancel(self) -> None:
+        """Raises: asyncio.CancelledError: a cancel came in the same workflow task as the end of what was awaited.
+
+        There was nothing left to interrupt then, so nothing was raised where it was awaited.
+        """
+        # Orders placed before this was noticed went on, and their histories have to replay as they are: hence
+        # `patched`. Make it `workflow.deprecate_patch` when none of those orders runs any more, and delete it and
+        # tests/replay/histories/before-cancel-as-a-step-completes when Temporal's retention has passed as well.
+        if self._is_cancelled() and workflow.patched("cancel-as-a-step-completes"):
+            raise asyncio.CancelledError
+
+    def _is_cancelled(self) -> bool:
+        """Whether the order was cancelled, by signal or by Temporal, while it could be."""
+        cancelled = self._cancel is not None or workflow.cancellation_reason() is not None
+        return cancelled and self._status in CANCELLABLE
 
     async def _address_is_settled(self) -> None:
         """A change that was accepted must be in MongoDB before the carrier is told."""
@@ -152,7 +170,7 @@ class OrderWorkflow:
 
     def _why(self, error: BaseException) -> Failure:
         """What went wrong, in words for the customer: never an exception's own text, unless it was made for that."""
-        if is_cancelled_exception(error):
+        if is_cancelled_exception(error) or self._is_cancelled():  # what was accepted is what happened
             self._cancel = self._cancel or CancelRequest(reason=workflow.cancellation_reason())
             return Failure(code="cancelled", message=self._cancel.reason or "cancelled")
         final = error.cause if isinstance(error, ActivityError) else error
@@ -199,7 +217,7 @@ class OrderWorkflow:
 
     @change_shipping_address.validator
     def _may_change_address(self, change: AddressChange) -> None:
-        if self._status not in CANCELLABLE or self._step is CREATE_SHIPMENT or self._cancel:
+        if self._status not in CANCELLABLE or self._is_cancelled() or self._step is CREATE_SHIPMENT:
             raise ApplicationError("shipping has begun, or the order has ended", type="too_late")
 
     @workflow.query
