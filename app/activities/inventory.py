@@ -7,8 +7,7 @@ that comes first leaves `released`, the fence that a late reservation runs into 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,13 +33,13 @@ class Request:
     """Hold these pieces (by sku) for the order, or, when `pieces` is None, let go of what it holds."""
 
     order_id: str
-    pieces: Mapping[str, int] | None
+    pieces: dict[str, int] | None
 
 
 @dataclass(frozen=True)
 class Reservation:
     state: str
-    pieces: Mapping[str, int]
+    pieces: dict[str, int]
     failure: Failure | None = None
 
 
@@ -53,9 +52,7 @@ class Inventory:
     @activity.defn(name="ReserveInventory")
     async def reserve(self, ref: OrderRef) -> None:
         order = await self._orders.require(ref.order_id)
-        pieces: Counter[str] = Counter()
-        for line in order.lines:  # another program may have written two lines of one article
-            pieces[line.sku] += line.quantity
+        pieces = {line.sku: line.quantity for line in order.lines}
         reservation = await self._requests.submit(Request(ref.order_id, pieces))
         if reservation.state != RESERVED:
             raise refusal(reservation.failure or FENCED)

@@ -56,7 +56,7 @@ async def test_it_takes_effect_once(mongo: Mongo, work: Work) -> None:
 @pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
 async def test_the_reply_to_the_commit_is_lost(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
     async with failing(
-        mongo, "commitTransaction", mode={"times": 5}, **fault
+        mongo, "commitTransaction", mode={"times": 3}, **fault
     ):  # the driver alone tries twice
         assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
     assert await work.effects() == [1]

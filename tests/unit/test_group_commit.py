@@ -1,0 +1,125 @@
+"""Who is served when, with a commit that ends when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from app.activities.group_commit import LARGEST, GroupCommit
+from tests.support import eventually
+
+
+class Outage(Exception):
+    """Nobody's fault."""
+
+
+class Commits:
+    """Keeps what it was given. Held while `running` is not set; fails where a request is poison, or all is away."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.running = asyncio.Event()
+        self.away = False
+        self.group = GroupCommit(self.commit, concerns_all=lambda error: isinstance(error, Outage))
+
+    async def commit(self, requests: Sequence[str]) -> list[str]:
+        self.batches.append(list(requests))
+        await self.running.wait()
+        if self.away:
+            raise Outage
+        if poison := [request for request in requests if request.startswith("poison")]:
+            raise ValueError(poison[0])
+        return [request.upper() for request in requests]
+
+    def submit(self, *requests: str) -> list[asyncio.Task[str]]:
+        return [asyncio.create_task(self.group.submit(request)) for request in requests]
+
+    async def begun(self, count: int) -> None:
+        async def look() -> int:
+            return len(self.batches)
+
+        await eventually(look, lambda batches: batches >= count)
+
+
+@pytest.fixture
+async def commits() -> Commits:
+    return Commits()
+
+
+async def test_who_waits_is_in_the_next_batch_whatever_the_others_want(commits: Commits) -> None:
+    first = commits.submit("hot0")
+    await commits.begun(1)
+    crowd = commits.submit(*(f"hot{number}" for number in range(1, 200)))
+    other = commits.submit("cold")
+    await asyncio.sleep(0)
+    assert len(commits.batches) == 1  # nobody goes beside the one that runs
+    commits.running.set()
+    assert await asyncio.gather(*first, *crowd, *other) == [f"HOT{n}" for n in range(200)] + ["COLD"]
+    assert [len(batch) for batch in commits.batches] == [1, 200]
+    assert commits.batches[1][-1] == "cold"
+
+
+async def test_one_that_comes_when_nobody_waits_goes_at_once(commits: Commits) -> None:
+    commits.running.set()
+    for request in ("a", "b"):
+        assert await commits.group.submit(request) == request.upper()
+    assert commits.batches == [["a"], ["b"]]
+
+
+async def test_a_batch_has_an_end_and_nobody_starves(commits: Commits) -> None:
+    commits.running.set()
+    requests = [f"r{number}" for number in range(2 * LARGEST + 5)]
+    await asyncio.gather(*commits.submit(*requests))
+    assert [request for batch in commits.batches for request in batch] == requests
+    assert [len(batch) for batch in commits.batches] == [LARGEST, LARGEST, 5]
+
+
+async def test_a_poisoned_request_fails_alone(commits: Commits) -> None:
+    commits.running.set()
+    requests = [*(f"r{number}" for number in range(63)), "poison"]
+    results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
+    assert isinstance(results.pop(), ValueError)
+    assert results == [request.upper() for request in requests[:-1]]
+    assert len(commits.batches) == 1 + 2 * 6  # halved six times, not tried one by one
+
+
+async def test_several_poisoned_requests_fail_each_for_itself(commits: Commits) -> None:
+    commits.running.set()
+    requests = ["poison0", "a", "b", "poison1", "poison2", "c"]
+    results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
+    assert [str(result) for result in results] == ["poison0", "A", "B", "poison1", "poison2", "C"]
+
+
+async def test_an_outage_is_everybody_s_and_over_at_once(commits: Commits) -> None:
+    """Not to be tried for each alone: that would take as many times as long."""
+    commits.running.set()
+    commits.away = True
+    results = await asyncio.gather(*commits.submit("a", "b", "c"), return_exceptions=True)
+    assert [type(result) for result in results] == [Outage] * 3
+    assert len(commits.batches) == 1
+    commits.away = False
+    assert await commits.group.submit("d") == "D"
+
+
+async def test_a_caller_who_leaves_does_not_disturb_the_others(commits: Commits) -> None:
+    (running,) = commits.submit("a")
+    await commits.begun(1)
+    leaves, stays = commits.submit("b", "c")
+    await asyncio.sleep(0)
+    running.cancel()
+    leaves.cancel()
+    commits.running.set()
+    assert await stays == "C"
+    assert commits.batches == [["a"], ["b", "c"]]  # it was asked for, so it is done
+
+
+async def test_a_commit_that_answers_for_too_few_fails_them_and_goes_on(commits: Commits) -> None:
+    async def forgetful(requests: Sequence[str]) -> list[str]:
+        return []
+
+    group = GroupCommit(forgetful, concerns_all=lambda _: True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shorter"):
+            await asyncio.wait_for(group.submit("a"), 5)
