@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 # Requests in one transaction: one that outlasts its time limits would be tried in vain for ever. A thousand orders of
 # fifty lines took 0.2 s.
 LARGEST = 1_000
-    1_000  # requests in one transaction: one that outlasts its time limits would be tried in vain for ever
-)
 
 
 class GroupCommit(Generic[Request, Result]):
