@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import httpx
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
@@ -171,3 +173,16 @@ def build_shop_worker(
 def steps_of(order: Order) -> dict[str, str]:
     """The timeline in short: status by step."""
     return {step.step.value: step.status.value for step in order.steps}
+
+
+async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
+    """Send bytes that no HTTP client would send; the status and the body of the answer."""
+    reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+    try:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        body = await reader.readexactly(int(length[1])) if length else b""
+        return int(head.split()[1]), body
+    finally:
+        writer.close()

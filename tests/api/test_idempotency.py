@@ -1,0 +1,211 @@
+"""G2: a request that is repeated with its Idempotency-Key has its effect once, whenever it is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from app.models import OrderStatus
+from app.mongo import Mongo
+from app.settings import Settings
+from dev.servers import Server
+from tests.conftest import serve
+from tests.support import Shop, eventually, order_body, raw
+
+BAD_KEYS = ["", "k" * 256, "tab\tin it", "null\x00", "bell\x07", "ünïcode"]
+
+
+@pytest.fixture
+def key() -> dict[str, str]:
+    """A key of this test's own: the order's id comes from it, and all tests share one Temporal."""
+    return {"Idempotency-Key": f"the key: {secrets.token_hex(4)} / 2?"}
+
+
+async def workflows(shop: Shop) -> int:
+    count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
+    return count.count
+
+
+async def test_a_hundred_at_once_make_one_order(
+    api: httpx.AsyncClient, shop: Shop, worker: None, key: dict[str, str]
+) -> None:
+    await shop.stock(available=10)
+    answers = await asyncio.gather(*(api.post("/orders", json=order_body(), headers=key) for _ in range(100)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    orders = [answer.json() for answer in answers]
+    (order_id,) = {order["order_id"] for order in orders}
+    fixed = ("customer_id", "total", "lines", "payment_method", "shipping_address", "created_at")
+    assert all([order[name] for name in fixed] == [orders[0][name] for name in fixed] for order in orders)
+    assert {answer.headers["Location"] for answer in answers} == {f"/orders/{order_id}"}
+    assert sum(answer.headers.get("Idempotency-Replayed") == "true" for answer in answers) == 99
+
+    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    assert await shop.mongo.orders.count_documents({}) == 1
+    assert await eventually(lambda: workflows(shop)) == 1
+    assert await shop.available() == 8
+
+
+async def test_a_replay_is_the_same_order_whatever_became_of_stock_and_order(
+    api: httpx.AsyncClient, shop: Shop, worker: None, key: dict[str, str]
+) -> None:
+    await shop.stock(price=1_000)
+    first = (await api.post("/orders", json=order_body(), headers=key)).json()
+    await shop.reaches(first["order_id"], OrderStatus.COMPLETED)
+    await shop.stock(price=2_000)
+    replay = await api.post("/orders", json=order_body(), headers=key)
+    assert (replay.status_code, replay.headers["Idempotency-Replayed"]) == (202, "true")
+    assert replay.json()["order_id"] == first["order_id"]
+    assert (replay.json()["total"], replay.json()["status"]) == (first["total"], "completed")
+
+    await shop.mongo.inventory.delete_many({})  # the article is not sold any more
+    assert (await api.post("/orders", json=order_body(), headers=key)).json() == replay.json()
+
+
+async def test_another_body_under_the_same_key_is_refused(
+    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    await shop.stock()
+    first = await api.post("/orders", json=order_body(), headers=key)
+    assert "Idempotency-Replayed" not in first.headers
+    misuse = await api.post("/orders", json=order_body(customer_id="cus_2"), headers=key)
+    assert misuse.status_code == 422
+    assert misuse.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert await shop.mongo.orders.count_documents({}) == 1
+
+
+async def test_without_a_key_each_request_is_an_order(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock()
+    ids = {(await api.post("/orders", json=order_body())).json()["order_id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_a_bad_key_is_refused(api: httpx.AsyncClient, shop: Shop, key: str) -> None:
+    await shop.stock(available=1)
+    for path, fields in (("/orders", order_body()), ("/inventory/MUG/restock", {"quantity": 1})):
+        body = json.dumps(fields)
+        status, answer = await raw(
+            api,
+            f"POST {path} HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nIdempotency-Key: {key}\r\n\r\n{body}".encode("latin-1"),
+        )
+        if status == 400:  # the server's HTTP parser has no place for some control characters
+            assert answer == b"Invalid HTTP request received."
+        else:
+            assert (status, json.loads(answer)["errors"][0]["field"]) == (422, "Idempotency-Key")
+    assert await shop.mongo.orders.count_documents({}) == 0
+    assert await shop.available() == 1
+
+
+async def test_the_longest_key_will_do(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock()
+    headers = {"Idempotency-Key": "~" * 255}
+    assert (await api.post("/orders", json=order_body(), headers=headers)).status_code == 202
+
+
+async def test_a_restock_repeated_a_hundred_times_counts_once(
+    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    await shop.stock(available=1)
+    answers = await asyncio.gather(
+        *(api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key) for _ in range(100))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["available"] for answer in answers} == {6}
+    assert sum(answer.headers.get("Idempotency-Replayed") == "true" for answer in answers) == 99
+    assert await shop.available() == 6
+
+
+async def test_a_restock_with_the_key_of_another_is_refused(
+    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    await shop.stock("MUG", available=0)
+    await shop.stock("TEA", available=0)
+    await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)
+    for path, quantity in (("/inventory/MUG/restock", 6), ("/inventory/TEA/restock", 5)):
+        misuse = await api.post(path, json={"quantity": quantity}, headers=key)
+        assert (misuse.status_code, misuse.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
+    assert (await shop.available("MUG"), await shop.available("TEA")) == (5, 0)
+
+
+async def test_a_restock_that_failed_does_not_use_its_key_up(
+    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    assert (await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)).status_code == 404
+    await shop.stock(available=1)
+    answer = await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)
+    assert (answer.status_code, answer.json()["available"]) == (200, 6)
+    assert "Idempotency-Replayed" not in answer.headers
+
+
+# --- callers
+
+
+@pytest.fixture
+async def keyed_api(settings: Settings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with two callers."""
+    keyed = settings.model_copy(
+        update={"api_keys": {"shop": "secret-of-the-shop", "app": "secret-of-the-app"}}
+    )
+    async with serve(keyed, temporal_server.address) as http:
+        yield http
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_each_caller_has_keys_of_its_own(
+    keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    await shop.stock()
+    ids = [
+        (
+            await keyed_api.post(
+                "/orders", json=order_body(), headers={**key, **bearer(f"secret-of-the-{name}")}
+            )
+        ).json()["order_id"]
+        for name in ("shop", "app", "shop")
+    ]
+    assert ids[0] == ids[2] != ids[1]
+    assert await shop.mongo.orders.count_documents({}) == 2
+
+
+@pytest.mark.parametrize("authorization", [{}, bearer("wrong"), {"Authorization": "Basic c2hvcDpzaG9w"}])
+async def test_without_a_known_api_key_nothing_is_done(
+    keyed_api: httpx.AsyncClient, shop: Shop, mongo: Mongo, authorization: dict[str, str]
+) -> None:
+    await shop.stock()
+    for method, path, body in (
+        ("POST", "/orders", order_body()),
+        ("GET", "/orders", None),
+        ("GET", "/orders/ord_1", None),
+        ("GET", "/orders/ord_1/status", None),
+        ("POST", "/orders/ord_1/cancel", None),
+        ("POST", "/orders/ord_1/approval", {"approved": True}),
+        ("PUT", "/orders/ord_1/shipping-address", order_body()["shipping_address"]),
+        ("GET", "/orders/events", None),
+        ("GET", "/orders/ord_1/events", None),
+        ("GET", "/inventory", None),
+        ("GET", "/inventory/MUG", None),
+        (
+            "PUT",
+            "/inventory/MUG",
+            {"name": "Mug", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1},
+        ),
+        ("POST", "/inventory/MUG/restock", {"quantity": 1}),
+    ):
+        answer = await keyed_api.request(method, path, json=body, headers=authorization)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), path
+        assert answer.headers["Content-Type"] == "application/problem+json"
+    assert await mongo.orders.count_documents({}) == 0
+    assert await shop.available() == 100
+    assert (
+        (await keyed_api.get("/healthz")).status_code == (await keyed_api.get("/readyz")).status_code == 200
+    )
