@@ -1,0 +1,301 @@
+"""G9: bad input gets a 4xx that names the field, as problem+json, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app.mongo import Mongo
+from tests.support import ADDRESS, Shop, order_body, raw
+
+JSON = {"Content-Type": "application/json"}
+LINE = {"sku": "MUG", "quantity": 1}
+
+
+def body(*path: str | int, value: Any) -> dict[str, Any]:
+    """A valid order in which one value, down the path, is another."""
+    changed: Any = json.loads(json.dumps(order_body(lines=[LINE])))
+    target = changed
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = value
+    return dict(changed)
+
+
+def text(fields: object, **replacements: str) -> bytes:
+    """JSON as no encoder writes it: each word replaced by other text."""
+    encoded = json.dumps(fields)
+    for word, other in replacements.items():
+        encoded = encoded.replace(f'"{word}"', other)
+    return encoded.encode()
+
+
+# What is wrong -> the field that the answer names.
+WRONG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "no lines": (body("lines", value=[]), "lines"),
+    "51 lines": (body("lines", value=[{"sku": f"S{i}", "quantity": 1} for i in range(51)]), "lines"),
+    "a sku twice": (body("lines", value=[LINE, LINE]), "lines"),
+    "quantity 0": (body("lines", 0, "quantity", value=0), "lines.0.quantity"),
+    "quantity 1001": (body("lines", 0, "quantity", value=1001), "lines.0.quantity"),
+    "quantity as text": (body("lines", 0, "quantity", value="1"), "lines.0.quantity"),
+    "quantity 1.5": (body("lines", 0, "quantity", value=1.5), "lines.0.quantity"),
+    "quantity true": (body("lines", 0, "quantity", value=True), "lines.0.quantity"),
+    "quantity NaN": (body("lines", 0, "quantity", value=float("nan")), "lines.0.quantity"),
+    "quantity infinite": (body("lines", 0, "quantity", value=float("inf")), "lines.0.quantity"),
+    "quantity of 4,000 digits": (body("lines", 0, "quantity", value=10**3_999), "lines.0.quantity"),
+    "an unknown sku": (body("lines", 0, "sku", value="NOPE"), "lines.0.sku"),
+    "an operator as sku": (body("lines", 0, "sku", value={"$gt": ""}), "lines.0.sku"),
+    "an operator as customer": (body("customer_id", value={"$gt": ""}), "customer_id"),
+    "a field path as customer": (body("customer_id", value="$email"), "customer_id"),
+    "NUL in the customer": (body("customer_id", value="a\x00b"), "customer_id"),
+    "NUL in the name": (body("shipping_address", "name", value="a\x00b"), "shipping_address.name"),
+    "a lone surrogate": (body("shipping_address", "city", value="\ud800"), "shipping_address.city"),
+    "a name of spaces": (body("shipping_address", "name", value="   "), "shipping_address.name"),
+    "a name too long": (body("shipping_address", "name", value="x" * 201), "shipping_address.name"),
+    "a country of three": (body("shipping_address", "country", value="GBR"), "shipping_address.country"),
+    "no e-mail address": (body("email", value="ada"), "email"),
+    "two lines of e-mail": (body("email", value="ada@example.org\nBcc: x@example.org"), "email"),
+    "an unknown field": (body("discount", value=100), "discount"),
+    "a price": (body("lines", 0, "unit_price", value=1), "lines.0.unit_price"),
+    "a key with dots": (body("shipping_address.name", value="x"), "shipping_address.name"),
+    "a key with a dollar": (body("$where", value="1"), "$where"),
+    "nothing of the address": (body("shipping_address", value=None), "shipping_address"),
+}
+
+ALL = ["customer_id", "email", "payment_method", "lines", "shipping_address"]
+BAD_BODIES: dict[str, tuple[bytes, int, list[str]]] = {
+    "nothing": (b"", 422, ["body"]),
+    "no JSON": (b"{", 422, ["body"]),
+    "a list": (b"[]", 422, ["body"]),
+    "a text": (b'"order"', 422, ["body"]),
+    "null": (b"null", 422, ["body"]),
+    "nothing in it": (b"{}", 422, ALL),
+    "a number of 10,000 digits": (b'{"a": ' + b"9" * 10_000 + b"}", 400, []),
+    "nested 30,000 deep": (b"[" * 30_000 + b"]" * 30_000, 400, []),
+    "no UTF-8": (b'{"a": "\xff"}', 400, []),
+    "UTF-16": (json.dumps(order_body()).encode("utf-16"), 422, ["body"]),
+    "a surrogate as key": (b'{"\\ud800": 1}', 422, ["body"]),
+    "NUL as key": (b'{"\\u0000": 1}', 422, [*ALL, "\x00"]),
+    "a field twice": (text(order_body(), customer_id='"customer_id": "a", "customer_id"'), 422, ["body"]),
+    "a field twice, inside": (text(order_body(), quantity='"quantity": 1, "quantity"'), 422, ["body"]),
+    "2 MB": (b'{"a": "' + b"x" * 2_000_000 + b'"}', 413, []),
+    "64 KiB and one": (b" " * (64 * 1024) + b"{", 413, []),
+}
+
+TAKE_A_BODY = ["/orders", "/inventory/MUG/restock", "/orders/ord_1/cancel"]
+NOT_THERE = [
+    ("GET", "/nowhere", 404),
+    ("GET", "/orders/", 404),
+    ("GET", "/static/nothing.js", 404),
+    ("GET", "/static/%2e%2e/main.py", 404),
+    ("GET", "/orders/ord_none", 404),
+    ("GET", "/orders/ord_none/status", 404),
+    ("GET", "/orders/ord_none/events", 404),
+    ("POST", "/orders/ord_none/cancel", 404),
+    ("GET", "/inventory/NONE", 404),
+    ("DELETE", "/orders", 405),
+    ("PATCH", "/inventory/MUG", 405),
+    ("TRACE", "/healthz", 405),
+]
+BAD_TYPES = [
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "application/json; charset=latin-1",
+    "",
+    "json",
+]
+
+
+def names(answer: httpx.Response) -> list[str]:
+    """The fields that a problem names, once it is certain that it is one as it should be."""
+    assert answer.headers["Content-Type"] == "application/problem+json", answer.text
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    assert (
+        {"type", "title", "status", "detail"}
+        <= problem.keys()
+        <= {"type", "title", "status", "detail", "errors"}
+    )
+    assert "Traceback" not in answer.text
+    return [error["field"] for error in problem.get("errors", [])]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_written(shop: Shop, mongo: Mongo) -> AsyncIterator[None]:
+    """After each of these tests the database is as it was, and no workflow was started."""
+    await shop.stock()
+    before = await contents(mongo)
+    yield
+    assert await contents(mongo) == before
+    count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
+    assert count.count == 0
+
+
+async def contents(mongo: Mongo) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: await mongo.database[name].find().to_list(None)
+        for name in await mongo.database.list_collection_names()
+    }
+
+
+async def test_orders_with_a_wrong_field(api: httpx.AsyncClient) -> None:
+    answers = {
+        wrong: await api.post("/orders", content=json.dumps(fields), headers=JSON)
+        for wrong, (fields, _) in WRONG_FIELDS.items()
+    }
+    told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
+    assert told == {wrong: (422, [field]) for wrong, (_, field) in WRONG_FIELDS.items()}
+
+
+async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/orders", json={"lines": [{}], "shipping_address": {"name": "Ada"}})
+    assert names(answer) == [
+        "customer_id",
+        "email",
+        "payment_method",
+        "lines.0.sku",
+        "lines.0.quantity",
+        *(f"shipping_address.{name}" for name in ("street", "city", "postal_code", "country")),
+    ]
+
+
+async def test_bodies_that_are_no_order(api: httpx.AsyncClient) -> None:
+    answers = {
+        wrong: await api.post("/orders", content=content, headers=JSON)
+        for wrong, (content, _, _) in BAD_BODIES.items()
+    }
+    told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
+    assert told == {wrong: (status, fields) for wrong, (_, status, fields) in BAD_BODIES.items()}
+
+
+async def test_large_bodies_without_a_length(api: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b" " * 1_000
+
+    for path in TAKE_A_BODY:
+        answer = await api.post(path, content=chunks(), headers=JSON)
+        assert (answer.status_code, names(answer)) == (413, [])
+
+
+async def test_bodies_that_do_not_say_they_are_json(api: httpx.AsyncClient) -> None:
+    for path in TAKE_A_BODY:
+        for content_type in BAD_TYPES:
+            answer = await api.post(
+                path, content=json.dumps(order_body()), headers={"Content-Type": content_type}
+            )
+            assert (answer.status_code, names(answer)) == (415, []), (path, content_type)
+
+
+PRICE = {"amount": 1, "currency": "EUR"}
+ARTICLE = {"name": "Mug", "unit_price": PRICE, "available": 1}
+OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
+    ("GET", "/orders?limit=0", None, "limit"),
+    ("GET", "/orders?limit=201", None, "limit"),
+    ("GET", "/orders?limit=x", None, "limit"),
+    ("GET", "/orders?status=lost", None, "status"),
+    ("GET", "/orders?customer_id=%00", None, "customer_id"),
+    ("GET", "/orders?customer_id=%ed%a0%80", None, "customer_id"),
+    ("GET", "/orders?cursor=x", None, "cursor"),
+    ("GET", "/orders/%00", None, "order_id"),
+    ("GET", "/orders/%ff", None, "order_id"),
+    ("GET", "/orders/$where", None, "order_id"),
+    ("GET", f"/orders/{'x' * 65}", None, "order_id"),
+    ("GET", "/inventory/%24gt", None, "sku"),
+    ("POST", "/orders/ord_1/approval", {"approved": "yes"}, "approved"),
+    ("POST", "/orders/ord_1/approval", {}, "approved"),
+    ("POST", "/orders/ord_1/cancel", {"reason": "a\x00"}, "reason"),
+    ("POST", "/orders/ord_1/cancel", {"why": "so"}, "why"),
+    ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "country": "1"}, "country"),
+    ("PUT", "/inventory/MUG", {**ARTICLE, "unit_price": {**PRICE, "amount": -1}}, "unit_price.amount"),
+    (
+        "PUT",
+        "/inventory/MUG",
+        {**ARTICLE, "unit_price": {**PRICE, "currency": "euro"}},
+        "unit_price.currency",
+    ),
+    ("PUT", "/inventory/MUG", {**ARTICLE, "available": 10**9 + 1}, "available"),
+    ("POST", "/inventory/MUG/restock", {"quantity": 0}, "quantity"),
+    ("POST", "/inventory/MUG/restock", {"quantity": 10**30}, "quantity"),
+]
+
+
+async def test_other_bad_requests(api: httpx.AsyncClient) -> None:
+    for method, path, fields, field in OTHER_REQUESTS:
+        answer = await api.request(method, path, json=fields)
+        assert (answer.status_code, names(answer)) == (422, [field]), path
+
+
+async def test_a_stock_that_would_overflow(api: httpx.AsyncClient, shop: Shop, mongo: Mongo) -> None:
+    await shop.stock("FULL", available=10**9)
+    answer = await api.post("/inventory/FULL/restock", json={"quantity": 1})
+    assert (answer.status_code, names(answer)) == (409, [])
+    await mongo.inventory.delete_one({"_id": "FULL"})
+
+
+async def test_what_is_not_there(api: httpx.AsyncClient) -> None:
+    for method, path, status in NOT_THERE:
+        answer = await api.request(method, path)
+        assert (answer.status_code, names(answer)) == (status, []), path
+        assert ("Allow" in answer.headers) == (status == 405)
+
+
+async def test_what_is_no_http_at_all(api: httpx.AsyncClient) -> None:
+    status, answer = await raw(api, b"BREW /pot\r\n\r\n")
+    assert (status, answer) == (400, b"Invalid HTTP request received.")
+
+
+# --- documents that another program wrote
+
+
+async def test_a_malformed_article_counts_as_none(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    malformed = [
+        {"_id": "NONAME", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1},
+        {"_id": "TEXT", "name": "x", "unit_price": {"amount": "1", "currency": "EUR"}, "available": 1},
+        {"_id": "HUGE", "name": "x", "unit_price": {"amount": 2**60, "currency": "EUR"}, "available": 1},
+        {"_id": "MINUS", "name": "x", "unit_price": {"amount": 1, "currency": "EUR"}, "available": -1},
+        {"_id": 5, "name": "x"},
+    ]
+    await mongo.inventory.insert_many(malformed)
+    stock = await api.get("/inventory")
+    assert [article["sku"] for article in stock.json()["items"]] == ["MUG"]
+    for document in malformed[:-1]:
+        sku = document["_id"]
+        assert names(await api.get(f"/inventory/{sku}")) == []
+        order = await api.post("/orders", json=order_body(lines=[{"sku": sku, "quantity": 1}]))
+        assert (order.status_code, names(order)) == (422, ["lines.0.sku"])
+        mended = {"name": "x", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1}
+        assert (await api.put(f"/inventory/{sku}", json=mended)).status_code == 200
+        assert (await api.get(f"/inventory/{sku}")).json() == {"sku": sku, **mended}
+    await mongo.inventory.delete_many({"_id": {"$ne": "MUG"}})
+
+
+async def test_articles_in_several_currencies_make_no_order(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    await mongo.inventory.insert_one(
+        {"_id": "USD", "name": "x", "unit_price": {"amount": 1, "currency": "USD"}, "available": 1}
+    )
+    lines = [LINE, {"sku": "USD", "quantity": 1}]
+    answer = await api.post("/orders", json=order_body(lines=lines))
+    assert (answer.status_code, names(answer)) == (422, ["lines"])
+    await mongo.inventory.delete_one({"_id": "USD"})
+
+
+async def test_an_error_that_nobody_expected_tells_nothing(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    """A view stands where a collection should: MongoDB refuses to write, for a reason that no retry helps."""
+    await mongo.inventory.drop()
+    await mongo.database.create_collection("inventory", viewOn="nothing", pipeline=[])
+    answer = await api.put(
+        "/inventory/MUG",
+        json={"name": "Mug", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1},
+    )
+    assert (answer.status_code, names(answer)) == (500, [])
+    assert answer.json()["detail"] == "something went wrong here; it has been logged"
+    assert "inventory" not in answer.text
+    await mongo.inventory.drop()
+    await mongo.database.drop_collection("system.views")
+    shop_again = {"name": "MUG", "unit_price": {"amount": 1_000, "currency": "EUR"}, "available": 100}
+    await mongo.inventory.insert_one({"_id": "MUG", **shop_again})
