@@ -20,7 +20,6 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 logger = logging.getLogger(__name__)
@@ -176,24 +175,21 @@ class Order(Model):
             return [{"step": name, **steps[name]} for name in StepName if name in steps]
         return steps
 
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if len({line.sku for line in self.lines}) < len(self.lines):
-            raise ValueError("lines: a sku is named twice")
-        if {line.unit_price.currency for line in self.lines} != {self.total.currency}:
-            raise ValueError("lines: not all prices are in the currency of the total")
-        if self.total.amount != sum(line.quantity * line.unit_price.amount for line in self.lines):
-            raise ValueError("total is not the sum of the lines")
-        return self
-
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Read an order document.
 
         Raises:
-            pydantic.ValidationError: the document is malformed (another program may have written it).
+            ValueError (of which pydantic.ValidationError is one): the document is malformed (another program may have
+                written it).
         """
         order = cls.model_validate(document)
+        if len({line.sku for line in order.lines}) < len(order.lines):
+            raise ValueError("lines: a sku is named twice")
+        if {line.unit_price.currency for line in order.lines} != {order.total.currency}:
+            raise ValueError("lines: not all prices are in the currency of the total")
+        if order.total.amount != sum(line.quantity * line.unit_price.amount for line in order.lines):
+            raise ValueError("total is not the sum of the lines")
         return order.model_copy(update={"cancellable": order.status in CANCELLABLE})
 
     @classmethod
@@ -226,7 +222,7 @@ def why_malformed(error: ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+        return f"{where}: {first['msg']}"
     return str(error)
 
 

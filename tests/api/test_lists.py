@@ -1,0 +1,189 @@
+"""Lists: newest first, paging that stays stable while orders come in, every query served by an index."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import Any
+
+import httpx
+import pytest
+from bson import ObjectId
+
+from app.models import OrderStatus
+from app.mongo import Document, Mongo
+from app.orders import BadCursor, Orders
+from tests.support import order_document
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+ORDERS = 2_000  # of 20 customers, in all statuses
+LIMIT = 20
+
+
+@pytest.fixture
+async def many(mongo: Mongo) -> list[Document]:
+    """Many orders, oldest first; every four share an instant, so that ids decide too."""
+    await mongo.create_indexes()
+    statuses = list(OrderStatus)
+    documents = [
+        order_document(
+            _id=f"ord_{number:05}",
+            customer_id=f"cus_{number % 20}",
+            status=statuses[number % 7 % len(statuses)].value,
+            created_at=BEGAN + timedelta(seconds=number // 4),
+            updated_at=BEGAN + timedelta(seconds=number // 4),
+        )
+        for number in range(ORDERS)
+    ]
+    await mongo.orders.insert_many(documents)
+    return documents
+
+
+async def pages(api: httpx.AsyncClient, **query: Any) -> list[list[str]]:
+    """The order ids of every page."""
+    found: list[list[str]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        parameters = {**query, **({"cursor": cursor} if cursor else {})}
+        answer = await api.get("/orders", params=parameters)
+        assert answer.status_code == 200, answer.text
+        found.append([order["order_id"] for order in answer.json()["items"]])
+        cursor = answer.json()["next_cursor"]
+    return found
+
+
+async def test_every_page_newest_first_by_every_filter(api: httpx.AsyncClient, many: list[Document]) -> None:
+    for customer, status in product((None, "cus_3"), (None, "placed", "cancelled")):
+        wanted = [
+            order["_id"]
+            for order in reversed(many)
+            if customer in {None, order["customer_id"]} and status in {None, order["status"]}
+        ]
+        query = {"customer_id": customer, "status": status, "limit": 200}
+        found = await pages(api, **{name: value for name, value in query.items() if value})
+        assert [order_id for page in found for order_id in page] == wanted
+        assert all(len(page) == 200 for page in found[:-1])
+
+
+async def test_orders_that_come_in_move_no_page(
+    api: httpx.AsyncClient, mongo: Mongo, many: list[Document]
+) -> None:
+    seen: list[str] = []
+    cursor = None
+    for page in range(5):
+        answer = (
+            await api.get("/orders", params={"limit": 7} | ({"cursor": cursor} if cursor else {}))
+        ).json()
+        seen += [order["order_id"] for order in answer["items"]]
+        cursor = answer["next_cursor"]
+        newest = many[-1]["created_at"]
+        await mongo.orders.insert_many(
+            [order_document(_id=f"zzz_{page}_{number}", created_at=newest) for number in range(9)]
+        )
+    assert seen == [order["_id"] for order in reversed(many)][: 5 * 7]
+
+
+async def test_the_last_page_has_no_cursor(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    assert (await api.get("/orders")).json() == {"items": [], "next_cursor": None}
+    await mongo.orders.insert_many([order_document() for _ in range(4)])
+    assert [len(page) for page in await pages(api, limit=2)] == [2, 2]
+    assert [len(page) for page in await pages(api, limit=3)] == [3, 1]
+    assert [len(page) for page in await pages(api, limit=200)] == [4]
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        b"",
+        b"[]",
+        b"[1]",
+        b"{}",
+        b"[[[[[",
+        b'["2026-01-01T00:00:00Z"]',
+        b'["2026-01-01T00:00:00Z", {"$gt": ""}]',
+        b'["2026-01-01T00:00:00Z", "\\ud800"]',
+        b'["9999-12-31T23:59:59-14:00", "a"]',
+        b'["2026-01-01T00:00:00", "a"]',
+        b'[{"$gt": ""}, "a"]',
+        b"\xff\xfe",
+    ],
+)
+async def test_a_cursor_of_somebody_else_is_refused(position: bytes, mongo: Mongo) -> None:
+    with pytest.raises(BadCursor):
+        await Orders(mongo).page(None, None, 1, base64.urlsafe_b64encode(position).decode())
+
+
+async def test_documents_of_any_kind_stop_no_list(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    await mongo.orders.insert_many(
+        [
+            order_document(_id="ord_good"),
+            {"_id": ObjectId()},
+            {"_id": 5, "status": ["x"], "steps": {"reserve_inventory": 5}},
+            {"_id": "strange", "status": {"a": 1}, "created_at": "yesterday", "customer_id": {"$gt": ""}},
+            order_document(_id="total", total={"amount": 1, "currency": "EUR"}),
+            order_document(_id="currency", total={"amount": 2_000, "currency": "USD"}),
+            order_document(_id="steps", steps={"reserve_inventory": 5}),
+            order_document(_id="steps_too", steps=[5]),
+        ]
+    )
+    answer = (await api.get("/orders")).json()
+    shown = {order["order_id"]: order for order in answer["items"]}
+    assert len(shown) == 8
+    assert {order_id for order_id, order in shown.items() if order["failure"] is None} == {"ord_good"}
+    for order_id in ("strange", "total", "currency", "steps", "steps_too"):
+        order = (await api.get(f"/orders/{order_id}")).json()
+        assert (order["status"], order["failure"]["code"]) == ("failed", "malformed")
+        assert order == shown[order_id]
+        assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
+
+
+# --- query plans
+
+
+def stages(plan: Any) -> set[str]:
+    if isinstance(plan, dict):
+        named = {plan["stage"]} if isinstance(plan.get("stage"), str) else set()
+        return named.union(*(stages(value) for value in plan.values()))
+    return set().union(*(stages(value) for value in plan)) if isinstance(plan, list) else set()
+
+
+class Recorder:
+    """Notes what `Orders` asks of MongoDB while it really asks it, through MongoDB's own profiler."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+
+    async def __aenter__(self) -> None:
+        await self._mongo.database.command("profile", 2, filter={"ns": self._mongo.orders.full_name})
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._mongo.database.command("profile", 0)
+
+    async def finds(self) -> list[Document]:
+        profile = self._mongo.database["system.profile"]
+        return [entry async for entry in profile.find({"op": "query", "command.find": "orders"})]
+
+
+@pytest.mark.usefixtures("many")
+async def test_every_query_is_served_by_an_index(mongo: Mongo) -> None:
+    orders = Orders(mongo)
+    recorder = Recorder(mongo)
+    async with recorder:
+        for status, customer in product((None, OrderStatus.PLACED), (None, "cus_3")):
+            _, cursor = await orders.page(status, customer, LIMIT, None)
+            await orders.page(status, customer, LIMIT, cursor)
+        async for _ in orders.changed_since(BEGAN + timedelta(seconds=ORDERS // 4 - 5)):
+            pass
+        sweep = mongo.orders.find({"status": {"$in": ["placed", None]}})  # as the relay's
+        placed = len(await sweep.to_list(None))
+
+    finds = await recorder.finds()
+    assert len(finds) == 2 * 4 + 2
+    for entry in finds:
+        plan = entry["execStats"]
+        assert "IXSCAN" in stages(plan), entry["command"]
+        assert not stages(plan) & {"COLLSCAN", "SORT"}, entry["command"]
+        wanted = placed if "$in" in str(entry["command"]["filter"]) else LIMIT + 1
+        assert entry["docsExamined"] <= wanted + 4, entry["command"]
+        assert entry["keysExamined"] <= wanted + 8, entry["command"]
