@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError
 
 from app import temporal
 from app.models import Address, AddressChange, ApprovalDecision, CancelRequest, OrderStatus
@@ -34,10 +34,13 @@ from tests.workflows.faults import (
     REFUND,
     SHIP,
     Fails,
+    Handle,
+    Hands,
     Pause,
     Services,
-    hurry,
+    at_the_end_of,
     pending,
+    reconfigure,
     waits_to_retry,
 )
 
@@ -45,7 +48,6 @@ HISTORIES = Path(__file__).parent / "histories"
 MACHINE = {"identity", "stackTrace", "workerVersion", "workerInstanceKey", "workerControlTaskQueue"}
 LARGE = 50_000  # an order of this total waits for an approval
 
-Handle = WorkflowHandle[Any, Any]
 Path_ = Callable[[Shop], Awaitable[Handle]]
 PATHS: dict[str, Path_] = {}
 
@@ -233,25 +235,16 @@ async def recovered(shop: Shop) -> Handle:
         await eventually(
             lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some)
         )
-        await hurry(handle, REFUND, pause=timedelta(milliseconds=10))
+        await reconfigure(handle, REFUND, pause=timedelta(milliseconds=10))
         await shop.reaches(handle, OrderStatus.NEEDS_ATTENTION)
         refund.times = 0
         return await ended(handle)
 
 
 async def _as_it_completes(shop: Shop, step: str, cancel: Callable[[Handle], Awaitable[None]]) -> Handle:
-    """Cancel so that the workflow learns of it together with the end of the step."""
-    pause = Pause(done=True)
-    services = Services(shop, **{step: pause})
-    async with services.worker(workflows=[]):
-        async with services.worker(activities=[]):
-            handle = await shop.start()
-            await pause.reached.wait()
-        await cancel(handle)
-        pause.go_on.set()
-        await eventually(lambda: pending(handle), lambda some: not some)
-        async with services.worker(activities=[]):
-            return await ended(handle)
+    services = Services(shop)
+    async with Hands(services) as hands:
+        return await ended(await at_the_end_of(step, services, hands, shop.start, cancel))
 
 
 async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = False) -> Handle:

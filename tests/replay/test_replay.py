@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from temporalio import workflow
-from temporalio.client import Client, WorkflowHistory
+from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from app.workflows import order as saga
 from app.workflows.order import OrderWorkflow
-from tests.replay.record import HISTORIES, PATHS
+from tests.replay.record import HISTORIES
 
 RECORDED = sorted(HISTORIES.glob("**/*.json"))
 

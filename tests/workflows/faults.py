@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from temporalio import activity
@@ -28,11 +28,13 @@ from temporalio.worker import (
 )
 
 from app.gateways.sandbox import GatewayUnavailable, SandboxCarrier, SandboxMailer, SandboxPayments
-from app.models import Address, Money, Order
+from app.models import Address, Money, Order, OrderResult
 from tests.support import Shop, build_shop_worker, eventually
 
 T = TypeVar("T")
 Call = Callable[[], Awaitable[T]]
+Handle = WorkflowHandle[Any, OrderResult]
+Start = Callable[[], Awaitable[Handle]]
 
 RESERVE, CHARGE, SHIP, CONFIRM = "ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation"
 RELEASE, REFUND, UNSHIP = "ReleaseInventory", "RefundPayment", "CancelShipment"
@@ -146,15 +148,58 @@ class _AtTheReport(ActivityInboundInterceptor):
         return await (fault(lambda: run(input)) if fault else run(input))
 
 
+class Hands:
+    """The worker of some services, which can be lost and replaced."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._running: list[tuple[Worker, asyncio.Task[None]]] = []
+
+    def start(self, **options: Any) -> None:
+        worker = self._services.worker(**options)
+        self._running.append((worker, asyncio.create_task(worker.run())))
+
+    async def stop(self) -> None:
+        """Stop the worker that was started last; what it is at is cut off."""
+        worker, running = self._running.pop()
+        await worker.shutdown()
+        await running
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._running:
+            await self.stop()
+
+
+async def at_the_end_of(
+    step: str, services: Services, hands: Hands, start: Start, then: Callable[[Handle], Awaitable[None]]
+) -> Handle:
+    """Start an order, and do something so that its workflow learns of it together with the end of a step."""
+    pause = Pause(done=True)
+    services.faults[step] = pause
+    hands.start(workflows=[])
+    hands.start(activities=[])
+    handle = await start()
+    await pause.reached.wait()
+    await hands.stop()
+    await then(handle)
+    pause.go_on.set()
+    await eventually(lambda: pending(handle), lambda activities: not activities)
+    hands.start(activities=[])
+    return handle
+
+
 # --- Temporal's side of a pending activity
 
 
-async def pending(handle: WorkflowHandle[Any, Any]) -> list[PendingActivityInfo]:
+async def pending(handle: Handle) -> list[PendingActivityInfo]:
     description = await handle.describe()
     return list(description.raw_description.pending_activities)
 
 
-async def waits_to_retry(handle: WorkflowHandle[Any, Any]) -> None:
+async def waits_to_retry(handle: Handle) -> None:
     """Wait until an attempt has failed and the next one is waited for."""
 
     def between(activities: list[PendingActivityInfo]) -> bool:
@@ -166,14 +211,14 @@ async def waits_to_retry(handle: WorkflowHandle[Any, Any]) -> None:
     await eventually(lambda: pending(handle), between)
 
 
-async def hurry(
-    handle: WorkflowHandle[Any, Any],
+async def reconfigure(
+    handle: Handle,
     name: str,
     *,
     attempt: timedelta | None = None,
     pause: timedelta | None = None,
 ) -> None:
-    """Shorten the timeout of a pending activity's attempts, or the pauses between them, as an operator can."""
+    """Change the timeout of a pending activity's attempts, or the pauses between them, as an operator can."""
     options, paths = ActivityOptions(), []
     if attempt is not None:
         options.start_to_close_timeout.FromTimedelta(attempt)
