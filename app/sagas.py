@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Seconds.
 START_TIMEOUT = 0.8  # a POST answers within a second; what was not started by then, the relay starts
 CALL_TIMEOUT = 1.8  # an endpoint that asks Temporal answers within two
-OUTCOME_TIMEOUT = 0.8  # for a worker to tell what came of a signal that Temporal has taken already
+OUTCOME_TIMEOUT = 1.5  # for a worker to tell what came of a signal that Temporal has taken already
 
 
 class SagaEnded(Exception):

@@ -184,7 +184,8 @@ async def cancel(
     if progress is not None and not progress.cancel_requested:
         raise Conflict(f"too late to cancel: the order is {progress.status}")
     order = await _known(orders, order_id)
-    if progress is None and not order.cancellable:
+    cancelled = order.failure is not None and order.failure.code == "cancelled"
+    if progress is None and not order.cancellable and not cancelled:
         # No worker tells, and the signal may have come after the shipment. (Where the order is cancellable still, it
         # came before: a step is written here before Temporal hears of it.)
         raise Unavailable("it is not known yet whether the cancel came in time; ask again")
@@ -205,7 +206,9 @@ async def approve(
     if order.status is not OrderStatus.AWAITING_APPROVAL:
         raise Conflict(f"the order does not wait for an approval: it is {order.status}")
     progress = await sagas.approve(order, ApprovalDecision(**decision.model_dump()))
-    if progress is not None and progress.approved is not decision.approved:
+    if progress is None:
+        raise Unavailable("it is not known yet whether this answer was the first; ask again")
+    if progress.approved is not decision.approved:
         raise Conflict("it was decided otherwise before")
     return await _known(orders, order_id)
 

@@ -31,8 +31,9 @@ export function element(tag, attributes = {}, ...children) {
 
 /** Sets an attribute only where it differs, so that nothing is laid out again for a value that stayed. */
 export function set(target, name, value) {
-  if (value == null || value === false) target.removeAttribute(name);
-  else if (target.getAttribute(name) !== String(value === true ? "" : value)) target.setAttribute(name, value === true ? "" : value);
+  if (value == null || value === false) return target.removeAttribute(name);
+  const text = value === true ? "" : String(value);
+  if (target.getAttribute(name) !== text) target.setAttribute(name, text);
 }
 
 /** Sets the text only where it differs. */
@@ -69,8 +70,8 @@ export function notify(text) {
   news.animate({ opacity: [0, 1, 1, 1, 1, 0] }, 6000);
 }
 
-/** Lights up what has just changed, for those who want things to move. */
+/** Lights up what has just changed, unless its reader wants nothing to move. */
 export function flash(target) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  target.animate({ backgroundColor: ["color-mix(in srgb, var(--accent) 25%, transparent)", "transparent"] }, { duration: 1200, easing: "ease-out" });
+  target.animate({ backgroundColor: ["color-mix(in srgb, var(--accent) 25%, transparent)", "transparent"] }, 1200);
 }

@@ -6,8 +6,9 @@ const SILENCE = 45_000; // ms without even a keep-alive, after which a connectio
 const LONGEST_WAIT = 10_000; // ms between two attempts to reconnect
 
 /**
- * Calls `handlers[event](data)` for every event, `opened()` each time the stream is up, `lost()` each time it goes down.
- * Reconnects by itself, and resumes after the last event that it saw. Returns a function that reconnects at once.
+ * Calls `opened()` each time the stream is up, then `handlers[event](data)` for every event, and `lost()` each time it
+ * goes down. Events wait until `opened` is done; if it throws, the stream counts as down. Reconnects by itself, and resumes
+ * after the last event that it saw. Returns a function that reconnects at once.
  */
 export function follow(path, { opened, lost, handlers }) {
   let lastEventId = null;
@@ -21,8 +22,8 @@ export function follow(path, { opened, lost, handlers }) {
         const headers = { Accept: "text/event-stream" };
         if (lastEventId) headers["Last-Event-ID"] = lastEventId;
         const response = await open(path, { headers, signal: connection.signal, cache: "no-store" });
+        await opened();
         failures = 0;
-        opened();
         for await (const { id, name, data } of events(response.body)) {
           lastEventId = id ?? lastEventId;
           try {

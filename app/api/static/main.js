@@ -43,15 +43,15 @@ const reconnect = follow("/orders/events", {
       performance.measure("live update", { start });
       performance.clearMeasures("live update"); // observers have it; the buffer must not grow for days
     },
-    stock: stock.changed,
+    stock: stock.show,
   },
-  // The stream is open first and the rest is loaded then, so that nothing falls in between.
+  // The stream is open first, then the rest is loaded, and then the events are looked at: nothing falls in between.
   async opened() {
+    await Promise.all([stock.load(), orderList.load(), orderView.load()]);
     set(connection, "data-tone", "good");
     say(connection, "Live");
     banner.hidden = true;
-    const loaded = await Promise.allSettled([stock.load(), orderList.load(), orderView.load()]);
-    if (!lostAt || loaded.some(({ status }) => status === "rejected")) return;
+    if (!lostAt) return;
     lostAt = null;
     notify(missed ? `Connected again. ${missed} order${missed > 1 ? "s" : ""} changed meanwhile.` : "Connected again. Nothing changed meanwhile.");
   },

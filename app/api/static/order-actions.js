@@ -9,8 +9,11 @@ const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved", "charged"];
 const ADDRESS = { name: "Name", street: "Street", city: "City", postal_code: "Postal code", country: "Country" };
 const REASON = [{ name: "reason", label: "Reason (optional)" }];
 
-/** Returns the buttons, and `update(order)`, which returns the one that had the focus. `refuse(problem)` shows a refusal. */
-export function actionsFor(path, refuse) {
+/**
+ * Returns the buttons, and `update(order)`. `refuse(problem)` shows a refusal. When the button that had the focus is gone,
+ * the focus goes to `heading`.
+ */
+export function actionsFor(path, heading, refuse) {
   let order = null;
   const send = (method, action, body) => call(method, `${path}/${action}`, { body }).then(keep);
   const waits = () => order.status === "awaiting_approval";
@@ -49,7 +52,9 @@ export function actionsFor(path, refuse) {
   function button(label, tone, applies, act) {
     const onclick = () => {
       refuse(null);
-      act().catch(refuse);
+      act()
+        .catch(refuse)
+        .finally(() => document.activeElement === document.body && heading.focus());
     };
     return { applies, node: element("button", { type: "button", class: tone, hidden: true, onclick }, label) };
   }
@@ -60,7 +65,7 @@ export function actionsFor(path, refuse) {
       order = newOrder;
       const focused = actions.find(({ node }) => node === document.activeElement)?.node;
       for (const { node, applies } of actions) node.hidden = !applies();
-      return focused;
+      if (focused?.hidden) heading.focus();
     },
   };
 }

@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { element, flash, icon, notify, say, set, turnInto } from "./dom.js";
 import { money, statusOf, STATUSES, time } from "./format.js";
-import { get, keep, onChange } from "./order-store.js";
+import { get, keep, linkTo, onChange } from "./order-store.js";
 
 const PAGE = 30;
 
@@ -29,9 +29,15 @@ export async function load() {
   loading = new AbortController();
   unconfirmed = new Set(rows.keys());
   const until = oldest;
+  const { signal } = loading;
   cursor = null;
-  do await loadPage(loading.signal);
-  while (cursor && until < oldest);
+  try {
+    do await loadPage(signal);
+    while (cursor && until < oldest);
+  } catch (problem) {
+    if (signal.aborted) return; // another load has taken its place
+    throw problem;
+  }
   // What the API no longer counts among these has left the filter while nobody told.
   for (const orderId of unconfirmed) remove(orderId);
 }
@@ -96,11 +102,11 @@ function build(order) {
   row.badge = element("span", { class: "badge" }, row.sign, row.word);
   row.link = element(
     "a",
-    { href: `#/orders/${order.order_id}`, tabindex: rows.size ? -1 : 0, "aria-current": order.order_id === selected && "true" },
+    { href: linkTo(order), tabindex: rows.size ? -1 : 0, "aria-current": order.order_id === selected && "true" },
     row.name,
     row.badge,
     element("span", { class: "lines" }, order.lines.map(({ quantity, name }) => `${quantity} × ${name}`).join(", ")),
-    element("span", { class: "money" }, money(order.total)),
+    element("span", {}, money(order.total)),
     element("code", {}, order.order_id),
     element("time", { datetime: order.created_at }, time(order.created_at)),
   );

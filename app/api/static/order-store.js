@@ -6,6 +6,9 @@ const listeners = [];
 /** Calls `listener(order, before)` for each order that is new (`before` is undefined) or has changed. */
 export const onChange = (listener) => listeners.push(listener);
 
+/** Where the page shows an order. */
+export const linkTo = ({ order_id }) => `#/orders/${encodeURIComponent(order_id)}`;
+
 export const get = (orderId) => orders.get(orderId);
 
 /**

@@ -73,11 +73,11 @@ function build(orderId) {
   const badge = element("span", { class: "badge", hidden: true }, sign, word);
   const name = element("h2", { tabindex: -1 }, "Order");
   const facts = element("p", { class: "note" });
-  const failure = element("p", { class: "failure", "data-tone": "bad", hidden: true });
+  const failure = element("p", { class: "failure", hidden: true });
   const problem = element("p", { class: "problem", role: "alert", hidden: true });
   const saga = drawSaga();
   const temporal = element("a", { target: "_blank", rel: "noopener", hidden: true }, "Open in Temporal ↗");
-  const buttons = element("div", { class: "buttons" }, failure, temporal);
+  const buttons = element("div", { class: "buttons" }, failure);
   const lines = element("ul");
   const address = element("address");
 
@@ -98,10 +98,10 @@ function build(orderId) {
     say(name, person);
     say(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
     failure.hidden = !order.failure;
-    if (order.failure) failure.replaceChildren(element("b", {}, inWords(order.failure.code)), ` ${order.failure.message}`);
+    set(failure, "data-tone", status.tone);
+    if (order.failure) failure.replaceChildren(element("b", {}, `${inWords(order.failure.code)}:`), ` ${order.failure.message}`);
 
-    const focused = actions?.update(order);
-    if (focused?.hidden) name.focus(); // whoever pressed a button that is gone goes on from the top
+    actions?.update(order);
     saga.update(order, progress);
     if (/^https?:/.test(progress?.workflow_url ?? "")) set(temporal, "href", progress.workflow_url);
     temporal.hidden = !temporal.href;
@@ -113,7 +113,7 @@ function build(orderId) {
   // The first view does without the buttons and their dialogs, so they are fetched with the first order.
   let actions = null;
   import("./order-actions.js").then(({ actionsFor }) => {
-    actions = actionsFor(path, refuse);
+    actions = actionsFor(path, name, refuse);
     buttons.prepend(...actions.buttons);
     if (get(orderId)) actions.update(get(orderId));
   });
@@ -121,7 +121,7 @@ function build(orderId) {
   const parts = [
     element("a", { class: "back", href: "#/orders" }, "← Orders"),
     element("div", { class: "bar" }, name, badge),
-    element("code", {}, orderId),
+    element("p", { class: "where" }, element("code", {}, orderId), temporal),
     facts,
     buttons,
     problem,

@@ -4,7 +4,7 @@ import { call, Problem } from "./api.js";
 import { notify } from "./dom.js";
 import { clearProblem, showProblem, valuesOf } from "./fields.js";
 import { money } from "./format.js";
-import { keep } from "./order-store.js";
+import { keep, linkTo } from "./order-store.js";
 import * as stock from "./stock.js";
 
 const form = document.getElementById("place");
@@ -28,7 +28,7 @@ form.addEventListener("submit", async (event) => {
     const order = await call("POST", "/orders", { body, key: sent.key });
     clearProblem(form);
     keep(order);
-    location.hash = `#/orders/${order.order_id}`;
+    location.hash = linkTo(order);
     setTimeout(() => sent === last && (last = { body: null, key: null }), 1000);
   } catch (problem) {
     showProblem(form, atArticles(problem, lines));

@@ -1,14 +1,13 @@
 // The articles: what is in stock, what it costs, how many to order, and a restock by a click.
 
 import { call } from "./api.js";
-import { notify, element, flash, say, set } from "./dom.js";
+import { element, flash, notify, say, set } from "./dom.js";
 import { money } from "./format.js";
 
 const RESTOCK = 10;
 
 const list = document.getElementById("articles");
 const articles = new Map(); // sku: { item, row, quantity, … }
-let changedMeanwhile = new Set();
 
 export const all = () => [...articles.values()].map(({ item }) => item);
 
@@ -19,19 +18,14 @@ export const chosen = () =>
     .filter(({ quantity }) => quantity !== 0);
 
 export async function load() {
-  changedMeanwhile = new Set();
   const { items } = await call("GET", "/inventory");
-  // An event that came while the answer was under way is at least as new as the answer.
-  for (const item of items) if (!changedMeanwhile.has(item.sku)) show(item);
-  if (chosen().length === 0 && articles.size) choose(articles.values().next().value, 1);
+  items.forEach(show);
+  // Something is chosen from the start: the cheapest, which needs nobody's approval.
+  const [cheapest] = [...articles.values()].sort((a, b) => a.item.unit_price.amount - b.item.unit_price.amount);
+  if (cheapest && chosen().length === 0) choose(cheapest, 1);
 }
 
-export function changed(item) {
-  changedMeanwhile.add(item.sku);
-  show(item);
-}
-
-function show(item) {
+export function show(item) {
   if (!articles.has(item.sku)) {
     articles.set(item.sku, build(item));
     list.append(articles.get(item.sku).row);
@@ -41,7 +35,7 @@ function show(item) {
   article.item = item;
   say(article.name, item.name);
   say(article.price, money(item.unit_price));
-  say(article.available, item.available ? `${item.available} in stock` : "Sold out");
+  say(article.available, item.available ? `${item.available.toLocaleString()} in stock` : "Sold out");
   set(article.available, "data-tone", item.available ? null : "bad");
   set(article.restock, "aria-label", `+${RESTOCK}: restock ${item.name}`);
   set(article.quantity, "aria-label", `Quantity of ${item.name}`);
@@ -53,8 +47,8 @@ function build(item) {
   const article = { item };
   article.name = element("b");
   article.price = element("span");
-  article.available = element("span", { class: "available" });
-  article.restock = element("button", { type: "button", class: "small", onclick: () => restock(article) }, `+${RESTOCK}`);
+  article.available = element("span");
+  article.restock = element("button", { type: "button", onclick: () => restock(article) }, `+${RESTOCK}`);
   article.quantity = element("input", { type: "number", name: `quantity:${item.sku}`, value: 0, min: 0, max: 1000, oninput: () => warn(article) });
   article.warning = element("p", { class: "warning", hidden: true });
   article.row = element(
@@ -81,7 +75,7 @@ function warn({ item, quantity, warning }) {
 
 async function restock({ item }) {
   try {
-    changed(await call("POST", `/inventory/${encodeURIComponent(item.sku)}/restock`, { body: { quantity: RESTOCK }, key: crypto.randomUUID() }));
+    show(await call("POST", `/inventory/${encodeURIComponent(item.sku)}/restock`, { body: { quantity: RESTOCK }, key: crypto.randomUUID() }));
   } catch (problem) {
     notify(`${item.name} was not restocked: ${problem.message}`);
   }

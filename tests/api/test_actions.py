@@ -1,0 +1,269 @@
+"""Cancel, approval and change of address: each answer turns out to be true (G7)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+
+from app.models import OrderStatus
+from app.sagas import workflow_id
+from tests.support import ADDRESS, Shop, build_shop_worker, eventually, order_body, steps_of
+
+RACES = 40
+NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}
+LARGE = {"lines": [{"sku": "MUG", "quantity": 50}]}  # waits for approval
+
+
+async def place(api: httpx.AsyncClient, **changes: Any) -> str:
+    answer = await api.post("/orders", json=order_body(**changes))
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["order_id"])
+
+
+async def history_of(shop: Shop, order_id: str) -> str:
+    return (await shop.handle(order_id).fetch_history()).to_json()
+
+
+# --- cancel
+
+
+async def test_an_order_that_waits_is_cancelled(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock(available=10)
+    order_id = await place(api, payment_method="pm_card_outage")
+    await shop.reaches(order_id, OrderStatus.RESERVED)
+    answer = await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
+    assert (answer.status_code, answer.json()["order_id"]) == (202, order_id)
+
+    order = await shop.reaches(order_id, OrderStatus.CANCELLED)
+    assert order.failure is not None
+    assert (order.failure.code, order.failure.message) == ("cancelled", "found it cheaper")
+    assert not order.cancellable
+    assert await shop.available() == 10
+    again = await api.post(f"/orders/{order_id}/cancel")
+    assert (again.status_code, again.json()["detail"]) == (409, "the order is cancelled")
+
+
+async def test_a_completed_order_is_not_cancelled(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock()
+    order_id = await place(api)
+    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
+    assert (await shop.order(order_id)).status is OrderStatus.COMPLETED
+
+
+@pytest.mark.parametrize("_", range(2))
+async def test_whatever_a_race_of_cancel_and_completion_is_answered_is_true(
+    api: httpx.AsyncClient, shop: Shop, worker: None, _: int
+) -> None:
+    await shop.stock(available=RACES * 2)
+
+    async def race(number: int) -> tuple[str, int]:
+        order_id = await place(api)
+        await asyncio.sleep(random.uniform(0, 0.02 * (number % 20)))  # from at once to after its end
+        return order_id, (await api.post(f"/orders/{order_id}/cancel")).status_code
+
+    answers: list[tuple[str, int]] = []
+    for begin in range(0, RACES, 4):
+        answers += await asyncio.gather(*(race(number) for number in range(begin, begin + 4)))
+    outcomes: Counter[tuple[int, str]] = Counter()
+    for order_id, status in answers:
+        order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
+        outcomes[status, order.status] += 1
+        assert await shop.net_money(order_id) == (2_000 if order.status is OrderStatus.COMPLETED else 0)
+    assert outcomes.keys() == {(202, "cancelled"), (409, "completed")}, outcomes
+    completed = outcomes[409, "completed"]
+    assert await shop.available() == RACES * 2 - 2 * completed
+
+
+async def test_many_cancels_of_one_order_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock(available=2)
+    order_id = await place(api, payment_method="pm_card_slow")
+    await shop.reaches(order_id, OrderStatus.RESERVED)
+    answers = await asyncio.gather(*(api.post(f"/orders/{order_id}/cancel") for _ in range(20)))
+    # One that comes after the end is told so.
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    assert answers[0].status_code == 202
+    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    assert await shop.available() == 2
+
+
+async def test_a_cancel_without_a_worker_is_honoured_later(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock(available=2)
+    order_id = await place(api)
+    began = time.monotonic()
+    answer = await api.post(f"/orders/{order_id}/cancel")
+    assert answer.status_code == 202
+    assert time.monotonic() - began < 3
+    async with build_shop_worker(shop):
+        order = await shop.reaches(order_id, OrderStatus.CANCELLED)
+    assert steps_of(order).get("charge_payment") != "done"
+    assert await shop.available() == 2
+
+
+async def test_without_a_worker_nothing_is_said_of_a_shipped_order(
+    api: httpx.AsyncClient, shop: Shop
+) -> None:
+    """It may be too late and may be not, and only a worker could tell."""
+    await shop.stock()
+    order = await shop.place(status="shipped")
+    await shop.sagas.start(order)
+    answer = await api.post(f"/orders/{order.order_id}/cancel")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+
+
+async def test_a_cancel_may_come_before_the_saga_was_started(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    """Temporal was away when the order was placed, and there is no relay: the signal starts the saga."""
+    await shop.stock(available=2)
+    order = await shop.place()
+    assert (await api.post(f"/orders/{order.order_id}/cancel")).status_code == 202
+    await shop.reaches(order.order_id, OrderStatus.CANCELLED)
+    assert await shop.net_money(order.order_id) == 0
+    assert await shop.available() == 2
+
+
+# --- approval
+
+
+@pytest.mark.parametrize(("approved", "ending"), [(True, OrderStatus.COMPLETED), (False, OrderStatus.FAILED)])
+async def test_a_large_order_waits_for_a_person(
+    api: httpx.AsyncClient, shop: Shop, worker: None, approved: bool, ending: OrderStatus
+) -> None:
+    await shop.stock()
+    order_id = await place(api, **LARGE)
+    await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+    answer = await api.post(f"/orders/{order_id}/approval", json={"approved": approved, "reason": "so it is"})
+    assert answer.status_code == 202
+    otherwise = await api.post(f"/orders/{order_id}/approval", json={"approved": not approved})
+    assert otherwise.status_code == 409
+    order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
+    assert order.status is ending
+    assert (order.failure and order.failure.code) == (None if approved else "not_approved")
+
+
+async def test_two_who_answer_at_once_and_differ(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock(available=1_000)
+    for _ in range(3):
+        order_id = await place(api, **LARGE)
+        await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+        yes, no = await asyncio.gather(
+            *(
+                api.post(f"/orders/{order_id}/approval", json={"approved": approved})
+                for approved in (True, False)
+            )
+        )
+        order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
+        expected = (202, 409) if order.status is OrderStatus.COMPLETED else (409, 202)
+        assert (yes.status_code, no.status_code) == expected
+
+
+async def test_an_order_that_waits_for_nobody_is_not_approved(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    await shop.stock()
+    order_id = await place(api, payment_method="pm_card_outage")
+    await shop.reaches(order_id, OrderStatus.RESERVED)
+    assert (await api.post(f"/orders/{order_id}/approval", json={"approved": True})).status_code == 409
+    assert (await api.post("/orders/ord_none/approval", json={"approved": True})).status_code == 404
+
+
+# --- address
+
+
+async def test_the_address_changes_until_shipping_begins(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    await shop.stock()
+    order_id = await place(api, payment_method="pm_card_outage")
+    await shop.reaches(order_id, OrderStatus.RESERVED)
+    answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
+    assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
+    assert (await shop.order(order_id)).shipping_address.street == NEW_ADDRESS["street"]
+    assert "Baker" not in await history_of(shop, order_id)
+    await api.post(f"/orders/{order_id}/cancel")
+    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    assert (await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)).status_code == 409
+
+
+async def test_the_address_is_settled_once_shipping_has_begun(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    await shop.stock()
+    order_id = await place(api, shipping_address={**ADDRESS, "postal_code": "99999"})  # the carrier is down
+    await shop.reaches(order_id, OrderStatus.CHARGED)
+
+    async def refusal() -> httpx.Response:
+        return await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
+
+    answer = await eventually(refusal, lambda answer: answer.status_code == 409)
+    assert "shipping has begun" in answer.json()["detail"]
+    assert "Baker" not in (await shop.order(order_id)).shipping_address.street
+    missing = await api.put("/orders/ord_none/shipping-address", json=NEW_ADDRESS)
+    assert missing.status_code == 404
+
+
+async def test_the_address_of_an_order_whose_saga_was_not_started_yet(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    await shop.stock()
+    order = await shop.place(payment_method="pm_card_outage")
+    answer = await api.put(f"/orders/{order.order_id}/shipping-address", json=NEW_ADDRESS)
+    assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
+
+
+async def test_without_a_worker_the_address_cannot_be_changed(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock()
+    order_id = await place(api)
+    began = time.monotonic()
+    answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
+    assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+    assert time.monotonic() - began < 3
+
+
+async def test_the_saga_of_an_order_that_says_it_goes_on_may_have_ended(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    """MongoDB was restored from a backup, say: Temporal knows better."""
+    await shop.stock()
+    order_id = await place(api)
+    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    await shop.handle(order_id).result()
+    await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"status": "reserved"}})
+    assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
+    assert (await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)).status_code == 409
+
+
+# --- status
+
+
+async def test_the_workflow_tells_its_own_status(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock()
+    order_id = await place(api, payment_method="pm_card_outage")
+
+    async def status() -> dict[str, Any]:
+        return dict((await api.get(f"/orders/{order_id}/status")).json())
+
+    told = await eventually(status, lambda told: (told.get("attempt") or 0) >= 2)
+    assert (told["order_id"], told["step"], told["status"]) == (order_id, "charge_payment", "reserved")
+    await shop.client.get_workflow_handle(workflow_id(order_id)).cancel()
+    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    told = await status()
+    assert (told["status"], told["cancel_requested"], told["attempt"]) == ("cancelled", True, None)
+    assert told["undone"] == ["charge_payment", "reserve_inventory"]
+
+
+async def test_without_a_worker_there_is_no_status(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock()
+    order_id = await place(api)
+    began = time.monotonic()
+    answer = await api.get(f"/orders/{order_id}/status")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert time.monotonic() - began < 2.2
+    assert (await api.get(f"/orders/{order_id}")).status_code == 200
