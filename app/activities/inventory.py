@@ -99,9 +99,8 @@ class Inventory:
         found = self._mongo.inventory.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
         stock = {document["_id"]: document.get("available") async for document in found}
         for sku, available in stock.items():
-            if not isinstance(
-                available, int
-            ):  # another program wrote it; NaN would pass every comparison below
+            # Another program may have written anything; NaN, for one, would pass every comparison below.
+            if not isinstance(available, int):
                 raise TypeError(f"article {sku}: available is not a whole number")
         return stock
 

@@ -1,6 +1,7 @@
 """Reservations: all or nothing, at most once, never after their release, and the stock always even (G3, G4, G5).
 
-Two `Inventory` here are two worker processes as far as group commit goes: each commits by itself.
+Two `Inventory` here are two worker processes as far as group commit goes: each commits by itself, over connections of
+its own, so that a fault can befall one of them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,15 +22,24 @@ from temporalio.testing import ActivityEnvironment
 
 from app.activities.inventory import Inventory
 from app.models import OrderRef, OrderStatus
-from app.mongo import Mongo
+from app.mongo import Document, Mongo
 from app.orders import Orders
+from dev.servers import Server
 from tests.activities.faults import BEFORE_THE_EFFECT, failing
 from tests.support import eventually, order_document, steps_of
 
 # The commit was carried out, but the process that asked for it never learns that.
 COMMITTED: dict[str, Any] = {"writeConcernError": {"code": 8000, "errmsg": "gone"}}
 COMMANDS = ("find", "update", "commitTransaction")
-HOLD = {"mode": {"times": 1}, "blockConnection": True, "blockTimeMS": 700}
+
+# Where an attempt is held: between its two reads, which are of one instant all the same; when it has read that nothing
+# is reserved, before its first write; and with all written, not committed.
+POINTS: dict[str, tuple[Document, dict[str, int]]] = {
+    "between reads": ({"command.find": "inventory"}, {"skip": 2}),
+    "between reading and writing": ({"command.update": "reservations"}, {"times": 1}),
+    "before the commit": ({"command.commitTransaction": 1}, {"times": 1}),
+}
+HELD_FOR = 500  # milliseconds, far longer than what the test does meanwhile
 
 
 @dataclass
@@ -36,7 +47,7 @@ class Warehouse:
     mongo: Mongo
     orders: Orders
     inventory: Inventory
-    other: Inventory  # that of another worker process
+    other: Inventory
 
     async def stock(self, **available: Any) -> None:
         for sku, pieces in available.items():
@@ -80,11 +91,30 @@ class Warehouse:
 
 
 @pytest.fixture
-async def warehouse(mongo: Mongo) -> Warehouse:
+async def warehouse(mongo: Mongo, mongod: Server) -> AsyncIterator[Warehouse]:
     for name in ("orders", "inventory", "reservations"):
         await mongo.database.create_collection(name)
-    orders = Orders(mongo)
-    return Warehouse(mongo, orders, Inventory(mongo, orders), Inventory(mongo, orders))
+    other = Mongo(mongod.address, mongo.database.name)
+    yield Warehouse(mongo, Orders(mongo), Inventory(mongo, Orders(mongo)), Inventory(other, Orders(other)))
+    other.close()
+
+
+@asynccontextmanager
+async def held(warehouse: Warehouse, order_id: str, point: str) -> AsyncIterator[asyncio.Task[str]]:
+    """An attempt of the first process that has come to this point, where the server holds it for a while."""
+    arrived, mode = POINTS[point]
+    (command,) = arrived
+    fault = {"blockConnection": True, "blockTimeMS": HELD_FOR}
+    async with failing(warehouse.mongo, command.removeprefix("command."), mode=mode, **fault):
+        attempt = asyncio.create_task(warehouse.reserve(order_id))
+        mine = {"appName": warehouse.mongo.database.name, "active": True, **arrived}
+        await eventually(lambda: _running(warehouse.mongo, mine))
+        yield attempt
+
+
+async def _running(mongo: Mongo, operation: Document) -> list[Document]:
+    found = mongo.client.admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": operation}])
+    return [operation async for operation in found]
 
 
 async def test_reserved_once_and_released_once(warehouse: Warehouse) -> None:
@@ -132,35 +162,28 @@ async def test_no_stock_is_final_and_all_or_nothing(warehouse: Warehouse) -> Non
     assert await warehouse.orders.require(order_id) == order
 
 
-@pytest.mark.parametrize("command", ["update", "commitTransaction"])
-async def test_an_attempt_is_held_while_the_release_runs(warehouse: Warehouse, command: str) -> None:
-    """Held when it has read that nothing is reserved, before its first write; and with all written, not committed."""
+@pytest.mark.parametrize("point", POINTS)
+async def test_an_attempt_is_held_while_the_release_runs(warehouse: Warehouse, point: str) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
-    async with failing(warehouse.mongo, command, **HOLD):
-        late = asyncio.create_task(warehouse.reserve(order_id))
-        await eventually(lambda: _is_held(warehouse.mongo, command))
-        release = asyncio.create_task(warehouse.release(order_id, warehouse.other))
-        if command == "update":  # nothing locks it out: it is faster
-            await release
+    async with held(warehouse, order_id, point) as late:
+        await warehouse.release(order_id, warehouse.other)
+        if point == "before the commit":  # the release had to wait for it, and found it
+            assert await late == "reserved"
+            assert await warehouse.says(order_id) == ("reserved", "undone")
+        else:
             assert not late.done()
             assert await late == "fenced"
             assert await warehouse.says(order_id) == ("placed", "failed")
-        else:  # the reservation is faster, and the release finds it
-            assert await late == "reserved"
-            await release
-            assert await warehouse.says(order_id) == ("reserved", "undone")
     assert await warehouse.available() == {"MUG": 10}
     assert (await warehouse.reservation(order_id))["state"] == "released"
 
 
-@pytest.mark.parametrize("command", ["update", "commitTransaction"])
-async def test_an_attempt_is_held_while_its_retry_runs(warehouse: Warehouse, command: str) -> None:
+@pytest.mark.parametrize("point", POINTS)
+async def test_an_attempt_is_held_while_its_retry_runs(warehouse: Warehouse, point: str) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
-    async with failing(warehouse.mongo, command, **HOLD):
-        late = asyncio.create_task(warehouse.reserve(order_id))
-        await eventually(lambda: _is_held(warehouse.mongo, command))
+    async with held(warehouse, order_id, point) as late:
         assert await warehouse.reserve(order_id, warehouse.other) == "reserved"
         assert await late == "reserved"
     await warehouse.is_reserved(order_id)
@@ -170,9 +193,7 @@ async def test_an_attempt_is_held_while_its_retry_runs(warehouse: Warehouse, com
 async def test_an_attempt_is_held_while_its_retry_and_the_release_run(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
-    async with failing(warehouse.mongo, "update", **HOLD):
-        late = asyncio.create_task(warehouse.reserve(order_id))
-        await eventually(lambda: _is_held(warehouse.mongo, "update"))
+    async with held(warehouse, order_id, "between reading and writing") as late:
         assert await warehouse.reserve(order_id, warehouse.other) == "reserved"
         await warehouse.release(order_id, warehouse.other)
         assert not late.done()
@@ -322,10 +343,3 @@ async def _stocked(mongo: Mongo) -> dict[str, int]:
         return pieces
 
     return await mongo.run_transaction(look)
-
-
-async def _is_held(mongo: Mongo, command: str) -> bool:
-    """Whether such a command of this test's client has arrived at the server and not ended."""
-    mine = {"appName": mongo.database.name, "active": True, f"command.{command}": {"$exists": True}}
-    found = mongo.client.admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": mine}])
-    return [operation async for operation in found] != []

@@ -49,6 +49,12 @@ def test_a_refusal_stays_the_same_refusal() -> None:
     assert left == {"A": 10}
 
 
+def test_pieces_of_an_article_that_is_not_kept_any_more_go_to_nobody() -> None:
+    left = {"A": 0}
+    assert decide(Request("o", None), Reservation(RESERVED, {"A": 1, "OLD": 2}), left).state == RELEASED
+    assert left == {"A": 1}
+
+
 @given(STOCK, st.dictionaries(st.sampled_from(["o1", "o2", "o3", "o4"]), PIECES, min_size=1), st.data())
 def test_the_stock_is_even_after_any_requests_in_any_order(
     stock: dict[str, int], orders: dict[str, dict[str, int]], data: st.DataObject
