@@ -37,7 +37,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-__all__ = ["Collection", "Document", "DuplicateKeyError", "HistoryLost", "Mongo", "Session", "is_unavailable"]
+__all__ = ["Collection", "Document", "DuplicateKeyError", "Mongo", "Session", "StreamEnded", "is_unavailable"]
 
 Document = dict[str, Any]
 Collection = AsyncIOMotorCollection[Document]
@@ -48,12 +48,11 @@ T = TypeVar("T")
 # Seconds after which a transaction is not tried again; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
 _TRY_LATER = ("TransientTransactionError", "UnknownTransactionCommitResult")
-_HISTORY_LOST = 286  # ChangeStreamHistoryLost: the resume token has fallen out of the oplog
 _NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
 
 
-class HistoryLost(Exception):
-    """A change stream cannot be resumed where it was left: what happened in between has to be looked up."""
+class StreamEnded(Exception):
+    """A change stream has ended, because what it watched was dropped."""
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -175,15 +174,11 @@ class Mongo:
         """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
         Raises:
-            HistoryLost: it cannot begin where the options say, which is too long ago.
+            pymongo.errors.OperationFailure: it cannot begin where the options say, for instance because that is too
+                long ago (error 286); what happened in between has to be looked up.
         """
-        try:
-            async with source.watch(pipeline, **options) as stream:
-                yield Changes(stream)
-        except OperationFailure as error:
-            if error.code == _HISTORY_LOST:
-                raise HistoryLost from error
-            raise
+        async with source.watch(pipeline, **options) as stream:
+            yield Changes(stream)
 
 
 class Changes:
@@ -193,8 +188,14 @@ class Changes:
         self._stream = stream
 
     async def next(self) -> Document | None:
-        """The next change; None when there was none for about a second (the resume token has moved on all the same)."""
+        """The next change; None when there was none for about a second (the resume token has moved on all the same).
+
+        Raises:
+            StreamEnded
+        """
         change: Document | None = await self._stream.try_next()
+        if change is None and not self._stream.alive:
+            raise StreamEnded
         return change
 
     @property

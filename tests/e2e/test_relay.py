@@ -1,0 +1,243 @@
+"""The relay: whatever inserts an order document, it gets its saga, and no order waits for another (G1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from bson import Binary, Decimal128, Int64, ObjectId
+
+from app import temporal
+from app.models import OrderStatus
+from app.mongo import Document
+from app.relay import TOKEN, Relay
+from app.sagas import Sagas
+from tests.support import Shop, eventually, order_document
+
+
+@asynccontextmanager
+async def relaying(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
+    """A relay, as worker.py runs one; it may not end by itself."""
+    running = asyncio.create_task(Relay(shop.mongo, shop.orders, shop.sagas).run())
+    try:
+        yield running
+        assert not running.done(), "the relay ended"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+@pytest.fixture
+async def relay(shop: Shop, worker: None) -> AsyncIterator[None]:
+    """A relay beside a worker, in a shop with enough of everything."""
+    await shop.mongo.create_indexes()
+    await shop.stock(available=1_000)
+    async with relaying(shop):
+        yield
+
+
+async def token(shop: Shop) -> Document | None:
+    kept = await shop.mongo.relay.find_one({"_id": TOKEN})
+    return kept["token"] if kept else None
+
+
+async def raw_document(shop: Shop, order_id: Any) -> Document:
+    document = await shop.mongo.orders.find_one({"_id": order_id})
+    assert document is not None
+    return document
+
+
+# --- what other programs insert
+
+
+@pytest.mark.usefixtures("relay")
+async def test_an_order_of_another_program_gets_its_saga(shop: Shop) -> None:
+    document = order_document()
+    for unknown_elsewhere in ("status", "created_at", "updated_at"):
+        del document[unknown_elsewhere]
+    document["lines"][0]["quantity"] = Int64(2)
+    document["total"]["amount"] = Int64(2_000)
+    document["note"] = "from the shell"
+    await shop.mongo.orders.insert_one(document)
+    await eventually(
+        lambda: raw_document(shop, document["_id"]), lambda found: found.get("status") == "completed"
+    )
+    order = await shop.order(document["_id"])
+    assert (datetime.now(UTC) - order.created_at).total_seconds() < 15
+    assert (await raw_document(shop, order.order_id))["note"] == "from the shell"
+
+
+MALFORMED: list[tuple[Document, str]] = [
+    ({"_id": "empty"}, "customer_id: Field required"),
+    ({"_id": ObjectId()}, "_id: Input should be a valid string"),
+    ({"_id": 5}, "_id: Input should be a valid string"),
+    ({"_id": {"a": 1}}, "_id: Input should be a valid string"),
+    (order_document(_id="with/slash"), "_id: String should match"),
+    (order_document(_id="x" * 65), "_id: String should match"),
+    (order_document(_id="customer", customer_id={"$gt": ""}), "customer_id: Input should be a valid string"),
+    (order_document(_id="lines_none") | {"lines": []}, "lines: List should have at least 1 item"),
+    (order_document(_id="lines_text") | {"lines": "MUG"}, "lines: Input should be a valid list"),
+    (order_document({f"S{i}": 1 for i in range(51)}, _id="lines_51"), "lines: List should have at most 50"),
+    (order_document({"MUG": 0}, _id="quantity_0"), "lines.0.quantity: Input should be greater than or equal to 1"),
+    (order_document(_id="total", total={"amount": 1, "currency": "EUR"}), "total is not the sum of the lines"),
+    (order_document(_id="float", total={"amount": 2_000.0, "currency": "EUR"}), "total.amount: "),
+    (order_document(_id="decimal", total={"amount": Decimal128("2000"), "currency": "EUR"}), "total.amount: "),
+    (order_document(_id="currency", total={"amount": 2_000, "currency": "USD"}), "lines: not all prices"),
+    (order_document(_id="twice") | {"lines": order_document()["lines"] * 2}, "lines: a sku is named twice"),
+    (order_document(_id="status", status="lost"), "status: Input should be"),
+    (order_document(_id="status_list", status=["placed"]), "status: Input should be"),
+    (order_document(_id="steps", steps=5), "steps: Input should be a valid list"),
+    (order_document(_id="steps_wrong", steps={"reserve_inventory": 5}), "steps: Input should be a valid list"),
+    (order_document(_id="address", shipping_address="London"), "shipping_address: Input should be a valid dictionary"),
+    (order_document(_id="email", email=None), "email: Input should be a valid string"),
+    (order_document(_id="binary", payment_method=Binary(b"\x00\xff")), "payment_method: "),
+    (order_document(_id="time_text", created_at="2026-01-01T00:00:00Z"), "created_at: "),
+    (order_document(_id="time_far") | {"created_at": Int64(2**60)}, "created_at: "),
+    (order_document(_id="huge", customer_id="x" * 15_000_000), "customer_id: String should match"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("relay")
+async def test_malformed_documents_are_marked_and_stop_nobody(shop: Shop, api: httpx.AsyncClient) -> None:
+    for document, _ in MALFORMED:
+        await shop.mongo.orders.insert_one(document)
+    good = await shop.place()
+    await shop.reaches(good.order_id, OrderStatus.COMPLETED)
+
+    for document, reason in MALFORMED:
+        marked = await eventually(
+            lambda order_id=document["_id"]: raw_document(shop, order_id),  # type: ignore[misc]
+            lambda found: found.get("status") == "failed",
+        )
+        assert marked["failure"]["code"] == "malformed"
+        assert marked["failure"]["message"].startswith(reason), marked["_id"]
+        assert isinstance(marked["created_at"], datetime)
+
+    # They are listed, on several pages, each once, and can be looked at.
+    listed: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await api.get("/orders", params={"limit": 5} | ({"cursor": cursor} if cursor else {}))).json()
+        listed += [order["order_id"] for order in page["items"]]
+        cursor = page["next_cursor"]
+    assert sorted(listed) == sorted([good.order_id, *(str(document["_id"]) for document, _ in MALFORMED)])
+    shown = (await api.get("/orders/total")).json()
+    assert shown["failure"] == {"code": "malformed", "message": "total is not the sum of the lines"}
+    count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
+    assert count.count == 1
+
+
+@pytest.mark.usefixtures("relay")
+async def test_an_order_that_comes_back_from_a_backup_is_not_run_again(shop: Shop) -> None:
+    await shop.mongo.orders.insert_one(order_document(_id="restored", status="completed"))
+    later = await shop.place()
+    await shop.reaches(later.order_id, OrderStatus.COMPLETED)
+    assert await shop.mongo.payments.find_one({"_id": "restored"}) is None
+
+
+# --- Temporal
+
+
+async def test_several_relays_at_once_start_each_saga_once(shop: Shop, worker: None) -> None:
+    await shop.stock(available=1_000)
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(relaying(shop))
+        orders = [await shop.place({"MUG": 1}) for _ in range(25)]
+        for order in orders:
+            await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+    assert await shop.available() == 1_000 - 25
+    count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
+    assert count.count == 25
+
+
+async def test_an_order_whose_start_always_fails_keeps_no_other_waiting(shop: Shop, worker: None) -> None:
+    await shop.stock(available=10)
+
+    class Particular(Sagas):
+        """Real starts, but the first order's goes to a namespace that is not there."""
+
+        async def start(self, order: Any, patience: float = 1) -> None:
+            await (lost if order.order_id == "unlucky" else shop.sagas).start(order, patience)
+
+    elsewhere = await temporal.connect(
+        target_host=shop.client.service_client.config.target_host, namespace="nowhere"
+    )
+    lost = Sagas(elsewhere, shop.settings)
+    await shop.place(_id="unlucky")
+    relay = asyncio.create_task(Relay(shop.mongo, shop.orders, Particular(shop.client, shop.settings)).run())
+    try:
+        for _ in range(3):
+            order = await shop.place({"MUG": 1})
+            await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+        assert (await shop.order("unlucky")).status is OrderStatus.PLACED
+        lost = shop.sagas  # the cause is gone
+        await shop.reaches("unlucky", OrderStatus.COMPLETED)
+    finally:
+        relay.cancel()
+        await asyncio.wait([relay])
+
+
+# --- the resume token
+
+
+@pytest.mark.usefixtures("relay")
+async def test_the_place_in_the_stream_is_kept(shop: Shop) -> None:
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # found by the sweep, perhaps
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    first = await eventually(lambda: token(shop))
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    await eventually(lambda: token(shop), lambda kept: kept != first)
+
+
+async def test_what_came_while_no_relay_ran_is_not_passed_over(shop: Shop, worker: None) -> None:
+    await shop.stock()
+    async with relaying(shop):
+        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+        await eventually(lambda: token(shop))
+    missed = await shop.place()
+    strange = order_document(status="lost")  # no sweep looks for this status: only the stream tells of it
+    await shop.mongo.orders.insert_one(strange)
+    async with relaying(shop):
+        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
+        await eventually(
+            lambda: raw_document(shop, strange["_id"]), lambda found: found["status"] == "failed"
+        )
+
+
+BAD_TOKENS = {
+    "of another collection": None,  # filled in by the test
+    "too old": "8263A0C8E0000000012B0229296E04",
+    "no token at all": "banana",
+    "of another type": 5,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TOKENS)
+async def test_a_token_that_is_of_no_use_is_dropped(shop: Shop, worker: None, kind: str) -> None:
+    await shop.stock()
+    data: Any = {"_data": BAD_TOKENS[kind]}
+    if kind == "of another collection":
+        async with shop.mongo.watch(shop.mongo.inventory, []) as changes:
+            await shop.stock()
+            await changes.next()
+            data = changes.resume_token
+    await shop.mongo.relay.insert_one({"_id": TOKEN, "token": data})
+    missed = await shop.place()
+    async with relaying(shop):
+        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
+        order = await shop.place()
+        await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+        await eventually(lambda: token(shop), lambda kept: kept not in (data, None))
+
+
+@pytest.mark.usefixtures("relay")
+async def test_it_goes_on_after_the_collection_was_dropped(shop: Shop) -> None:
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    await shop.mongo.orders.drop()
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
