@@ -125,7 +125,7 @@ async def test_there_is_an_end(mongo: Mongo, work: Work) -> None:
     """After `within` seconds the last error is raised, and says that trying later may help."""
     async with failing(mongo, "insert", **TRANSIENT):
         with pytest.raises(OperationFailure) as conflict:
-            await mongo.run_transaction(work, within=0.2)
+            await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
     assert is_unavailable(conflict.value)
     assert work.runs > 1
     assert await work.effects() == []
@@ -134,7 +134,7 @@ async def test_there_is_an_end(mongo: Mongo, work: Work) -> None:
 async def test_there_is_an_end_to_asking_whether_a_commit_took_effect(mongo: Mongo, work: Work) -> None:
     async with failing(mongo, "commitTransaction", **AFTER_THE_EFFECT):
         with pytest.raises(OperationFailure) as unknown:
-            await mongo.run_transaction(work, within=0.2)
+            await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
     assert is_unavailable(unknown.value)
     assert work.runs == 1
     assert await work.effects() == [1]  # it did, and the caller does not know

@@ -20,13 +20,18 @@ class Commits:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.asked = 0
+        self.at_once = self.most_at_once = 0
         self.running = asyncio.Event()
         self.away = False
         self.group = GroupCommit(self.commit, concerns_all=lambda error: isinstance(error, Outage))
 
     async def commit(self, requests: Sequence[str]) -> list[str]:
         self.batches.append(list(requests))
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
         await self.running.wait()
+        self.at_once -= 1
         if self.away:
             raise Outage
         if poison := [request for request in requests if request.startswith("poison")]:
@@ -34,13 +39,18 @@ class Commits:
         return [request.upper() for request in requests]
 
     def submit(self, *requests: str) -> list[asyncio.Task[str]]:
-        return [asyncio.create_task(self.group.submit(request)) for request in requests]
+        return [asyncio.create_task(self._submit(request)) for request in requests]
 
-    async def begun(self, count: int) -> None:
-        async def look() -> int:
-            return len(self.batches)
+    async def _submit(self, request: str) -> str:
+        async with asyncio.timeout(10):
+            self.asked += 1
+            return await self.group.submit(request)
 
-        await eventually(look, lambda batches: batches >= count)
+    async def until(self, *, batches: int, asked: int) -> None:
+        async def look() -> tuple[int, int]:
+            return len(self.batches), self.asked
+
+        await eventually(look, lambda seen: seen == (batches, asked))
 
 
 @pytest.fixture
@@ -50,21 +60,22 @@ async def commits() -> Commits:
 
 async def test_who_waits_is_in_the_next_batch_whatever_the_others_want(commits: Commits) -> None:
     first = commits.submit("hot0")
-    await commits.begun(1)
+    await commits.until(batches=1, asked=1)
     crowd = commits.submit(*(f"hot{number}" for number in range(1, 200)))
     other = commits.submit("cold")
-    await asyncio.sleep(0)
-    assert len(commits.batches) == 1  # nobody goes beside the one that runs
+    await commits.until(batches=1, asked=201)  # nobody goes beside the one that runs
     commits.running.set()
     assert await asyncio.gather(*first, *crowd, *other) == [f"HOT{n}" for n in range(200)] + ["COLD"]
     assert [len(batch) for batch in commits.batches] == [1, 200]
     assert commits.batches[1][-1] == "cold"
+    assert commits.most_at_once == 1
 
 
 async def test_one_that_comes_when_nobody_waits_goes_at_once(commits: Commits) -> None:
     commits.running.set()
     for request in ("a", "b"):
-        assert await commits.group.submit(request) == request.upper()
+        (answer,) = commits.submit(request)
+        assert await answer == request.upper()
     assert commits.batches == [["a"], ["b"]]
 
 
@@ -100,14 +111,15 @@ async def test_an_outage_is_everybody_s_and_over_at_once(commits: Commits) -> No
     assert [type(result) for result in results] == [Outage] * 3
     assert len(commits.batches) == 1
     commits.away = False
-    assert await commits.group.submit("d") == "D"
+    (answer,) = commits.submit("d")
+    assert await answer == "D"
 
 
 async def test_a_caller_who_leaves_does_not_disturb_the_others(commits: Commits) -> None:
     (running,) = commits.submit("a")
-    await commits.begun(1)
+    await commits.until(batches=1, asked=1)
     leaves, stays = commits.submit("b", "c")
-    await asyncio.sleep(0)
+    await commits.until(batches=1, asked=3)
     running.cancel()
     leaves.cancel()
     commits.running.set()
