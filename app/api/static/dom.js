@@ -15,7 +15,6 @@ const ICONS = {
   stop: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M4.2 4.2l7.6 7.6",
   truck: "M1.5 4h8v7.5h-8zM9.5 6.5h3l2 2.5v2.5h-5M4.5 13.2v.1M11.5 13.2v.1",
   undo: "M6 3 3 6l3 3M3 6h6a3.5 3.5 0 0 1 0 7H6",
-  wait: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M8 5v3.2l2 1.3",
 };
 
 /** element("p", { class: "note", hidden: true }, "text", other): attributes by name, `on…` as listeners. */

@@ -15,7 +15,7 @@ export const STATUSES = {
 };
 
 /** A status that this page does not know yet still shows, by its own name. */
-export const statusOf = (order) => STATUSES[order.status] ?? { word: inWords(order.status), icon: "wait", tone: "run" };
+export const statusOf = (order) => STATUSES[order.status] ?? { word: inWords(order.status), icon: "inbox", tone: "run" };
 
 const moneyFormats = new Map();
 

@@ -54,7 +54,7 @@ async function loadPage(signal) {
     show(get(order.order_id));
   }
   older.hidden = !cursor;
-  empty.hidden = rows.size > 0;
+  empty.hidden = false; // now it is known; it shows while the list is empty
 }
 
 const sayWhy = (problem) => problem.name === "AbortError" || notify(`The orders could not be loaded. ${problem.message}`);
@@ -65,14 +65,24 @@ filter.addEventListener("change", () => {
   load().catch(sayWhy);
 });
 
-let scrolling = null;
-older.addEventListener("click", () => {
-  scrolling ??= loadPage(loading.signal).catch(sayWhy).finally(() => (scrolling = null));
+let loadingOlder = false;
+older.addEventListener("click", async () => {
+  if (loadingOlder) return;
+  loadingOlder = true;
+  await loadPage(loading.signal).then(lookAgain, sayWhy);
+  loadingOlder = false;
 });
-new IntersectionObserver(([entry]) => entry.isIntersecting && older.click(), {
+const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && older.click(), {
   root: list.parentElement,
   rootMargin: "600px",
-}).observe(older);
+});
+nearEnd.observe(older);
+
+/** The observer tells of changes only, and who scrolls fast is at the end again before it has looked. */
+function lookAgain() {
+  nearEnd.unobserve(older);
+  nearEnd.observe(older);
+}
 
 onChange((order, before) => {
   const beyond = cursor && createdAt(order) < oldest; // a later page brings it
@@ -87,7 +97,6 @@ function show(order, lightUp = false) {
     row = build(order);
     rows.set(order.order_id, row);
     insert(row);
-    empty.hidden = true;
   }
   const { word, icon: sign, tone } = statusOf(order);
   set(row.badge, "data-tone", tone);
@@ -98,7 +107,7 @@ function show(order, lightUp = false) {
 }
 
 function build(order) {
-  const row = { createdAt: createdAt(order), sign: icon("wait"), word: element("span"), name: element("b") };
+  const row = { createdAt: createdAt(order), sign: icon("inbox"), word: element("span"), name: element("b") };
   row.badge = element("span", { class: "badge" }, row.sign, row.word);
   row.link = element(
     "a",
@@ -130,7 +139,6 @@ function remove(orderId) {
   if (row.link.tabIndex === 0) reach(row.item.nextElementSibling ?? row.item.previousElementSibling);
   row.item.remove();
   rows.delete(orderId);
-  empty.hidden = rows.size > 0;
 }
 
 /** Marks the order that is shown beside the list. */

@@ -68,7 +68,7 @@ function example() {
 
 function build(orderId) {
   const path = `/orders/${encodeURIComponent(orderId)}`;
-  const sign = icon("wait");
+  const sign = icon("inbox");
   const word = element("span");
   const badge = element("span", { class: "badge", hidden: true }, sign, word);
   const name = element("h2", { tabindex: -1 }, "Order");
@@ -107,7 +107,7 @@ function build(orderId) {
     temporal.hidden = !temporal.href;
 
     if (!lines.children.length) lines.append(...order.lines.map(line));
-    address.replaceChildren(person, element("br"), street, element("br"), `${postal_code} ${city}, ${country}`);
+    say(address, `${person}\n${street}\n${postal_code} ${city}, ${country}`);
   }
 
   // The first view does without the buttons and their dialogs, so they are fetched with the first order.

@@ -54,7 +54,7 @@ form.addEventListener("input", ({ target }) => {
 });
 
 random.addEventListener("click", async () => {
-  if (random.ariaDisabled) return;
+  if (random.ariaDisabled || !stock.all().length) return;
   random.ariaDisabled = "true";
   location.hash = "#/orders";
   const { placeAtRandom } = await import("./random-orders.js");

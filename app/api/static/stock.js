@@ -22,7 +22,9 @@ export async function load() {
   items.forEach(show);
   // Something is chosen from the start: the cheapest, which needs nobody's approval.
   const [cheapest] = [...articles.values()].sort((a, b) => a.item.unit_price.amount - b.item.unit_price.amount);
-  if (cheapest && chosen().length === 0) choose(cheapest, 1);
+  if (!cheapest || chosen().length) return;
+  cheapest.quantity.value = 1;
+  cheapest.quantity.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 export function show(item) {
@@ -60,11 +62,6 @@ function build(item) {
     article.warning,
   );
   return article;
-}
-
-function choose(article, quantity) {
-  article.quantity.value = quantity;
-  article.quantity.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 /** Nothing keeps anyone from ordering more than there is: a saga that fails is worth a look. It only says so. */

@@ -1,0 +1,157 @@
+"""The order desk in a real browser: the page from the real API, on the real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright, expect
+
+from app.api.main import create_app
+from app.settings import Settings
+from dev.servers import Server, free_port
+from tests.support import Shop
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDE = ViewportSize(width=1440, height=900)
+PHONE = ViewportSize(width=320, height=640)
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        reason = "the tests of the page are left out, there is no Chromium: `make browser` installs it"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+class ApiServer:
+    """The API over HTTP on a port of its own, so that it can go away and come back where the page looks for it."""
+
+    def __init__(self, settings: Settings, temporal_address: str) -> None:
+        self._settings = settings
+        self._temporal_address = temporal_address
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        app = create_app(self._settings, target_host=self._temporal_address)
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=self._port, log_level="critical", timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._running = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            assert not self._running.done(), "the API did not start"
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        await self._running
+
+
+@asynccontextmanager
+async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[ApiServer]:
+    server = ApiServer(settings, temporal_address)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+async def api_server(settings: Settings, temporal_server: Server, shop: Shop) -> AsyncIterator[ApiServer]:
+    """The API, with two articles in stock: one for a first try, one so dear that its orders wait for a person."""
+    await shop.stock("MUG", available=100, price=1_000)
+    await shop.stock("BIKE", available=5, price=60_000)
+    async with serving(settings, temporal_server.address) as server:
+        yield server
+
+
+class Desk:
+    """The page, in the words of who uses it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.form = page.locator("#place")
+        self.view = page.locator("#order")
+        self.status = self.view.locator(".badge")
+        self.rows = page.locator("#order-list li")
+        self.dialog = page.get_by_role("dialog")
+        self.news = page.locator("#news")
+
+    async def open(self, route: str = "") -> None:
+        await self.page.goto(f"{self.url}/{route}")
+        await expect(self.page.locator("#connection")).to_have_text("Live")
+        await expect(self.page.locator("#articles li").first).to_be_attached()
+
+    async def place(self, payment: str = "Works", delivery: str = "Works", **pieces: int) -> None:
+        for group, choice in (("Payment", payment), ("Delivery", delivery)):
+            radios = self.form.get_by_role("group", name=group)
+            await radios.get_by_role("radio", name=re.compile(f"^{choice}")).check()
+        for sku, quantity in pieces.items():
+            await self.form.get_by_label(f"Quantity of {sku}").fill(str(quantity))
+        await self.press("Place order")
+        await expect(self.page).to_have_url(re.compile("#/orders/ord_"))
+
+    async def press(self, button: str) -> None:
+        await self.page.get_by_role("button", name=button, exact=True).click()
+
+    async def confirm(self, button: str) -> None:
+        await self.dialog.get_by_role("button", name=button, exact=True).click()
+
+    async def shows(self, status: str) -> None:
+        """Wait until the order that is shown has this status."""
+        await expect(self.status).to_have_text(status)
+
+    def stop(self, word: str) -> Locator:
+        """A stop of the drawing: a step, an undo, the beginning or an end."""
+        return self.view.locator(".stop", has=self.page.get_by_text(word, exact=True))
+
+    @property
+    def order_id(self) -> str:
+        return self.page.url.rsplit("/", 1)[1]
+
+
+@asynccontextmanager
+async def a_desk(browser: Browser, url: str, **context: Any) -> AsyncIterator[Desk]:
+    """A page in a context of its own. An error on it, one against the Content-Security-Policy too, fails the test."""
+    errors: list[str] = []
+    options: dict[str, Any] = {"viewport": WIDE, **context}
+    async with await browser.new_context(**options) as tab:
+        page = await tab.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        yield Desk(page, url)
+    # A refusal, or an API that is away, is what some tests are about; Chromium reports each as an error.
+    assert [error for error in errors if not error.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+async def desk(browser: Browser, api_server: ApiServer) -> AsyncIterator[Desk]:
+    async with a_desk(browser, api_server.url) as desk:
+        yield desk

@@ -1,0 +1,291 @@
+"""What a person sees and does at the order desk, from the first click to an API that goes away and comes back."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from app.models import OrderStatus
+from app.settings import Settings
+from dev.servers import Server
+from tests.browser.conftest import ApiServer, Desk, a_desk, serving
+from tests.support import Shop, order_document
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+async def test_an_order_is_placed_and_watched_to_its_end(desk: Desk) -> None:
+    await desk.open()
+    await desk.place()
+    await desk.shows("Completed")
+    for step in ("Reserve stock", "Charge payment", "Create shipment", "Send confirmation", "Completed"):
+        await expect(desk.stop(step)).to_have_attribute("data-state", "done")
+    await expect(desk.stop("Refund payment")).to_contain_text("not needed")
+    await expect(desk.rows.first).to_contain_text("Completed")
+    await expect(desk.view.get_by_role("button", name="Cancel order")).to_be_hidden()
+
+    await desk.page.reload()  # the address bar names the order
+    await desk.shows("Completed")
+    await expect(desk.stop("Send confirmation")).to_contain_text("done")
+
+
+async def test_a_declined_card_shows_what_failed_and_what_was_undone(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(payment="Declined")
+    await desk.shows("Failed")
+    await expect(desk.view).to_contain_text("Payment declined")
+    await expect(desk.stop("Charge payment")).to_contain_text("failed")
+    await expect(desk.stop("Release stock")).to_contain_text("undone")
+    await expect(desk.stop("Refund payment")).to_contain_text("nothing to undo")
+    await expect(desk.stop("Create shipment")).to_contain_text("not reached")
+
+
+async def test_an_address_that_nobody_serves_undoes_the_payment_too(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(delivery="Nobody delivers")
+    await desk.shows("Failed")
+    await expect(desk.stop("Create shipment")).to_contain_text("failed")
+    await expect(desk.stop("Refund payment")).to_contain_text("undone")
+    await expect(desk.stop("Release stock")).to_contain_text("undone")
+
+
+async def test_an_order_is_cancelled_during_an_outage(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(payment="Outage")
+    await desk.shows("Reserved")
+    await expect(desk.stop("Charge payment")).to_contain_text(re.compile(r"attempt [2-9]"))
+    await desk.press("Cancel order")
+    await desk.dialog.get_by_label("Reason").fill("found it cheaper")
+    await desk.confirm("Cancel order")
+    await desk.shows("Cancelled")
+    await expect(desk.view).to_contain_text("found it cheaper")
+    await expect(desk.stop("Release stock")).to_contain_text("undone")
+
+
+async def test_a_large_order_waits_for_a_person_who_approves(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(BIKE=1)
+    await desk.shows("Awaiting approval")
+    await expect(desk.stop("Approval")).to_contain_text("waits for a person")
+    await desk.press("Approve")
+    await desk.shows("Completed")
+    await expect(desk.stop("Approval")).to_contain_text("approved")
+
+
+async def test_a_large_order_is_declined_with_a_reason(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(BIKE=1)
+    await desk.press("Decline")
+    await desk.dialog.get_by_label("Reason").fill("over budget")
+    await desk.confirm("Decline")
+    await desk.shows("Failed")
+    await expect(desk.view).to_contain_text("over budget")
+
+
+async def test_the_address_changes_until_shipping_begins(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(delivery="Works", BIKE=1)
+    await desk.press("Change address")
+    country = desk.dialog.get_by_label("Country")
+    await country.fill("Germany")
+    await desk.confirm("Change address")
+    await expect(country).to_have_attribute("aria-invalid", "true")  # the API's objection, beside the field
+    await country.fill("AT")
+    await desk.dialog.get_by_label("City").fill("Wien")
+    await desk.confirm("Change address")
+    await expect(desk.dialog).to_be_hidden()
+    await expect(desk.view.locator("address")).to_contain_text("Wien, AT")
+    await desk.press("Approve")
+    await desk.shows("Completed")
+    await expect(desk.view.get_by_role("button", name="Change address")).to_be_hidden()
+
+
+async def test_a_refusal_is_shown_in_words(desk: Desk, shop: Shop) -> None:
+    await desk.open()
+    await desk.place(BIKE=1)
+    await desk.press("Cancel order")
+    # While the dialog is open, somebody else is faster.
+    await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
+    await shop.reaches(desk.order_id, OrderStatus.COMPLETED)
+    await desk.confirm("Cancel order")
+    await expect(desk.dialog.get_by_role("alert")).to_contain_text("completed")
+
+
+async def test_the_api_s_objection_stands_beside_the_field(desk: Desk) -> None:
+    await desk.open()
+    await desk.form.get_by_label("Country").fill("Germany")
+    await desk.form.get_by_label("Quantity of MUG").fill("-1")
+    await desk.press("Place order")
+    country, quantity = desk.form.get_by_label("Country"), desk.form.get_by_label("Quantity of MUG")
+    await expect(country).to_have_accessible_description(re.compile("pattern"))
+    await expect(quantity).to_have_accessible_description(re.compile("greater"))
+    await expect(quantity).to_be_focused()
+
+    await quantity.fill("0")
+    await desk.press("Place order")
+    await expect(desk.form.get_by_role("group", name="Articles")).to_contain_text("at least 1 item")
+
+
+async def test_a_double_click_makes_one_order(desk: Desk, shop: Shop) -> None:
+    await desk.open()
+    await desk.page.get_by_role("button", name="Place order").dblclick()
+    await desk.shows("Completed")
+    assert await shop.mongo.orders.count_documents({}) == 1
+
+
+async def test_twenty_at_random(desk: Desk) -> None:
+    await desk.page.add_init_script("Math.random = () => 0")  # all alike, and none that lasts
+    await desk.open()
+    await desk.press("Place 20 at random")
+    await expect(desk.rows).to_have_count(20)
+    await expect(desk.news).to_have_text("20 orders placed.")
+
+
+async def test_orders_are_filtered_and_older_ones_come_as_one_scrolls(desk: Desk, shop: Shop) -> None:
+    await fill_with_orders(shop, 70, status="completed")
+    await desk.open("#/orders")
+    await expect(desk.rows).not_to_have_count(70)
+    await desk.page.locator("#orders").hover()
+    while await desk.rows.count() < 70:
+        await desk.page.mouse.wheel(0, 3_000)
+        await desk.page.wait_for_timeout(20)
+
+    await desk.page.get_by_label("Status").select_option("Reserved")
+    await expect(desk.rows).to_have_count(0)
+    await desk.place(payment="Outage")  # an order enters the filter, and leaves it again
+    await expect(desk.rows).to_have_count(1)
+    await desk.press("Cancel order")
+    await desk.confirm("Cancel order")
+    await expect(desk.rows).to_have_count(0)
+
+
+async def test_the_stock_is_live_and_restocked_by_a_click(desk: Desk, shop: Shop) -> None:
+    await desk.open()
+    mug = desk.page.locator("#articles li", has_text="MUG")
+    await expect(mug).to_contain_text("100 in stock")
+    await shop.stock("MUG", available=2)
+    await expect(mug).to_contain_text("2 in stock")
+    await mug.get_by_role("spinbutton").fill("3")
+    await expect(mug).to_contain_text("Only 2 left: the order will fail.")
+    await mug.get_by_role("button", name="restock").click()
+    await expect(mug).to_contain_text("12 in stock")
+    await expect(mug.get_by_text("Only")).to_be_hidden()
+
+
+async def test_the_api_goes_away_and_comes_back(desk: Desk, api_server: ApiServer, shop: Shop) -> None:
+    await desk.open()
+    await desk.place(payment="Outage")
+    await desk.shows("Reserved")
+    await api_server.stop()
+    await expect(desk.page.get_by_role("alert").filter(has_text="Connection lost")).to_be_visible()
+    await desk.press("Place order")
+    await expect(desk.form.get_by_role("alert")).to_contain_text("The API does not answer")
+    # What happens in the meantime is missed, and shown later.
+    await shop.sagas.cancel(await shop.order(desk.order_id), "while nobody could see it")
+    await shop.reaches(desk.order_id, OrderStatus.CANCELLED)
+    await shop.place(customer_id="cus_meanwhile")
+
+    await api_server.start()
+    await desk.shows("Cancelled")
+    await expect(desk.page.get_by_text("Connection lost")).to_be_hidden()
+    await expect(desk.rows).to_have_count(2)
+    await expect(desk.news).to_have_text("Connected again. 2 orders changed meanwhile.")
+
+
+async def test_what_a_customer_typed_stays_text(desk: Desk, shop: Shop) -> None:
+    markup = '<img src=x onerror="document.body.remove()">'
+    address = {"name": markup, "street": markup, "city": markup, "postal_code": "<b>1</b>", "country": "DE"}
+    await shop.mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"name": markup}})
+    await desk.open()
+    for label, value in {"Name": markup, "Street": markup, "City": markup, "Postal code": "<b>1</b>"}.items():
+        await desk.form.get_by_role("textbox", name=label, exact=True).fill(value)
+    await desk.press("Place order")
+    await desk.shows("Completed")
+    await expect(desk.view.get_by_role("heading", name=markup)).to_be_visible()
+    await expect(desk.view.locator("address")).to_contain_text(address["street"])
+    await expect(desk.rows.first).to_contain_text(markup)
+    await expect(desk.rows.first).to_contain_text(re.compile(f"1 . {re.escape(markup)}"))
+    await expect(desk.page.locator("main img, main address b")).to_have_count(0)
+
+
+async def test_the_keyboard_is_enough(desk: Desk, shop: Shop) -> None:
+    async def tab_to(name: str) -> None:
+        for _ in range(60):
+            await desk.page.keyboard.press("Tab")
+            focused = desk.page.locator(":focus")
+            if await focused.count() and name in (
+                await focused.get_attribute("aria-label") or await focused.inner_text()
+            ):
+                return
+        raise AssertionError(f"the tab key does not come to {name}")
+
+    await fill_with_orders(shop, 3)
+    await desk.open()
+    await tab_to("Quantity of MUG")
+    await desk.page.keyboard.press("ArrowUp")
+    await desk.page.keyboard.press("Tab")
+    for _ in ("Declined", "Flaky"):
+        await desk.page.keyboard.press("ArrowDown")
+    await tab_to("Place order")
+    await desk.page.keyboard.press("Enter")
+    await desk.shows("Completed")
+    await expect(desk.rows.first).to_contain_text(re.compile("2 . MUG"))
+
+    await tab_to("Status")
+    await desk.page.keyboard.press("Tab")  # into the list, where one goes on by arrows
+    await expect(desk.rows.first.get_by_role("link")).to_be_focused()
+    await desk.page.keyboard.press("ArrowDown")
+    await expect(desk.rows.nth(1).get_by_role("link")).to_be_focused()
+    await desk.page.keyboard.press("End")
+    await expect(desk.rows.last.get_by_role("link")).to_be_focused()
+    await desk.page.keyboard.press("Enter")
+    await expect(desk.view.get_by_role("heading")).to_be_focused()
+
+
+async def test_a_dialog_is_answered_and_left_by_keyboard(desk: Desk) -> None:
+    await desk.open()
+    await desk.place(payment="Outage")
+    cancel = desk.view.get_by_role("button", name="Cancel order")
+    await cancel.focus()
+    await desk.page.keyboard.press("Enter")
+    await desk.page.keyboard.press("Escape")
+    await expect(cancel).to_be_focused()
+    await desk.page.keyboard.press("Enter")
+    await desk.page.keyboard.type("no longer needed")
+    await desk.page.keyboard.press("Enter")
+    await desk.shows("Cancelled")
+    await expect(desk.view.get_by_role("heading")).to_be_focused()  # the button is gone
+
+
+async def test_an_api_that_wants_a_key_gets_it(
+    browser: Browser, settings: Settings, temporal_server: Server, shop: Shop
+) -> None:
+    await shop.stock()
+    locked = settings.model_copy(update={"api_keys": {"desk": "open-sesame"}})
+    async with serving(locked, temporal_server.address) as server, a_desk(browser, server.url) as desk:
+        await desk.page.goto(server.url)
+        for key in ("wrong", "open-sesame"):
+            await desk.dialog.get_by_label("Key").fill(key)
+            await desk.confirm("Use key")
+        await expect(desk.page.locator("#connection")).to_have_text("Live")
+        await desk.place()
+        await desk.shows("Completed")
+
+
+async def fill_with_orders(shop: Shop, count: int, **changes: Any) -> None:
+    """Orders of the last minutes, which no saga moves: nothing watches this database for inserts."""
+    now = datetime.now(UTC)
+    await shop.mongo.orders.insert_many(
+        [
+            order_document(
+                created_at=now - timedelta(seconds=age + 1),
+                updated_at=now - timedelta(seconds=age),
+                **changes,
+            )
+            for age in range(count)
+        ]
+    )

@@ -1,0 +1,129 @@
+"""What the order desk promises beside its function: light, quick, closed to strangers, usable by everyone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from statistics import median
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Response, expect
+
+from tests.browser.conftest import PHONE, WIDE, ApiServer, Desk, a_desk
+from tests.browser.test_order_desk import fill_with_orders
+from tests.support import Shop
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
+
+FIRST_VIEW = 60_000  # bytes, uncompressed
+DRAWN_WITHIN = 300  # ms on loopback
+LIVE_UPDATE = 5  # ms of script for one order that changed, with 500 on the page
+
+
+async def test_the_first_view_is_light_and_comes_from_here_alone(desk: Desk) -> None:
+    responses: list[Response] = []
+
+    def keep(response: Response) -> None:
+        responses.append(response)
+
+    desk.page.on("response", keep)
+    await desk.open()
+    static = [response for response in responses if "/orders" not in response.url]
+    assert all(response.url.startswith(desk.url) for response in responses)
+    assert sum([len(await response.body()) for response in static]) < FIRST_VIEW
+    policy = static[0].headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+async def test_the_first_view_is_drawn_at_once(browser: Browser, api_server: ApiServer) -> None:
+    times = []
+    for _ in range(3):  # the best of three: the machine has other things to do
+        async with a_desk(browser, api_server.url) as desk:
+            await desk.open()
+            paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+            times.append(await desk.page.evaluate(paint))
+    assert min(times) < DRAWN_WITHIN
+
+
+async def test_five_hundred_orders_stay_smooth(desk: Desk, shop: Shop) -> None:
+    await fill_with_orders(shop, 500, status="reserved")
+    await desk.page.add_init_script(
+        """window.updates = [];
+        new PerformanceObserver((list) => updates.push(...list.getEntries().map(({ duration }) => duration)))
+          .observe({ type: "measure" });"""
+    )
+    await desk.open("#/orders")
+    await desk.page.evaluate(
+        """async () => {
+          const pane = document.getElementById("orders");
+          while (!document.getElementById("older").hidden) {
+            pane.scrollTop = pane.scrollHeight;
+            await new Promise(requestAnimationFrame);
+          }
+        }"""
+    )
+    await expect(desk.rows).to_have_count(500)
+    await desk.page.evaluate(
+        """() => {
+          window.updates.length = 0;
+          window.touched = new Set();
+          new MutationObserver((records) => records.forEach(({ target }) => touched.add(
+            (target.nodeType === Node.TEXT_NODE ? target.parentElement : target).closest("li"))))
+            .observe(document.getElementById("order-list"),
+              { subtree: true, childList: true, attributes: true, characterData: true });
+        }"""
+    )
+    some = [order["_id"] async for order in shop.mongo.orders.find({}, ["_id"]).limit(25)]
+    for order_id in some:
+        change = {"status": "charged", "updated_at": datetime.now(UTC)}
+        await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
+    await expect(desk.page.locator("#order-list .badge", has_text="Charged")).to_have_count(25)
+    await desk.page.wait_for_function("updates.length >= 25")
+    assert await desk.page.evaluate("touched.size") == 25  # a row that did not change is not touched
+    assert median(await desk.page.evaluate("updates")) < LIVE_UPDATE
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"viewport": WIDE, "color_scheme": "light"},
+        {"viewport": WIDE, "color_scheme": "dark"},
+        {"viewport": PHONE},
+    ],
+    ids=["wide-light", "wide-dark", "phone"],
+)
+async def test_everyone_can_use_it(browser: Browser, api_server: ApiServer, context: dict[str, Any]) -> None:
+    """axe, on every state of the page; nothing is wider than the screen."""
+
+    async def check() -> None:
+        await desk.page.evaluate("Promise.all(document.getAnimations().map((a) => a.finish?.() ?? a))")
+        found = await desk.page.evaluate(f"{AXE}; axe.run({{ resultTypes: ['violations'] }})")
+        assert [
+            (finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]
+        ] == []
+        assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    async with a_desk(browser, api_server.url, reduced_motion="reduce", **context) as desk:
+        await desk.open()
+        await check()
+        await desk.form.get_by_label("Country").fill("Germany")
+        await desk.press("Place order")
+        await expect(desk.form.locator(".error")).to_be_visible()
+        await check()
+        await desk.form.get_by_label("Country").fill("DE")
+        await desk.place(delivery="Nobody delivers")
+        await desk.shows("Failed")
+        await check()
+        await desk.page.goto(f"{desk.url}/#/new")
+        await desk.place(BIKE=1)
+        await desk.shows("Awaiting approval")
+        await check()
+        await desk.press("Change address")
+        await check()
+        await desk.page.keyboard.press("Escape")
+        await desk.page.goto(f"{desk.url}/#/orders")
+        await expect(desk.rows).to_have_count(2)
+        await check()
