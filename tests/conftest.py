@@ -19,7 +19,21 @@ from app.api.main import create_app
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
-from tests.support import Shop, build_shop_worker
+from tests.support import SUMMARY, Shop, build_shop_worker
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: runs after all others, because it looks at what they did")
+    config.stash[SUMMARY] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[SUMMARY]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

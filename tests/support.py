@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
@@ -26,6 +27,8 @@ from app.workflows.order import OrderWorkflow
 from worker import build_worker
 
 T = TypeVar("T")
+
+SUMMARY = pytest.StashKey[list[str]]()  # in `config.stash`: lines to print when all tests have run
 
 # Personal values that no history and no log may ever show (G11).
 EMAIL = "ada.lovelace@example.org"

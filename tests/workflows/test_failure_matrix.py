@@ -24,7 +24,7 @@ from app.mongo import Mongo
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
 from dev.servers import Server
-from tests.support import ADDRESS, Shop, eventually, steps_of
+from tests.support import ADDRESS, SUMMARY, Shop, eventually, steps_of
 from tests.workflows.faults import (
     CHARGE,
     CONFIRM,
@@ -358,6 +358,7 @@ async def plays(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.path == request.path
     ]
+    request.config.stash[SUMMARY].append(f"failure matrix: {len(chosen)} cases")
     mongo = Mongo(mongod.address, "matrix", app_name="matrix")
     at_once = asyncio.Semaphore(12)
 

@@ -1,0 +1,46 @@
+"""What is read of histories: every payload in clear, and the time that was skipped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import WorkflowHistory
+
+from tests.support import ADDRESS, EMAIL, NAME, STREET
+
+# What is personal in the orders of the tests: whom they are for, where they go, and what pays for them.
+PERSONAL = [EMAIL, NAME, STREET, ADDRESS["city"], ADDRESS["postal_code"], "pm_card"]
+
+
+def personal_in(history: WorkflowHistory) -> list[str]:
+    """Personal values that occur anywhere in the history."""
+    text = "\n".join(_texts(history.to_json_dict())).lower()
+    return [value for value in PERSONAL if value.lower() in text]
+
+
+def _texts(part: Any) -> Iterator[str]:
+    """All strings, payloads decoded."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key == "data" and isinstance(value, str):
+                yield base64.b64decode(value).decode(errors="replace")
+            else:
+                yield from _texts(value)
+    elif isinstance(part, list):
+        for item in part:
+            yield from _texts(item)
+    elif isinstance(part, str):
+        yield part
+
+
+def skipped_in(history: WorkflowHistory) -> timedelta:
+    """How much time the workflow skipped."""
+    skipped = timedelta()
+    for event in history.events:
+        leap = event.workflow_execution_time_skipping_transitioned_event_attributes
+        if leap.HasField("target_time"):
+            skipped += leap.target_time.ToDatetime() - event.event_time.ToDatetime()
+    return skipped

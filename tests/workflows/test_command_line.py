@@ -1,0 +1,94 @@
+"""The official command line does on a running order what the API's endpoints do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowExecutionStatus
+
+from app.models import OrderStatus
+from dev.servers import Server, find_temporal
+from tests.support import Shop
+from tests.workflows.faults import Handle, Pause, Services
+
+Temporal = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def temporal_command(temporal_server: Server) -> Temporal:
+    """Run `temporal workflow ...`, and return what it prints."""
+
+    async def run(*words: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            find_temporal(),
+            "workflow",
+            *words,
+            "--address",
+            temporal_server.address,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        return output.decode()
+
+    return run
+
+
+@pytest.fixture
+async def charging(shop: Shop) -> AsyncIterator[Handle]:
+    """An order whose payment is being charged."""
+    await shop.stock(available=10)
+    pause = Pause(done=True)
+    async with Services(shop, ChargePayment=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        yield handle
+        pause.go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "cancelled"),
+        (["--input", "null"], "cancelled"),
+        (["--input", "{}"], "cancelled"),
+        (["--input", '{"reason": "changed my mind"}'], "changed my mind"),
+    ],
+    ids=["no input", "null", "empty", "reason"],
+)
+async def test_signal_cancel(
+    shop: Shop, charging: Handle, temporal_command: Temporal, words: list[str], reason: str
+) -> None:
+    await temporal_command("signal", "--workflow-id", charging.id, "--name", "cancel", *words)
+    result = await charging.result()
+    assert result.failure is not None
+    assert (result.status, result.failure.message) == (OrderStatus.CANCELLED, reason)
+    assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)
+
+
+async def test_cancel(shop: Shop, charging: Handle, temporal_command: Temporal) -> None:
+    await temporal_command("cancel", "--workflow-id", charging.id)
+    order = await shop.reaches(charging, OrderStatus.CANCELLED)
+    assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
+    description = await charging.describe()
+    while description.status is WorkflowExecutionStatus.RUNNING:
+        description = await charging.describe()
+    assert description.status is WorkflowExecutionStatus.CANCELED
+
+
+async def test_query_status(charging: Handle, temporal_command: Temporal) -> None:
+    printed = await temporal_command(
+        "query", "--workflow-id", charging.id, "--type", "status", "--output", "json"
+    )
+    progress: dict[str, Any] = json.loads(printed)["queryResult"][0]
+    assert (progress["status"], progress["step"], progress["cancel_requested"]) == (
+        "reserved",
+        "charge_payment",
+        False,
+    )

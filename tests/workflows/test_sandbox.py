@@ -1,0 +1,56 @@
+"""Workflow code reaches nothing that could make a replay differ: no database, no settings, no web framework."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from subprocess import PIPE
+
+import pytest
+from temporalio import workflow
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from app.models import OrderStatus
+from tests.support import ADDRESS, Shop, build_shop_worker
+from tests.workflows.careless import CarelessWorkflow
+
+OUT_OF_REACH = ["motor", "app.mongo", "app.settings", "pydantic_settings", "fastapi", "app.gateways.sandbox"]
+POLICY = workflow.SandboxImportNotificationPolicy
+STRICT = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_import_notification_policy(
+        POLICY.RAISE_ON_UNINTENTIONAL_PASSTHROUGH | POLICY.WARN_ON_DYNAMIC_IMPORT
+    )
+)
+
+
+async def test_the_workflow_imports_neither_database_nor_settings_nor_web() -> None:
+    code = f"import sys, app.workflows.order; print([name for name in {OUT_OF_REACH} if name in sys.modules])"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE, stderr=PIPE)
+    output, errors = await process.communicate()
+    assert output.decode().strip() == "[]", errors.decode()
+
+
+async def test_nothing_gets_into_the_sandbox_unnoticed(shop: Shop) -> None:
+    """With the SDK's own policies set to raise, for an import that was not passed through on purpose or comes late."""
+    await shop.stock()
+    async with build_shop_worker(shop, workflow_runner=STRICT):
+        completed = await shop.start()
+        failed = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
+        assert (await completed.result()).status is OrderStatus.COMPLETED
+        assert (await failed.result()).status is OrderStatus.FAILED
+
+
+async def test_an_import_that_was_not_meant_is_refused(shop: Shop) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        build_shop_worker(shop, workflows=[CarelessWorkflow], workflow_runner=STRICT)
+    assert "app.settings" in str(refused.value.__cause__)
+
+
+async def test_every_task_could_be_the_first_of_a_new_worker(shop: Shop) -> None:
+    """Nothing is kept in memory between two workflow tasks: each is replayed from the history, on the way and back."""
+    await shop.stock()
+    async with build_shop_worker(shop, max_cached_workflows=0):
+        completed = await shop.start()
+        failed = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
+        assert (await completed.result()).status is OrderStatus.COMPLETED
+        assert (await failed.result()).status is OrderStatus.FAILED
