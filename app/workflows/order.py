@@ -144,7 +144,7 @@ class OrderWorkflow:
 
     async def _undo(self, error: BaseException) -> OrderResult:
         failure = self._why(error)
-        self._step = None
+        self._step = self._waiting_for = None
         await self._mark(OrderStatus.COMPENSATING, failure)
         await self._saga.compensate(lambda: self._mark(OrderStatus.NEEDS_ATTENTION))
         ending = OrderStatus.CANCELLED if failure.code == "cancelled" else OrderStatus.FAILED

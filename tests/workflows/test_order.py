@@ -344,6 +344,7 @@ async def test_a_cancel_while_it_waits_for_an_approval(shop: Shop, awaiting: Han
             await awaiting.result()
         assert (await shop.order(awaiting)).status is OrderStatus.CANCELLED
     assert await activities_of(awaiting) == []
+    assert (await awaiting.query(OrderWorkflow.status)).waiting_for is None
 
 
 # --- a new shipping address

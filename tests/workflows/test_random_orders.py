@@ -217,8 +217,8 @@ def test_whatever_happens_in_any_order(world: World) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=8,
-            stateful_step_count=20,
+            max_examples=10,
+            stateful_step_count=25,
             derandomize=True,
             database=None,
             deadline=None,
