@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pymongo import ReturnDocument
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from app.gateways import Refused
 from app.models import Failure, OrderStatus, StepName
@@ -34,8 +34,13 @@ FENCE_LIFETIME = timedelta(days=30)  # far longer than any attempt can be late: 
 
 
 def refusal(failure: Failure) -> ApplicationError:
-    """The error of a step that will never succeed: its type is the failure's code, and it is not retried."""
-    return ApplicationError(failure.message, type=failure.code, non_retryable=True)
+    """The error of a step that will never succeed: its type is the failure's code, and it is not retried.
+
+    It is an outcome of business, hence benign: not logged as an error, nor counted as one.
+    """
+    return ApplicationError(
+        failure.message, type=failure.code, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
 
 
 def fence_expiry() -> datetime:
