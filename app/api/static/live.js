@@ -1,4 +1,4 @@
-// Follows a stream of server-sent events for as long as the page lives. EventSource would do, but cannot send an API key.
+// Follows a stream of server-sent events. EventSource would do, but cannot send an API key.
 
 import { open } from "./api.js";
 
@@ -33,7 +33,7 @@ export function follow(path, { opened, lost, handlers }) {
           }
         }
       } catch {
-        // Refused, cut or silent: whoever watches needs to know only that the stream is down.
+        // Refused, cut or silent: all that matters is that the stream is down.
       }
       connection.abort();
       lost();

@@ -41,7 +41,7 @@ const reconnect = follow("/orders/events", {
       const start = performance.now();
       keep(order, { isEvent: true });
       performance.measure("live update", { start });
-      performance.clearMeasures("live update"); // observers have it; the buffer must not grow for days
+      performance.clearMeasures("live update"); // observers have it, and the buffer must not grow
     },
     stock: stock.show,
   },
@@ -59,7 +59,7 @@ const reconnect = follow("/orders/events", {
     lostAt ??= Date.now();
     missed = 0;
     set(connection, "data-tone", "bad");
-    say(connection, "Not connected");
+    say(connection, "Offline");
     banner.hidden = false;
   },
 });

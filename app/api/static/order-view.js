@@ -41,7 +41,7 @@ onChange((order, before) => {
   shown.update(order);
   if (!before || before.status === order.status) return;
   announce(`Order of ${order.shipping_address.name}: ${statusOf(order).word}`);
-  // What the workflow said was about the step before. Most steps are over before one could ask about them, so: in a moment.
+  // What the workflow said was about the step before. Most steps are over before one could ask, so: in a moment.
   clearTimeout(asking);
   asking = setTimeout(askWorkflow, ASK_AGAIN / 4, shown);
 });
@@ -61,7 +61,7 @@ function example() {
   saga.update({ status: "none", steps: [] });
   return [
     element("h2", { tabindex: -1 }, "A saga"),
-    element("p", { class: "note" }, "The steps of every order. When one fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order, and watch."),
+    element("p", { class: "note" }, "When a step fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order, and watch."),
     saga.drawing,
   ];
 }

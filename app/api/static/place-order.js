@@ -13,8 +13,8 @@ const sum = document.getElementById("sum");
 const postalCode = form.elements.namedItem("shipping_address.postal_code");
 const delivery = form.elements.namedItem("delivery");
 
-// What was sent last, under which key. The same again, after a lost answer or by a double click, goes out under the same
-// key and makes no second order. A moment after the answer, the same again means another order.
+// What was sent last. The same again, after a lost answer or by a double click, goes out under the same key and makes no
+// second order; a moment after the answer, it means another one.
 let last = { body: null, key: null };
 
 form.addEventListener("submit", async (event) => {

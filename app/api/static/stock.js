@@ -51,7 +51,7 @@ function build(item) {
   article.price = element("span");
   article.available = element("span");
   article.restock = element("button", { type: "button", onclick: () => restock(article) }, `+${RESTOCK}`);
-  article.quantity = element("input", { type: "number", name: `quantity:${item.sku}`, value: 0, min: 0, max: 1000, oninput: () => warn(article) });
+  article.quantity = element("input", { type: "number", name: `quantity:${item.sku}`, value: 0, min: 0, oninput: () => warn(article) });
   article.warning = element("p", { class: "warning", hidden: true });
   article.row = element(
     "li",
