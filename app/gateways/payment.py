@@ -27,8 +27,8 @@ class PaymentGateway(Protocol):
     async def refund(self, key: str) -> bool:
         """Give back whatever was captured under the key, once, and refuse any capture under it from now on.
 
-        A service that cannot refuse a later capture (with Stripe, cancelling a PaymentIntent does) is safe all the same,
-        for the late attempt refunds what it captured, save when that attempt's worker dies before, or its refund fails.
+        A service that cannot refuse a later capture (with Stripe, cancelling a PaymentIntent does) is safe all the
+        same, as a late attempt refunds what it captured, save when its worker dies before that, or its refund fails.
 
         Returns:
             Whether anything had been captured.
