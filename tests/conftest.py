@@ -104,7 +104,7 @@ async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[http
     app = create_app(settings, target_host=temporal_address)
     port = free_port()
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="on")
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
     )
     running = asyncio.create_task(server.serve())
     while not server.started:

@@ -1,0 +1,229 @@
+"""Live progress: everyone who listens hears of every change, at the price of one change stream."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from datetime import UTC, datetime
+
+import httpx
+
+from app.models import OrderStatus
+from app.mongo import Mongo
+from app.settings import Settings
+from dev.servers import Server
+from tests.api.listening import Heard, Listener
+from tests.conftest import serve
+from tests.support import Shop, eventually, order_body
+
+LISTENERS = 500
+
+
+async def change_streams(mongo: Mongo) -> int:
+    """How many are open on this test's database, as MongoDB itself says."""
+    open_cursors = mongo.client.admin.aggregate(
+        [
+            {"$currentOp": {"idleCursors": True}},
+            {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},
+            {"$match": {"cursor.originatingCommand.pipeline.0.$changeStream": {"$exists": True}}},
+        ]
+    )
+    return len(await open_cursors.to_list(None))
+
+
+async def move(shop: Shop, order_id: str, status: str) -> None:
+    """Change an order as an activity would."""
+    change = {"status": status, "updated_at": datetime.now(UTC)}
+    await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
+
+
+async def test_an_order_is_followed_to_its_end(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    await shop.stock()
+    order_id = (await api.post("/orders", json=order_body(payment_method="pm_card_flaky"))).json()["order_id"]
+    listener = await Listener.to(api, f"/orders/{order_id}/events")
+    assert (listener.status, listener.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    heard: list[Heard] = []
+    while event := await listener.next():  # until the stream ends, as it does with a final status
+        heard.append(event)
+    statuses = [event.data["status"] for event in heard]
+    assert {event.name for event in heard} == {"order"}
+    assert statuses[-1] == "completed"
+    assert {"reserved", "charged"} & set(statuses)
+    assert heard[-1].data == (await api.get(f"/orders/{order_id}")).json()
+
+    late = await Listener.to(api, f"/orders/{order_id}/events")
+    only = await late.next()
+    assert only is not None
+    assert only.data == heard[-1].data
+    assert await late.next() is None
+    assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
+
+
+async def test_five_hundred_listeners_share_one_change_stream(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
+    await shop.stock()
+    first = await shop.place(status="shipped")
+    half = LISTENERS // 2
+    paths = ["/orders/events"] * half + [f"/orders/{first.order_id}/events"] * half
+    listeners = await asyncio.gather(*(Listener.to(api, path) for path in paths))
+    assert all([(heard := await each.next()) and heard.data["status"] == "shipped" for each in listeners])
+    assert await change_streams(shop.mongo) == 1
+
+    await move(shop, first.order_id, "completed")
+    order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
+    last_words = await asyncio.gather(*(each.until(first.order_id, "completed") for each in listeners))
+    assert len(last_words) == LISTENERS
+    assert all([await each.next() is None for each in listeners[half:]])
+    await asyncio.gather(*(each.until(order_id, "completed") for each in listeners[:half]))
+    assert await change_streams(shop.mongo) == 1
+
+    for each in listeners:
+        each.vanish()
+    await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
+
+
+async def test_who_comes_back_is_told_all_that_was_missed(api: httpx.AsyncClient, shop: Shop) -> None:
+    orders = [await shop.place() for _ in range(5)]
+    staying = await Listener.to(api, "/orders/events")
+    leaving = await Listener.to(api, "/orders/events")
+    for listener in (staying, leaving):
+        current = [await listener.next() for _ in orders]
+        assert [heard and heard.data["order_id"] for heard in current] == [order.order_id for order in orders]
+    await move(shop, orders[0].order_id, "reserved")
+    seen = await leaving.until(orders[0].order_id, "reserved")
+    leaving.vanish()
+    for order in orders:
+        await move(shop, order.order_id, "charged")
+    await staying.until(orders[-1].order_id, "charged")
+
+    back = await Listener.to(api, "/orders/events", seen.id)
+    told: list[tuple[str, str]] = []
+    while len(told) < 6:
+        heard = await back.next()
+        assert heard is not None
+        told.append((heard.data["order_id"], heard.data["status"]))
+    assert told[1:] == [(order.order_id, "charged") for order in orders]  # the first is the last one seen
+    staying.vanish()
+    back.vanish()
+
+
+async def test_who_comes_back_to_another_process_is_told_all_that_was_missed(
+    settings: Settings, temporal_server: Server, shop: Shop
+) -> None:
+    await shop.mongo.create_indexes()
+    old = datetime(2026, 1, 1, tzinfo=UTC)
+    untouched = await shop.place(created_at=old, updated_at=old)
+    orders = [await shop.place() for _ in range(60)]  # more than a new listener is told of
+    async with serve(settings, temporal_server.address) as api:
+        listener = await Listener.to(api, "/orders/events")
+        await move(shop, orders[0].order_id, "reserved")
+        seen = await listener.until(orders[0].order_id, "reserved")
+        listener.vanish()
+    for order in orders:
+        await move(shop, order.order_id, "charged")
+    async with serve(settings, temporal_server.address) as api:
+        back = await Listener.to(api, "/orders/events", seen.id)
+        told = {heard.data["order_id"] for _ in orders if (heard := await back.next())}
+        assert told == {order.order_id for order in orders}
+        assert untouched.order_id not in told
+        await move(shop, orders[5].order_id, "completed")
+        await back.until(orders[5].order_id, "completed")
+        back.vanish()
+
+
+async def test_a_slow_listener_is_let_go_and_costs_nobody_anything(
+    api: httpx.AsyncClient, shop: Shop
+) -> None:
+    """It hears so much as it takes in, then the stream ends; with its last id it is told the rest."""
+    many_lines = {f"sku-{number}": 1 for number in range(50)}
+    order = await shop.place(many_lines)
+    long_names = {"lines.$[].name": "n" * 200}
+    await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": long_names})
+    slow = await Listener.to(api, "/orders/events", slow=True)
+    fast = await Listener.to(api, "/orders/events")
+    changes = 900  # of 20 KB each: far more than sockets and queue hold
+
+    async def change() -> None:
+        for number in range(changes):
+            update = {"$set": {"payment_method": f"pm_{number}", "updated_at": datetime.now(UTC)}}
+            await shop.mongo.orders.update_one({"_id": order.order_id}, update)
+
+    changing = asyncio.create_task(change())
+    heard = await fast.next()
+    while heard and heard.data["payment_method"] != f"pm_{changes - 1}":
+        heard = await fast.next()
+    assert heard is not None
+    await changing
+
+    last: Heard | None = None
+    while event := await slow.next():
+        last = event
+    assert last is not None
+    assert last.data["payment_method"] != f"pm_{changes - 1}"
+    back = await Listener.to(api, "/orders/events", last.id)
+    while (event := await back.next()) and event.data["payment_method"] != f"pm_{changes - 1}":
+        pass
+    assert event is not None
+    for listener in (fast, back):
+        listener.vanish()
+
+
+async def test_the_stock_is_told_and_silence_is_kept_alive(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.stock(available=1)
+    listener = await Listener.to(api, "/orders/events")
+    await shop.mongo.inventory.insert_one({"_id": "malformed"})
+    await api.post("/inventory/MUG/restock", json={"quantity": 4})
+    heard = await listener.next()
+    assert heard is not None
+    assert (heard.name, heard.data["sku"], heard.data["available"]) == ("stock", "MUG", 5)
+
+    waiting = asyncio.create_task(listener.next())
+
+    async def comments() -> int:
+        return listener.comments
+
+    assert await eventually(comments, within=20)  # a comment every 15 s
+    waiting.cancel()
+    listener.vanish()
+
+
+async def test_no_wrong_place_to_resume_from(api: httpx.AsyncClient) -> None:
+    for last_event_id in ("x", "1", "1.2.3", "-1.0", "1.-1", "9999999999.1", "1.9999999999", "1.x", "1e3.1"):
+        answer = await api.get("/orders/events", headers={"Last-Event-ID": last_event_id})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID"), (
+            last_event_id
+        )
+
+
+async def test_documents_of_any_kind_stop_no_stream(api: httpx.AsyncClient, shop: Shop) -> None:
+    listener = await Listener.to(api, "/orders/events")
+    await shop.mongo.orders.insert_one({"_id": "strange", "status": ["x"], "steps": {"reserve_inventory": 1}})
+    await shop.mongo.orders.insert_one({"_id": 5})
+    await shop.mongo.orders.delete_one({"_id": 5})
+    heard = await listener.until("strange", "failed")
+    assert heard.data["failure"]["code"] == "malformed"
+    order = await shop.place(status=OrderStatus.PLACED.value)
+    await listener.until(order.order_id, "placed")
+    listener.vanish()
+
+
+async def test_it_begins_anew_after_the_database_was_dropped(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.place()
+    listener = await Listener.to(api, "/orders/events")
+    assert await listener.next() is not None
+    await shop.mongo.client.drop_database(shop.mongo.database.name)
+    assert await listener.next() is None  # it is let go, and comes back
+    order = await shop.place()
+
+    async def told() -> Heard | None:
+        again = await Listener.to(api, "/orders/events")
+        heard = await again.next()
+        again.vanish()
+        return heard
+
+    heard = await eventually(told)
+    assert heard is not None
+    assert heard.data["order_id"] == order.order_id
