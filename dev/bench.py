@@ -16,6 +16,8 @@ from statistics import quantiles
 
 import httpx
 
+from app.mongo import Mongo
+from dev import hot_stock
 from dev.sample_stock import authorization
 from dev.stack import Config, Stack, run
 
@@ -79,9 +81,11 @@ def order_of(customer: str) -> dict[str, object]:
 
 async def bench(api_url: str | None) -> int:
     async with AsyncExitStack() as resources:
+        stack = None
         if not api_url:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
-            api_url = (await resources.enter_async_context(Stack(Config.on_free_ports(folder)))).api_url
+            stack = await resources.enter_async_context(Stack(Config.on_free_ports(folder)))
+            api_url = stack.api_url
         http = httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=30)
         client = Client(await resources.enter_async_context(http))
         await client.measure(WARM_UP, in_flight=5)
@@ -95,6 +99,14 @@ async def bench(api_url: str | None) -> int:
             percentiles = quantiles(times, n=100)
             p50, p95 = (f"{1000 * percentiles[n - 1]:,.0f} ms" for n in (50, 95))
             print(f"{title:<16}{orders:>8}{p50:>10}{p95:>10}{orders / total:>10.1f}", flush=True)
+        if stack:  # needs MongoDB itself
+            mongo = Mongo(stack.mongodb_uri, "hot_stock")
+            rates = await hot_stock.measure(mongo)
+            mongo.close()
+            print(f"\n{hot_stock.CALLERS} reserve one article, reservations/s")
+            print(
+                f"  a transaction each {rates.plain:,.0f}, group commit {rates.grouped:,.0f}: {rates.times:.0f} times"
+            )
     return 0
 
 
