@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import WorkflowHistory
 
 from tests.support import ADDRESS, EMAIL, NAME, STREET
 
 # What is personal in the orders of the tests: whom they are for, where they go, and what pays for them.
 PERSONAL = [EMAIL, NAME, STREET, ADDRESS["city"], ADDRESS["postal_code"], "pm_card"]
+
+OUR_FAULT = {
+    WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_WORKFLOW_WORKER_UNHANDLED_FAILURE,
+    WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR,
+}
 
 
 def personal_in(history: WorkflowHistory) -> list[str]:
@@ -34,6 +40,12 @@ def _texts(part: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(part, str):
         yield part
+
+
+def stumbles_in(history: WorkflowHistory) -> list[str]:
+    """Why workflow tasks failed in the workflow's own code: Temporal hides that by trying them again."""
+    failed = [event.workflow_task_failed_event_attributes for event in history.events]
+    return [task.failure.message for task in failed if task.cause in OUR_FAULT]
 
 
 def skipped_in(history: WorkflowHistory) -> timedelta:

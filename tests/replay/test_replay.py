@@ -14,7 +14,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from app.workflows.order import OrderWorkflow
-from tests.replay.histories import PERSONAL, personal_in, skipped_in
+from tests.replay.histories import PERSONAL, personal_in, skipped_in, stumbles_in
 from tests.replay.incompatible import OrderWorkflow as Incompatible
 from tests.replay.record import HISTORIES, PATHS
 from tests.support import SUMMARY
@@ -62,7 +62,7 @@ def test_something_personal_would_be_noticed(value: str) -> None:
 async def test_every_history_of_these_tests_replays_and_tells_of_nobody(
     client: Client, pytestconfig: pytest.Config
 ) -> None:
-    skipped, personal, count = timedelta(), [], 0
+    skipped, personal, stumbles, count = timedelta(), [], [], 0
 
     async def histories() -> AsyncIterator[WorkflowHistory]:
         nonlocal skipped, count
@@ -70,11 +70,13 @@ async def test_every_history_of_these_tests_replays_and_tells_of_nobody(
             count += 1
             skipped += skipped_in(history)
             personal.extend(personal_in(history))
+            stumbles.extend(stumbles_in(history))
             yield history
 
     results = await replayer().replay_workflows(histories(), raise_on_replay_failure=False)
     assert results.replay_failures == {}
     assert personal == []
+    assert stumbles == []
     pytestconfig.stash[SUMMARY].append(
         f"workflows: {count} run and replayed, {skipped.days} days of their time skipped"
     )

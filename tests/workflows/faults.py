@@ -177,7 +177,7 @@ async def at_the_end_of(
     step: str, services: Services, hands: Hands, start: Start, then: Callable[[Handle], Awaitable[None]]
 ) -> Handle:
     """Start an order, and do something so that its workflow learns of it together with the end of a step."""
-    pause = Pause(done=True)
+    pause = Pause()
     services.faults[step] = pause
     hands.start(workflows=[])
     hands.start(activities=[])

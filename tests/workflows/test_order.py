@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.workflows.faults import (
     Hands,
     Pause,
     Services,
+    at_the_end_of,
 )
 
 UNSERVICEABLE = {**ADDRESS, "postal_code": "00000"}
@@ -241,6 +243,38 @@ async def test_a_cancel_in_an_outage_does_not_wait_for_the_next_retry(
     assert (await shop.available(), await shop.held()) == (10, 0)
 
 
+@pytest.mark.parametrize("how", ["signal", "temporal"])
+async def test_a_cancel_before_the_first_workflow_task_starts_nothing(shop: Shop, how: str) -> None:
+    await shop.stock(available=10)
+    handle = await shop.start()
+    await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
+    async with Services(shop).worker():
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    assert not {RESERVE, CHARGE, SHIP} & set(await activities_of(handle))
+    assert (await shop.order(handle)).status is OrderStatus.CANCELLED
+
+
+@pytest.mark.parametrize("how", ["signal", "temporal"])
+async def test_a_cancel_as_a_step_is_refused_is_what_happened(shop: Shop, how: str) -> None:
+    """It was accepted, so that is how the order ends."""
+    await shop.stock(available=10)
+    services = Services(shop)
+    async with Hands(services) as hands:
+        handle = await at_the_end_of(
+            CHARGE,
+            services,
+            hands,
+            lambda: shop.start(payment_method="pm_card_declined"),
+            lambda handle: handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel(),
+        )
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    order = await shop.order(handle)
+    assert (order.status, order.failure and order.failure.code) == (OrderStatus.CANCELLED, "cancelled")
+    assert (await shop.available(), await shop.held()) == (10, 0)
+
+
 async def test_a_worker_that_stops_is_no_cancel(shop: Shop) -> None:
     """Stopped while it charges, with and without grace: another worker goes on."""
     await shop.stock(available=10)
@@ -293,15 +327,18 @@ async def test_an_order_that_is_not_approved_takes_nothing(shop: Shop, awaiting:
 
 async def test_no_answer_within_a_day_is_a_no(skipping: Shop, worker: None) -> None:
     await skipping.stock(price=LARGE)
-    began = time.monotonic()
-    handle = await skipping.start({"MUG": 1}, price=LARGE)
-    result = await handle.result()
-    assert time.monotonic() - began < 1
-    assert result.failure is not None
-    assert (result.status, result.failure.code) == (OrderStatus.FAILED, "not_approved")
-    description = await handle.describe()
-    assert description.close_time is not None
-    assert description.close_time - description.start_time >= timedelta(hours=24)
+    took = []
+    for _ in range(3):  # the machine may be busy with something else meanwhile
+        began = time.monotonic()
+        handle = await skipping.start({"MUG": 1}, price=LARGE)
+        result = await handle.result()
+        took.append(time.monotonic() - began)
+        assert result.failure is not None
+        assert (result.status, result.failure.code) == (OrderStatus.FAILED, "not_approved")
+        description = await handle.describe()
+        assert description.close_time is not None
+        assert description.close_time - description.start_time >= timedelta(hours=24)
+    assert min(took) < 1
 
 
 async def test_an_answer_within_the_day_counts(shop: Shop, worker: None, skipper: TimeSkipper) -> None:
@@ -313,10 +350,13 @@ async def test_an_answer_within_the_day_counts(shop: Shop, worker: None, skipper
     assert (await handle.result()).status is OrderStatus.COMPLETED
 
 
-async def test_the_first_answer_counts(awaiting: Handle) -> None:
-    await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
-    await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
-    assert (await awaiting.result()).status is OrderStatus.COMPLETED
+async def test_the_first_answer_counts(shop: Shop) -> None:
+    await shop.stock()
+    handle = await shop.start({"MUG": 1}, price=LARGE)
+    await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+    await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
+    async with Services(shop).worker():  # which learns of both at once
+        assert (await handle.result()).status is OrderStatus.COMPLETED
 
 
 async def test_an_answer_that_nobody_waits_for_changes_nothing(shop: Shop) -> None:
