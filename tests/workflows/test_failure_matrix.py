@@ -317,6 +317,9 @@ class Play:
         payment = await books.find_one({"_id": f"payment:{order.order_id}"}) or {}
         assert payment.get("captured", 0) in {0, order.total.amount}
         assert payment.get("refunded", 0) in {0, payment.get("captured", 0)}
+        for entries in [self.shop.mongo.payments, self.shop.mongo.shipments]:  # no door is left open
+            entry = await entries.find_one({"_id": order.order_id})
+            assert entry is None or entry["state"] != "pending"
 
     async def _check_workflow(self, handle: Handle) -> None:
         case = self.case
