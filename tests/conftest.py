@@ -110,10 +110,12 @@ async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[http
     while not server.started:
         assert not running.done(), "the API did not start"
         await asyncio.sleep(0.01)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-        yield http
-    server.should_exit = True
-    await running
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            yield http
+    finally:
+        server.should_exit = True
+        await running
 
 
 @pytest.fixture

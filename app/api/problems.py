@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.mongo import is_unavailable
 from app.sagas import SagaEnded, TemporalUnavailable
@@ -130,10 +131,14 @@ def install(app: FastAPI) -> None:
         return _response(422, Invalid.title, detail, errors)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _response(
-            error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail), None, error.headers
-        )
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router itself names only the methods of the first route with this path
+            for path, methods in app.openapi()["paths"].items():
+                if compile_path(path)[0].match(request.url.path):
+                    headers["Allow"] = ", ".join(sorted(methods)).upper()
+        title = HTTPStatus(error.status_code).phrase
+        return _response(error.status_code, title, str(error.detail), None, headers)
 
     @app.exception_handler(PyMongoError)
     async def mongo(_: Request, error: PyMongoError) -> JSONResponse:

@@ -1,0 +1,67 @@
+"""The API answers as its OpenAPI description says: thousands of generated requests, single and in sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import httpx
+
+from app.settings import Settings
+from dev.servers import Server
+from tests.api.test_idempotency import bearer
+from tests.conftest import serve
+from tests.support import Shop
+
+CONFIG = Path(__file__).parent / "schemathesis.toml"
+CASES = 2_000
+KEY = "secret-of-the-shop"
+
+
+async def test_thousands_of_generated_requests(
+    settings: Settings, temporal_server: Server, shop: Shop, worker: None, tmp_path: Path
+) -> None:
+    await shop.mongo.create_indexes()
+    await shop.stock("0", available=1_000_000)  # a name that the generator often chooses
+    keyed = settings.model_copy(update={"api_keys": {"shop": KEY}})
+    async with serve(keyed, temporal_server.address) as api:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("schemathesis"),
+            *("--config-file", CONFIG, "run", f"{api.base_url}/openapi.json", "--no-color"),
+            cwd=tmp_path,
+            env={**os.environ, "API_URL": str(api.base_url), "API_KEY": KEY},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(120):
+                output = (await process.communicate())[0].decode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        assert process.returncode == 0, output
+        cases = re.search(r"([\d,]+) generated, ([\d,]+) passed", output)
+        assert cases, output
+        assert int(cases[1].replace(",", "")) >= CASES, output
+        assert (await api.get("/orders", headers=bearer(KEY))).json()["items"], "no order was ever placed"
+
+
+async def test_every_error_is_described_as_a_problem(api: httpx.AsyncClient) -> None:
+    description = (await api.get("/openapi.json")).json()
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+            if path.startswith(("/orders", "/inventory")):
+                wanted = {"401", "422", "503"}
+                wanted |= {"400", "413", "415"} if "requestBody" in operation else set()
+                wanted |= {"404"} if "{" in path and method != "put" else set()
+                assert errors.keys() >= wanted, (method, path)
+                for answer in errors.values():
+                    schema = answer["content"]["application/problem+json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ProblemDetails"}
+    problem = description["components"]["schemas"]["ProblemDetails"]
+    assert problem["required"] == ["type", "title", "status", "detail"]
