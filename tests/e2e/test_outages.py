@@ -21,6 +21,7 @@ from app.models import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
+from tests.api.listening import Listener
 from tests.conftest import serve
 from tests.e2e.test_relay import relaying
 from tests.support import ADDRESS, Shop, build_shop_worker, eventually, order_body
@@ -156,6 +157,7 @@ async def test_mongodb_away(plant: Plant, how: str) -> None:
     key = secrets.token_hex(8)
     async with running(plant.shop):
         before = await plant.shop.mongo.orders.count_documents({})
+        listener = await Listener.to(plant.api, "/orders/events")
         await (plant.mongod.stop() if how == "stopped" else _pause(plant.mongod))
         await asyncio.gather(
             is_away(plant.api.post("/orders", json=order_body(), headers={"Idempotency-Key": key})),
@@ -177,8 +179,12 @@ async def test_mongodb_away(plant: Plant, how: str) -> None:
         assert await plant.place_until_accepted(key) == order_id
         await plant.shop.reaches(order_id, OrderStatus.COMPLETED)
         assert await plant.shop.mongo.orders.count_documents({}) == before + 1
-        # The relay, which lost its stream, tells again of what others insert.
-        await plant.shop.reaches((await plant.shop.place()).order_id, OrderStatus.COMPLETED)
+        # Relay and listener, who lost their stream, hear again of what happens.
+        order = await plant.shop.place()
+        await plant.shop.reaches(order.order_id, OrderStatus.COMPLETED)
+        await listener.until(order_id, "completed")
+        await listener.until(order.order_id, "completed")
+        listener.vanish()
 
 
 async def test_both_away(plant: Plant) -> None:

@@ -1,0 +1,140 @@
+"""worker.py and the API as the processes that they are: what a wrong setting says, what the logs say (G11)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.models import OrderStatus
+from app.settings import Settings
+from dev.servers import Server, free_port
+from tests.support import ADDRESS, EMAIL, NAME, STREET, Shop, eventually, order_body
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+    "worker": ["worker.py"],
+    "api": ["-m", "uvicorn", "app.api.main:app", "--host", "127.0.0.1", "--timeout-graceful-shutdown", "2"],
+}
+SECRET = "secret-of-the-shop"
+CARD = "pm_card_4242424242424242"
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+async def test_a_wrong_setting_is_one_line(program: str) -> None:
+    wrong = {
+        "APPROVAL_THRESHOLD": "much",
+        "APPROVAL_TIMEOUT": "-1",
+        "API_KEYS": "[",
+        "LOG_LEVEL": "loud",
+        "MONGODB_URI": "mongodb://user:pass@word@127.0.0.1/",
+        "MONGODB_DATABASE": "a.b",
+    }
+
+    async def start(variable: str, value: str) -> tuple[str, str, int | None]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *COMMANDS[program],
+            cwd=ROOT, env={**os.environ, variable: value}, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        async with asyncio.timeout(20):
+            output, _ = await process.communicate()
+        return variable, output.decode(), process.returncode
+
+    keys = [
+        ("API_KEYS", '{"shop": ""}'),
+        ("API_KEYS", '{"shop": "with space"}'),
+        ("MONGODB_URI", "localhost"),
+    ]
+    for variable, output, code in await asyncio.gather(*(start(*item) for item in [*wrong.items(), *keys])):
+        assert code == 1, output
+        assert output.startswith("wrong setting: "), output
+        assert variable in output.upper()
+        assert output.count("\n") == 1
+        assert "pass" not in output
+        assert "with space" not in output
+
+
+async def test_logs_tell_nothing_of_what_orders_hold(
+    settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
+) -> None:
+    port = free_port()
+    environment = {
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TASK_QUEUE": settings.task_queue,
+        "TEMPORAL_ADDRESS": temporal_server.address,
+        "API_KEYS": json.dumps({"shop": SECRET}),
+        "LOG_LEVEL": "DEBUG",
+    }
+    processes = [
+        await Server.start(
+            name, [sys.executable, *command, *(["--port", str(port)] if name == "api" else [])],
+            address="", log=tmp_path / f"{name}.log", cwd=ROOT, env=environment,
+        )
+        for name, command in COMMANDS.items()
+    ]  # fmt: skip
+    worker, served = processes
+    try:
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10) as api:
+
+            async def ready() -> bool:
+                try:
+                    return (await api.get("/readyz")).is_success and "worker ready" in worker.log_text()
+                except httpx.TransportError:
+                    return False
+
+            await eventually(ready)
+            await shop.stock()
+            await api.get("/orders", headers={"Authorization": "Bearer wrong-secret"})
+            endings = {
+                OrderStatus.COMPLETED: order_body(payment_method=CARD),
+                OrderStatus.FAILED: order_body(
+                    payment_method=CARD, shipping_address={**ADDRESS, "postal_code": "00000"}
+                ),
+                OrderStatus.CANCELLED: order_body(payment_method="pm_card_outage"),
+            }
+            for ending, body in endings.items():
+                answer = await api.post("/orders", json=body)
+                order_id = answer.json()["order_id"]
+                if ending is OrderStatus.CANCELLED:
+                    await shop.reaches(order_id, OrderStatus.RESERVED)
+                    await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)
+                    await api.post(f"/orders/{order_id}/cancel", json={"reason": f"{NAME} wants it so"})
+                await shop.reaches(order_id, ending)
+            # Documents that make errors: in the relay, in an activity, in the API.
+            await shop.mongo.orders.insert_one({"_id": "strange", "email": EMAIL, "shipping_address": NAME})
+            await eventually(
+                lambda: shop.mongo.orders.find_one({"_id": "strange"}), lambda o: bool(o and o.get("status"))
+            )
+            spoilt = await api.post("/orders", json=order_body(payment_method="pm_card_outage"))
+            order_id = spoilt.json()["order_id"]
+            await shop.reaches(order_id, OrderStatus.RESERVED)
+            await shop.mongo.orders.update_one(
+                {"_id": order_id}, {"$set": {"email": [EMAIL], "lines": [NAME]}}
+            )
+            assert (await api.get(f"/orders/{order_id}")).json()["status"] == "failed"
+
+            async def logged() -> bool:
+                return "ValidationError" in worker.log_text()
+
+            await eventually(logged)
+            history = (await shop.handle(order_id).fetch_history()).to_json()
+    finally:
+        for process in processes:
+            await process.stop()
+    logs = worker.log_text() + served.log_text()
+    assert "worker ready" in logs
+    assert "strange" in logs
+    for personal in (EMAIL, NAME, STREET, CARD, SECRET, "wrong-secret"):
+        assert personal not in logs
+        assert personal not in history
+    lines = [line for line in logs.splitlines() if line.strip()]
+    assert [line for line in lines if not line.startswith("{")] == []
+    assert all({"time", "level", "logger", "message"} <= json.loads(line).keys() for line in lines)
