@@ -215,10 +215,9 @@ async def cancel(handle: Handle, how: How) -> None:
 class Play:
     """One case, from the order to its end."""
 
-    def __init__(self, case: Case, shop: Shop, skipper: TimeSkipper) -> None:
+    def __init__(self, case: Case, shop: Shop) -> None:
         self.case = case
         self.shop = shop
-        self.skipper = skipper
         self.sku = str(case)
         self.step = Troubled(case)
         self.undo = Pause()
@@ -284,9 +283,6 @@ class Play:
             await self.undo.reached.wait()
             await cancel(handle, case.how)
             self.undo.go_on.set()
-        if case.when is When.WAITS:
-            with suppress(WorkflowFailureError):
-                await self.skipper.fast_forward(handle)
         await self._end(handle)
         step.go_on.set()  # an attempt that is still at work comes late, when all has been undone
         await eventually(self._at_work, lambda calls: calls == 0)
@@ -375,7 +371,7 @@ async def plays(
         # A pause that an order is to be cancelled in would be skipped: it passes in real time.
         starter = client if case.when is When.WAITS else skipper.client
         async with at_once, asyncio.timeout(60):
-            await Play(case, Shop(mongo, settings, starter), skipper).run()
+            await Play(case, Shop(mongo, settings, starter)).run()
 
     yield {case: asyncio.create_task(play(case)) for case in chosen}
     await mongo.client.drop_database("matrix")
