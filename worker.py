@@ -20,6 +20,8 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.workflow import SandboxImportNotificationPolicy
 
 from app import logs, temporal
 from app.activities.inventory import Inventory
@@ -42,6 +44,13 @@ from app.workflows.order import OrderWorkflow
 logger = logging.getLogger("worker")
 T = TypeVar("T")
 
+# A module that a workflow imports without meaning to is an error at the start, not something reloaded for every order.
+SANDBOX = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_import_notification_policy(
+        SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
+        | SandboxImportNotificationPolicy.WARN_ON_DYNAMIC_IMPORT
+    )
+)
 GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
 
 
@@ -77,6 +86,7 @@ def build_worker(
             Notifications(mongo, orders, mailer).confirm,
             Tracking(orders).mark,
         ],
+        "workflow_runner": SANDBOX,
         "workflow_task_poller_behavior": PollerBehaviorAutoscaling(),
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
         "graceful_shutdown_timeout": GRACE,

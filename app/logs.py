@@ -23,9 +23,7 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("pymongo").setLevel(
-        logging.INFO
-    )  # below, it writes whole commands, and all that they hold
+    logging.getLogger("pymongo").setLevel(logging.INFO)  # below, it writes whole commands, and all that they hold
     for name in ("uvicorn", "uvicorn.access"):  # which come with handlers of their own
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

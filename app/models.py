@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 # What a caller may write: printable, bounded, trimmed. NUL and other control characters never reach the database.
 Text = Annotated[
     str,
-    StringConstraints(
-        strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"
-    ),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
 ]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Email = Annotated[
@@ -63,9 +61,7 @@ class OrderStatus(StrEnum):
 
 
 FINAL = frozenset({OrderStatus.COMPLETED, OrderStatus.FAILED, OrderStatus.CANCELLED})
-CANCELLABLE = frozenset(
-    {OrderStatus.PLACED, OrderStatus.AWAITING_APPROVAL, OrderStatus.RESERVED, OrderStatus.CHARGED}
-)
+CANCELLABLE = frozenset({OrderStatus.PLACED, OrderStatus.AWAITING_APPROVAL, OrderStatus.RESERVED, OrderStatus.CHARGED})
 
 _FORWARD = [
     OrderStatus.PLACED,
@@ -206,9 +202,7 @@ class Order(Model):
                 total=Money(amount=0, currency="XXX"),  # ISO 4217: no currency
                 lines=[],
                 payment_method=str(document.get("payment_method"))[:64],
-                shipping_address=Address.model_construct(
-                    name="", street="", city="", postal_code="", country=""
-                ),
+                shipping_address=Address.model_construct(name="", street="", city="", postal_code="", country=""),
                 created_at=_time_of(document.get("created_at")),
                 updated_at=_time_of(document.get("updated_at")),
                 steps=[],

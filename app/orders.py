@@ -71,9 +71,7 @@ class Orders:
             created_at, order_id = _read_cursor(cursor)
             query["created_at"] = {"$lte": created_at}
             query["$or"] = [{"created_at": {"$lt": created_at}}, {"_id": {"$lt": order_id}}]
-        found = (
-            self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit + 1)
-        )
+        found = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit + 1)
         documents = await found.to_list(None)
         more = len(documents) > limit
         orders = [Order.from_any_document(document) for document in documents[:limit]]
@@ -96,12 +94,18 @@ class Orders:
         )
 
     async def take_over_address(self, change: AddressChange) -> None:
-        """Nothing waits any more where it was done already."""
+        """Put the address that waits under this change onto the order, unless the carrier was told another already."""
         waiting = await self._address_changes.find_one({"_id": change.change_id, "order_id": change.order_id})
         if waiting is not None:
             address = Address.model_validate(waiting["address"])
             fields = {"shipping_address": {"$literal": address.model_dump()}, "updated_at": NOW}
-            await self._write(UpdateOne({"_id": change.order_id}, [{"$set": fields}]))
+            not_settled = {"_id": change.order_id, "address_settled": {"$ne": True}}
+            await self._write(UpdateOne(not_settled, [{"$set": fields}]))
+
+    async def settle_address(self, order_id: str) -> Order:
+        """As `require`, and a fence: no change of address that comes later, however late, is put onto the order."""
+        await self._write(UpdateOne({"_id": order_id}, {"$set": {"address_settled": True}}))
+        return await self.require(order_id)
 
     async def require(self, order_id: str) -> Order:
         """As `get`, for a saga, which does not run without an order.

@@ -53,9 +53,7 @@ class Relay:
 
     async def _follow(self) -> None:
         pipeline: list[Document] = [{"$match": {"operationType": "insert"}}]
-        async with self._mongo.watch(
-            self._mongo.orders, pipeline, resume_after=await self._token()
-        ) as changes:
+        async with self._mongo.watch(self._mongo.orders, pipeline, resume_after=await self._token()) as changes:
             self._sweep_at = 0.0  # now: after the stream is open, so that nothing falls in between
             unsaved = 0
             while True:

@@ -147,9 +147,7 @@ class Sagas:
         """
         async with _answered_within(CALL_TIMEOUT):
             description = await self._handle(order_id).describe()
-        return max(
-            (activity.attempt for activity in description.raw_description.pending_activities), default=None
-        )
+        return max((activity.attempt for activity in description.raw_description.pending_activities), default=None)
 
     async def _signal(self, order: Order, signal: str, argument: object) -> OrderProgress | None:
         async with _answered_within(CALL_TIMEOUT):
@@ -177,9 +175,7 @@ class Sagas:
             "id": workflow_id(order.order_id),
             "task_queue": self._settings.task_queue,
             "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
-            "search_attributes": TypedSearchAttributes(
-                [SearchAttributePair(ORDER_STATUS, OrderStatus.PLACED.value)]
-            ),
+            "search_attributes": TypedSearchAttributes([SearchAttributePair(ORDER_STATUS, OrderStatus.PLACED.value)]),
         }
 
     def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:

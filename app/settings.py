@@ -62,9 +62,7 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = [
-                f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)
-            ]
+            wrong = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)]
             raise SystemExit("wrong setting: " + "; ".join(wrong)) from None
         except ValueError as error:  # pydantic-settings: a value that is no JSON where JSON is due (API_KEYS)
             raise SystemExit(f"wrong setting: {error}") from None

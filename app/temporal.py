@@ -22,6 +22,4 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
     """
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "127.0.0.1:7233")
-    return await Client.connect(
-        **{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options}
-    )
+    return await Client.connect(**{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options})

@@ -201,9 +201,7 @@ async def chaos(orders: int, disturbances: int, seed: int) -> int:
             deadline = time.monotonic() + PATIENCE
             while open_ and time.monotonic() < deadline:
                 await asyncio.sleep(1)
-                open_ = {
-                    order_id for order_id in open_ if (await shop.order(order_id))["status"] not in FINAL
-                }
+                open_ = {order_id for order_id in open_ if (await shop.order(order_id))["status"] not in FINAL}
             wrong = await audit(stack, shop, placed)
             ends = Counter([(await shop.order(item.order_id))["status"] for item in placed])
         if wrong:

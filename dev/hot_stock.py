@@ -58,8 +58,7 @@ async def measure(mongo: Mongo) -> HotStock:
 
     await _rate(mongo, grouped, GROUPED_ORDERS)  # connections are made, code is loaded
     rounds = [
-        (await _rate(mongo, plain, PLAIN_ORDERS), await _rate(mongo, grouped, GROUPED_ORDERS))
-        for _ in range(ROUNDS)
+        (await _rate(mongo, plain, PLAIN_ORDERS), await _rate(mongo, grouped, GROUPED_ORDERS)) for _ in range(ROUNDS)
     ]
     result = HotStock(max(plain for plain, _ in rounds), max(grouped for _, grouped in rounds))
     article = await mongo.inventory.find_one({"_id": SKU})

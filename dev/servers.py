@@ -79,9 +79,7 @@ def free_port() -> int:
 def check_port(port: int, variable: str) -> None:
     """Raise ServerError when `port` is taken; `variable` is the environment variable that moves it."""
     if not _is_free(port):
-        raise ServerError(
-            f"port {port} is taken: stop what listens there, or choose another: {variable}={port + 1}"
-        )
+        raise ServerError(f"port {port} is taken: stop what listens there, or choose another: {variable}={port + 1}")
 
 
 def _is_free(port: int) -> bool:
@@ -100,9 +98,7 @@ def _is_free(port: int) -> bool:
 class Server:
     """A child process with an address and a log file. Start it with `Server.start`."""
 
-    def __init__(
-        self, name: str, address: str, log: Path, log_start: int, process: asyncio.subprocess.Process
-    ) -> None:
+    def __init__(self, name: str, address: str, log: Path, log_start: int, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.address = address
         self.log = log
@@ -146,9 +142,7 @@ class Server:
         except BaseException as error:
             await self.kill()
             if isinstance(error, TimeoutError):
-                raise ServerError(
-                    f"{self.name} did not answer within {timeout:.0f} s: see {self.log}"
-                ) from None
+                raise ServerError(f"{self.name} did not answer within {timeout:.0f} s: see {self.log}") from None
             raise
         if self.exited:
             raise ServerError(self.epitaph())

@@ -227,9 +227,7 @@ def run(main: Coroutine[Any, Any, int]) -> NoReturn:
 
         def stop() -> None:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(
-                    number, lambda: None
-                )  # once told is enough: stopping takes seconds at most
+                loop.add_signal_handler(number, lambda: None)  # once told is enough: stopping takes seconds at most
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

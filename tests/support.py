@@ -60,10 +60,7 @@ def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, *
         "email": EMAIL,
         "payment_method": "pm_card_ok",
         "shipping_address": dict(ADDRESS),
-        "lines": [
-            {"sku": sku, "name": sku, "quantity": pieces, "unit_price": money}
-            for sku, pieces in lines.items()
-        ],
+        "lines": [{"sku": sku, "name": sku, "quantity": pieces, "unit_price": money} for sku, pieces in lines.items()],
         "total": {"amount": price * sum(lines.values()), "currency": "EUR"},
         "status": "placed",
         "created_at": now,
@@ -72,9 +69,7 @@ def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, *
     }
 
 
-async def eventually(
-    look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15
-) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15) -> T:
     """Look until what is seen is as wanted; fail with what was seen last."""
     seen: T
     try:
@@ -115,9 +110,7 @@ class Shop:
     async def held(self, sku: str = "MUG") -> int:
         """Pieces held by active reservations."""
         reservations = self.mongo.reservations.find({"state": "reserved"})
-        return sum(
-            [line["quantity"] async for r in reservations for line in r["lines"] if line["sku"] == sku]
-        )
+        return sum([line["quantity"] async for r in reservations for line in r["lines"] if line["sku"] == sku])
 
     async def net_money(self, order_id: str) -> int:
         """Captured less refunded, in minor units, as the payment service's own books say."""
@@ -130,9 +123,7 @@ class Shop:
         await self.mongo.orders.insert_one(document)
         return Order.from_document(document)
 
-    async def start(
-        self, lines: dict[str, int] | None = None, **changes: Any
-    ) -> WorkflowHandle[Any, OrderResult]:
+    async def start(self, lines: dict[str, int] | None = None, **changes: Any) -> WorkflowHandle[Any, OrderResult]:
         """Place an order and start its saga."""
         order = await self.place(lines, **changes)
         await self.sagas.start(order)

@@ -81,12 +81,8 @@ class Inventory:
             if left[sku] != stock[sku]
         ]
         if changed:
-            await self._mongo.reservations.bulk_write(
-                [_write(*item) for item in changed.items()], session=session
-            )
-            await self._orders.write_all(
-                [_note(*item, before.get(item[0])) for item in changed.items()], session
-            )
+            await self._mongo.reservations.bulk_write([_write(*item) for item in changed.items()], session=session)
+            await self._orders.write_all([_note(*item, before.get(item[0])) for item in changed.items()], session)
         if moved:
             await self._mongo.inventory.bulk_write(moved, session=session)
         return [after[request.order_id] for request in requests]

@@ -30,7 +30,7 @@ class Shipping:
 
     @activity.defn(name="CreateShipment")
     async def create(self, ref: OrderRef) -> None:
-        order = await self._orders.require(ref.order_id)
+        order = await self._orders.settle_address(ref.order_id)
         await self._ledger.perform(
             ref.order_id,
             call=lambda: self._carrier.ship(ref.order_id, order.shipping_address),

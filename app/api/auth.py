@@ -14,9 +14,7 @@ ANYONE = "anyone"
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
 
 
-async def caller(
-    settings: SettingsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> str:
+async def caller(settings: SettingsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     """The name of the caller, to whom idempotency keys belong.
 
     Raises:

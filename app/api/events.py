@@ -137,9 +137,7 @@ class Hub:
         """Hand over what happens, and note in `begin` how to go on after an interruption."""
         changed = {"ns.coll": {"$in": [self._mongo.orders.name, self._mongo.inventory.name]}}
         pipeline: list[Document] = [{"$match": {**changed, "fullDocument": {"$exists": True}}}]
-        async with self._mongo.watch(
-            self._mongo.database, pipeline, full_document="updateLookup", **begin
-        ) as changes:
+        async with self._mongo.watch(self._mongo.database, pipeline, full_document="updateLookup", **begin) as changes:
             while True:
                 change = await changes.next()
                 event = _event(change) if change else None
@@ -175,9 +173,7 @@ HubDep = Annotated[Hub, Depends(_hub)]
 
 
 def _last_seen(
-    last_event_id: Annotated[
-        str | None, Header(description="To be told all that changed since that event")
-    ] = None,
+    last_event_id: Annotated[str | None, Header(description="To be told all that changed since that event")] = None,
 ) -> Timestamp | None:
     if last_event_id is None:
         return None

@@ -55,9 +55,7 @@ async def readyz(mongo: MongoDep, sagas: SagasDep, response: Response) -> Readin
     mongodb, temporal = await asyncio.gather(check_mongo(), check_temporal())
     ready = mongodb == temporal == "ok"
     response.status_code = 200 if ready else 503
-    return Readiness(
-        status="ready" if ready else "not_ready", checks={"mongodb": mongodb, "temporal": temporal}
-    )
+    return Readiness(status="ready" if ready else "not_ready", checks={"mongodb": mongodb, "temporal": temporal})
 
 
 def _why(error: BaseException) -> str:

@@ -108,9 +108,7 @@ async def place(
     idempotency_key: IdempotencyKey = None,
 ) -> Order:
     """Place an order. Once it is answered with 202 it is in MongoDB, and reaches a final status whatever breaks."""
-    order_id = (
-        derived_id("ord", caller, idempotency_key) if idempotency_key else f"ord_{secrets.token_hex(13)}"
-    )
+    order_id = derived_id("ord", caller, idempotency_key) if idempotency_key else f"ord_{secrets.token_hex(13)}"
     order = await _placed_before(mongo, order_id, new)
     if order is None:
         document = await _document(mongo, order_id, new)
@@ -198,9 +196,7 @@ async def cancel(
     responses=body_responses(NotFound, Conflict),
     dependencies=[JsonOnly],
 )
-async def approve(
-    _: Caller, order_id: OrderId, decision: Approval, orders: OrdersDep, sagas: SagasDep
-) -> Order:
+async def approve(_: Caller, order_id: OrderId, decision: Approval, orders: OrdersDep, sagas: SagasDep) -> Order:
     """Approve a large order, or decline it: the signal. The first answer counts."""
     order = await _known(orders, order_id)
     if order.status is not OrderStatus.AWAITING_APPROVAL:
@@ -213,9 +209,7 @@ async def approve(
     return await _known(orders, order_id)
 
 
-@router.put(
-    "/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict), dependencies=[JsonOnly]
-)
+@router.put("/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict), dependencies=[JsonOnly])
 async def change_shipping_address(
     _: Caller, order_id: OrderId, address: Address, mongo: MongoDep, orders: OrdersDep, sagas: SagasDep
 ) -> Order:
@@ -281,9 +275,7 @@ async def _document(mongo: Mongo, order_id: str, new: NewOrder) -> Document:
         )
         for line in new.lines
     ]
-    total = Money(
-        amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop()
-    )
+    total = Money(amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop())
     now = datetime.now(UTC)
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
     return {

@@ -143,9 +143,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PyMongoError)
     async def mongo(_: Request, error: PyMongoError) -> JSONResponse:
         if is_unavailable(error):
-            return unavailable(
-                "the database does not answer; try again, with the same Idempotency-Key if you sent one"
-            )
+            return unavailable("the database does not answer; try again, with the same Idempotency-Key if you sent one")
         return unexpected(error)
 
     @app.exception_handler(TemporalUnavailable)
@@ -184,9 +182,7 @@ def _response(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     kind = title.lower().replace(" ", "-")
-    problem = ProblemDetails(
-        type=f"urn:problem:{kind}", title=title, status=status, detail=detail, errors=errors
-    )
+    problem = ProblemDetails(type=f"urn:problem:{kind}", title=title, status=status, detail=detail, errors=errors)
     return JSONResponse(problem.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
 
 

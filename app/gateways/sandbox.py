@@ -94,8 +94,6 @@ class SandboxMailer:
 
 
 async def _record(books: Collection, key: str, update: Document | list[Document]) -> Document:
-    entry = await books.find_one_and_update(
-        {"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER
-    )
+    entry = await books.find_one_and_update({"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER)
     assert entry is not None  # upsert: there is one
     return entry

@@ -177,9 +177,7 @@ class OrderWorkflow:
         if isinstance(final, ApplicationError) and final.type and (final.non_retryable or final is error):
             return Failure(code=final.type, message=final.message)
         assert self._step is not None  # only a step runs out of time
-        return Failure(
-            code=self._step.out_of_time, message=f"{self._step.name}: tried for {self._step.in_all} in vain"
-        )
+        return Failure(code=self._step.out_of_time, message=f"{self._step.name}: tried for {self._step.in_all} in vain")
 
     # --- signals, updates, queries
 

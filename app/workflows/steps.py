@@ -46,12 +46,8 @@ RESERVE_INVENTORY = Step(
     StepName.RESERVE_INVENTORY,
     do=Inventory.reserve,
     undo=Inventory.release,
-    attempt=timedelta(
-        seconds=15
-    ),  # one transaction of ours, with its own retries (10 s); no one else is asked
-    in_all=timedelta(
-        minutes=5
-    ),  # outlasts a failover of MongoDB; a customer who waits longer has gone elsewhere
+    attempt=timedelta(seconds=15),  # one transaction of ours, with its own retries (10 s); no one else is asked
+    in_all=timedelta(minutes=5),  # outlasts a failover of MongoDB; a customer who waits longer has gone elsewhere
     pause_at_most=timedelta(seconds=5),
     out_of_time="inventory_unavailable",
 )
@@ -60,9 +56,7 @@ CHARGE_PAYMENT = Step(
     do=Payments.charge,
     undo=Payments.refund,
     attempt=timedelta(seconds=30),  # the slowest card check that is still a success
-    in_all=timedelta(
-        minutes=10
-    ),  # outages of payment services are short; meanwhile the pieces are held from others
+    in_all=timedelta(minutes=10),  # outages of payment services are short; meanwhile the pieces are held from others
     pause_at_most=timedelta(seconds=30),
     out_of_time="payment_unavailable",
 )
@@ -71,9 +65,7 @@ CREATE_SHIPMENT = Step(
     do=Shipping.create,
     undo=Shipping.cancel,
     attempt=timedelta(seconds=30),
-    in_all=timedelta(
-        days=1
-    ),  # a carrier that is down is back by the next pick-up; the money is kept that long
+    in_all=timedelta(days=1),  # a carrier that is down is back by the next pick-up; the money is kept that long
     pause_at_most=timedelta(minutes=5),
     out_of_time="shipping_unavailable",
 )

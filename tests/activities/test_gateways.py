@@ -43,9 +43,7 @@ async def test_a_charge_is_captured_once_for_a_key(mongo: Mongo, payments: Sandb
     assert (await _book(mongo, "payment:k"))["captured"] == 2_000
 
 
-async def test_a_refund_gives_back_once_and_refuses_what_comes_later(
-    mongo: Mongo, payments: SandboxPayments
-) -> None:
+async def test_a_refund_gives_back_once_and_refuses_what_comes_later(mongo: Mongo, payments: SandboxPayments) -> None:
     await payments.charge("k", MONEY, "pm_card_ok")
     assert await asyncio.gather(*(payments.refund("k") for _ in range(5))) == [True] * 5
     with pytest.raises(PaymentDeclined):

@@ -46,9 +46,7 @@ async def test_several_worker_processes_at_once(mongo: Mongo, mongod: Server) ->
     await mongo.inventory.insert_many([{"_id": "HOT", "available": 90}, {"_id": "COLD", "available": 1_000}])
     order_ids = await _place(mongo, [{"HOT": 1}, {"HOT": 1, "COLD": 1}] * 60)
     processes = [await _reserver(mongo, mongod, order_ids[number::PROCESSES]) for number in range(PROCESSES)]
-    results = [
-        json.loads(output) for output, _ in await asyncio.gather(*(p.communicate(b"go\n") for p in processes))
-    ]
+    results = [json.loads(output) for output, _ in await asyncio.gather(*(p.communicate(b"go\n") for p in processes))]
     assert [process.returncode for process in processes] == [0] * PROCESSES
 
     outcomes = Counter(outcome for result in results for outcome in result)

@@ -82,9 +82,7 @@ async def test_sent_but_the_order_was_not_told(
     assert (await Orders(mongo).require(ref.order_id)).status == "completed"
 
 
-async def test_a_refusal_is_final(
-    mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef
-) -> None:
+async def test_a_refusal_is_final(mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
     mailer.refuses = True
     for _ in range(2):
         with pytest.raises(ApplicationError, match="no such mailbox") as refused:

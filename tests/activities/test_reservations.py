@@ -62,9 +62,7 @@ class Warehouse:
     async def reserve(self, order_id: str, inventory: Inventory | None = None) -> str:
         """Returns `reserved`, or the code with which it will never be."""
         try:
-            await ActivityEnvironment().run(
-                (inventory or self.inventory).reserve, OrderRef(order_id=order_id)
-            )
+            await ActivityEnvironment().run((inventory or self.inventory).reserve, OrderRef(order_id=order_id))
         except ApplicationError as error:
             return f"{error.type}" if error.non_retryable else "retried"
         return "reserved"
@@ -300,9 +298,7 @@ async def test_pieces_of_an_article_that_is_not_kept_any_more(warehouse: Warehou
     first, other, late = [await warehouse.order(**pieces) for pieces in ({"OLD": 2}, {"MUG": 1}, {"OLD": 1})]
     assert await warehouse.reserve(first) == "reserved"
     await warehouse.mongo.inventory.delete_one({"_id": "OLD"})
-    results = await asyncio.gather(
-        warehouse.reserve(other), warehouse.release(first), warehouse.reserve(late)
-    )
+    results = await asyncio.gather(warehouse.reserve(other), warehouse.release(first), warehouse.reserve(late))
     assert list(results) == ["reserved", None, "out_of_stock"]
     assert await warehouse.available() == {"MUG": 9}
 

@@ -55,9 +55,7 @@ async def test_it_takes_effect_once(mongo: Mongo, work: Work) -> None:
 
 @pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
 async def test_the_reply_to_the_commit_is_lost(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
-    async with failing(
-        mongo, "commitTransaction", mode={"times": 3}, **fault
-    ):  # the driver alone tries twice
+    async with failing(mongo, "commitTransaction", mode={"times": 3}, **fault):  # the driver alone tries twice
         assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
     assert await work.effects() == [1]
 
@@ -83,9 +81,7 @@ async def test_two_that_want_the_same_document_both_have_it(mongo: Mongo) -> Non
 
 
 @pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
-async def test_motor_s_own_with_transaction_gives_up_at_commit(
-    mongo: Mongo, work: Work, fault: dict[str, Any]
-) -> None:
+async def test_motor_s_own_with_transaction_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
     """Why there is a `run_transaction`. When this fails, Motor has learnt it and the template needs its own no more."""
     session: AsyncIOMotorClientSession
     async with (
@@ -140,9 +136,7 @@ async def test_there_is_an_end_to_asking_whether_a_commit_took_effect(mongo: Mon
     assert await work.effects() == [1]  # it did, and the caller does not know
 
 
-async def test_a_caller_that_is_cancelled_leaves_and_the_transaction_ends_well(
-    mongo: Mongo, work: Work
-) -> None:
+async def test_a_caller_that_is_cancelled_leaves_and_the_transaction_ends_well(mongo: Mongo, work: Work) -> None:
     gate, finished = Gate(), asyncio.Event()
 
     async def held(session: Session) -> None:

@@ -27,9 +27,7 @@ class Listener:
         self.comments = 0
 
     @classmethod
-    async def to(
-        cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, slow: bool = False
-    ) -> Self:
+    async def to(cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, slow: bool = False) -> Self:
         """Begin to listen. A `slow` one takes in next to nothing until it is asked for events."""
         sock = socket.socket()
         sock.setblocking(False)

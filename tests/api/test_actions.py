@@ -106,9 +106,7 @@ async def test_a_cancel_without_a_worker_is_honoured_later(api: httpx.AsyncClien
     assert await shop.available() == 2
 
 
-async def test_without_a_worker_nothing_is_said_of_a_shipped_order(
-    api: httpx.AsyncClient, shop: Shop
-) -> None:
+async def test_without_a_worker_nothing_is_said_of_a_shipped_order(api: httpx.AsyncClient, shop: Shop) -> None:
     """It may be too late and may be not, and only a worker could tell."""
     await shop.stock()
     order = await shop.place(status="shipped")
@@ -117,9 +115,7 @@ async def test_without_a_worker_nothing_is_said_of_a_shipped_order(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
 
 
-async def test_a_cancel_may_come_before_the_saga_was_started(
-    api: httpx.AsyncClient, shop: Shop, worker: None
-) -> None:
+async def test_a_cancel_may_come_before_the_saga_was_started(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     """Temporal was away when the order was placed, and there is no relay: the signal starts the saga."""
     await shop.stock(available=2)
     order = await shop.place()
@@ -154,19 +150,14 @@ async def test_two_who_answer_at_once_and_differ(api: httpx.AsyncClient, shop: S
         order_id = await place(api, **LARGE)
         await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
         yes, no = await asyncio.gather(
-            *(
-                api.post(f"/orders/{order_id}/approval", json={"approved": approved})
-                for approved in (True, False)
-            )
+            *(api.post(f"/orders/{order_id}/approval", json={"approved": approved}) for approved in (True, False))
         )
         order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
         expected = (202, 409) if order.status is OrderStatus.COMPLETED else (409, 202)
         assert (yes.status_code, no.status_code) == expected
 
 
-async def test_an_order_that_waits_for_nobody_is_not_approved(
-    api: httpx.AsyncClient, shop: Shop, worker: None
-) -> None:
+async def test_an_order_that_waits_for_nobody_is_not_approved(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
     await shop.reaches(order_id, OrderStatus.RESERVED)
@@ -177,9 +168,7 @@ async def test_an_order_that_waits_for_nobody_is_not_approved(
 # --- address
 
 
-async def test_the_address_changes_until_shipping_begins(
-    api: httpx.AsyncClient, shop: Shop, worker: None
-) -> None:
+async def test_the_address_changes_until_shipping_begins(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
     await shop.reaches(order_id, OrderStatus.RESERVED)
@@ -192,9 +181,7 @@ async def test_the_address_changes_until_shipping_begins(
     assert (await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)).status_code == 409
 
 
-async def test_the_address_is_settled_once_shipping_has_begun(
-    api: httpx.AsyncClient, shop: Shop, worker: None
-) -> None:
+async def test_the_address_is_settled_once_shipping_has_begun(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, shipping_address={**ADDRESS, "postal_code": "99999"})  # the carrier is down
     await shop.reaches(order_id, OrderStatus.CHARGED)

@@ -115,11 +115,7 @@ def names(answer: httpx.Response) -> list[str]:
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
     problem = answer.json()
     assert problem["status"] == answer.status_code
-    assert (
-        {"type", "title", "status", "detail"}
-        <= problem.keys()
-        <= {"type", "title", "status", "detail", "errors"}
-    )
+    assert {"type", "title", "status", "detail"} <= problem.keys() <= {"type", "title", "status", "detail", "errors"}
     assert "Traceback" not in answer.text
     return [error["field"] for error in problem.get("errors", [])]
 
@@ -137,8 +133,7 @@ async def nothing_is_written(shop: Shop, mongo: Mongo) -> AsyncIterator[None]:
 
 async def contents(mongo: Mongo) -> dict[str, list[dict[str, Any]]]:
     return {
-        name: await mongo.database[name].find().to_list(None)
-        for name in await mongo.database.list_collection_names()
+        name: await mongo.database[name].find().to_list(None) for name in await mongo.database.list_collection_names()
     }
 
 
@@ -165,8 +160,7 @@ async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
 
 async def test_bodies_that_are_no_order(api: httpx.AsyncClient) -> None:
     answers = {
-        wrong: await api.post("/orders", content=content, headers=JSON)
-        for wrong, (content, _, _) in BAD_BODIES.items()
+        wrong: await api.post("/orders", content=content, headers=JSON) for wrong, (content, _, _) in BAD_BODIES.items()
     }
     told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
     assert told == {wrong: (status, fields) for wrong, (_, status, fields) in BAD_BODIES.items()}
@@ -185,9 +179,7 @@ async def test_large_bodies_without_a_length(api: httpx.AsyncClient) -> None:
 async def test_bodies_that_do_not_say_they_are_json(api: httpx.AsyncClient) -> None:
     for path in TAKE_A_BODY:
         for content_type in BAD_TYPES:
-            answer = await api.post(
-                path, content=json.dumps(order_body()), headers={"Content-Type": content_type}
-            )
+            answer = await api.post(path, content=json.dumps(order_body()), headers={"Content-Type": content_type})
             assert (answer.status_code, names(answer)) == (415, []), (path, content_type)
 
 

@@ -59,9 +59,7 @@ async def test_an_order_is_followed_to_its_end(api: httpx.AsyncClient, shop: Sho
     assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
 
 
-async def test_five_hundred_listeners_share_one_change_stream(
-    api: httpx.AsyncClient, shop: Shop, worker: None
-) -> None:
+async def test_five_hundred_listeners_share_one_change_stream(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
     await shop.stock()
@@ -134,9 +132,7 @@ async def test_who_comes_back_to_another_process_is_told_all_that_was_missed(
         back.vanish()
 
 
-async def test_a_slow_listener_is_let_go_and_costs_nobody_anything(
-    api: httpx.AsyncClient, shop: Shop
-) -> None:
+async def test_a_slow_listener_is_let_go_and_costs_nobody_anything(api: httpx.AsyncClient, shop: Shop) -> None:
     """It hears so much as it takes in, then the stream ends; with its last id it is told the rest."""
     many_lines = {f"sku-{number}": 1 for number in range(50)}
     order = await shop.place(many_lines)
@@ -193,9 +189,7 @@ async def test_the_stock_is_told_and_silence_is_kept_alive(api: httpx.AsyncClien
 async def test_no_wrong_place_to_resume_from(api: httpx.AsyncClient) -> None:
     for last_event_id in ("x", "1", "1.2.3", "-1.0", "1.-1", "9999999999.1", "1.9999999999", "1.x", "1e3.1"):
         answer = await api.get("/orders/events", headers={"Last-Event-ID": last_event_id})
-        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID"), (
-            last_event_id
-        )
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID"), last_event_id
 
 
 async def test_documents_of_any_kind_stop_no_stream(api: httpx.AsyncClient, shop: Shop) -> None:

@@ -150,9 +150,7 @@ async def test_a_restock_that_failed_does_not_use_its_key_up(
 @pytest.fixture
 async def keyed_api(settings: Settings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
     """The API with two callers."""
-    keyed = settings.model_copy(
-        update={"api_keys": {"shop": "secret-of-the-shop", "app": "secret-of-the-app"}}
-    )
+    keyed = settings.model_copy(update={"api_keys": {"shop": "secret-of-the-shop", "app": "secret-of-the-app"}})
     async with serve(keyed, temporal_server.address) as http:
         yield http
 
@@ -161,16 +159,12 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def test_each_caller_has_keys_of_its_own(
-    keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
-) -> None:
+async def test_each_caller_has_keys_of_its_own(keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]) -> None:
     await shop.stock()
     ids = [
-        (
-            await keyed_api.post(
-                "/orders", json=order_body(), headers={**key, **bearer(f"secret-of-the-{name}")}
-            )
-        ).json()["order_id"]
+        (await keyed_api.post("/orders", json=order_body(), headers={**key, **bearer(f"secret-of-the-{name}")})).json()[
+            "order_id"
+        ]
         for name in ("shop", "app", "shop")
     ]
     assert ids[0] == ids[2] != ids[1]
@@ -206,6 +200,4 @@ async def test_without_a_known_api_key_nothing_is_done(
         assert answer.headers["Content-Type"] == "application/problem+json"
     assert await mongo.orders.count_documents({}) == 0
     assert await shop.available() == 100
-    assert (
-        (await keyed_api.get("/healthz")).status_code == (await keyed_api.get("/readyz")).status_code == 200
-    )
+    assert (await keyed_api.get("/healthz")).status_code == (await keyed_api.get("/readyz")).status_code == 200

@@ -66,15 +66,11 @@ async def test_every_page_newest_first_by_every_filter(api: httpx.AsyncClient, m
         assert all(len(page) == 200 for page in found[:-1])
 
 
-async def test_orders_that_come_in_move_no_page(
-    api: httpx.AsyncClient, mongo: Mongo, many: list[Document]
-) -> None:
+async def test_orders_that_come_in_move_no_page(api: httpx.AsyncClient, mongo: Mongo, many: list[Document]) -> None:
     seen: list[str] = []
     cursor = None
     for page in range(5):
-        answer = (
-            await api.get("/orders", params={"limit": 7} | ({"cursor": cursor} if cursor else {}))
-        ).json()
+        answer = (await api.get("/orders", params={"limit": 7} | ({"cursor": cursor} if cursor else {}))).json()
         seen += [order["order_id"] for order in answer["items"]]
         cursor = answer["next_cursor"]
         newest = many[-1]["created_at"]

@@ -39,9 +39,7 @@ collect_ignore_glob = ["test_*.py"] if LEFT_OUT else []
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if LEFT_OUT:
-        terminalreporter.write_line(
-            "left out: tests/browser, for want of Chromium; `make browser` installs it"
-        )
+        terminalreporter.write_line("left out: tests/browser, for want of Chromium; `make browser` installs it")
 
 
 @pytest.fixture(scope="session")

@@ -101,9 +101,7 @@ async def test_everyone_can_use_it(browser: Browser, api_server: ApiServer, cont
     async def check() -> None:
         await desk.page.evaluate("Promise.all(document.getAnimations().map((a) => a.finish?.() ?? a))")
         found = await desk.page.evaluate(f"{AXE}; axe.run({{ resultTypes: ['violations'] }})")
-        assert [
-            (finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]
-        ] == []
+        assert [(finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]] == []
         assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
     async with a_desk(browser, api_server.url, reduced_motion="reduce", **context) as desk:

@@ -232,9 +232,7 @@ async def recovered(shop: Shop) -> Handle:
     refund = Fails()
     async with Services(shop, RefundPayment=refund).worker():
         handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
-        await eventually(
-            lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some)
-        )
+        await eventually(lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some))
         await reconfigure(handle, REFUND, pause=timedelta(milliseconds=10))
         await shop.reaches(handle, OrderStatus.NEEDS_ATTENTION)
         refund.times = 0
@@ -276,9 +274,7 @@ async def record(into: Path, names: list[str]) -> None:
 
 async def _history(client: Client, mongodb_uri: str, name: str) -> str:
     mongo = Mongo(mongodb_uri, name)
-    settings = Settings(
-        mongodb_uri=mongodb_uri, mongodb_database=name, task_queue=name, approval_threshold=LARGE
-    )
+    settings = Settings(mongodb_uri=mongodb_uri, mongodb_database=name, task_queue=name, approval_threshold=LARGE)
     shop = Shop(mongo, settings, client)
     await shop.stock()
     async with asyncio.timeout(60):

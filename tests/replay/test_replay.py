@@ -18,12 +18,13 @@ from tests.replay.histories import PERSONAL, personal_in, skipped_in, stumbles_i
 from tests.replay.incompatible import OrderWorkflow as Incompatible
 from tests.replay.record import HISTORIES, PATHS
 from tests.support import SUMMARY
+from worker import SANDBOX
 
 RECORDED = sorted(HISTORIES.glob("**/*.json"))
 
 
 def replayer(workflow_class: type = OrderWorkflow) -> Replayer:
-    return Replayer(workflows=[workflow_class], data_converter=pydantic_data_converter)
+    return Replayer(workflows=[workflow_class], data_converter=pydantic_data_converter, workflow_runner=SANDBOX)
 
 
 def recorded(path: Path) -> WorkflowHistory:

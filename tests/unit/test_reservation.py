@@ -17,9 +17,7 @@ STOCK = st.fixed_dictionaries({}, optional={sku: st.integers(0, 12) for sku in S
 def test_first_come_first_served() -> None:
     """Who asks for more than is left gets nothing, and leaves it to those behind."""
     left = {"A": 10}
-    states = [
-        decide(Request(f"o{n}", {"A": pieces}), None, left).state for n, pieces in enumerate((6, 6, 3, 1, 1))
-    ]
+    states = [decide(Request(f"o{n}", {"A": pieces}), None, left).state for n, pieces in enumerate((6, 6, 3, 1, 1))]
     assert states == [RESERVED, RELEASED, RESERVED, RESERVED, RELEASED]
     assert left == {"A": 0}
 

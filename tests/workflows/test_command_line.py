@@ -83,9 +83,7 @@ async def test_cancel(shop: Shop, charging: Handle, temporal_command: Temporal) 
 
 
 async def test_query_status(charging: Handle, temporal_command: Temporal) -> None:
-    printed = await temporal_command(
-        "query", "--workflow-id", charging.id, "--type", "status", "--output", "json"
-    )
+    printed = await temporal_command("query", "--workflow-id", charging.id, "--type", "status", "--output", "json")
     progress: dict[str, Any] = json.loads(printed)["queryResult"][0]
     assert (progress["status"], progress["step"], progress["cancel_requested"]) == (
         "reserved",

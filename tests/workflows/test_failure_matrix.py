@@ -379,7 +379,5 @@ async def plays(
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-async def test_every_order_ends_with_stock_and_money_right(
-    case: Case, plays: dict[Case, asyncio.Task[None]]
-) -> None:
+async def test_every_order_ends_with_stock_and_money_right(case: Case, plays: dict[Case, asyncio.Task[None]]) -> None:
     await plays[case]

@@ -223,17 +223,13 @@ async def test_a_cancel_after_shipment_is_refused(skipping: Shop) -> None:
 
 
 @pytest.mark.parametrize("how", ["signal", "temporal"])
-async def test_a_cancel_in_an_outage_does_not_wait_for_the_next_retry(
-    shop: Shop, worker: None, how: str
-) -> None:
+async def test_a_cancel_in_an_outage_does_not_wait_for_the_next_retry(shop: Shop, worker: None, how: str) -> None:
     """In real time, while the next try is seconds away."""
     await shop.stock(available=10)
     handle = await shop.start(payment_method="pm_card_outage")
 
     async def attempt() -> int:
-        return max(
-            (a.attempt for a in (await handle.describe()).raw_description.pending_activities), default=0
-        )
+        return max((a.attempt for a in (await handle.describe()).raw_description.pending_activities), default=0)
 
     await eventually(attempt, lambda attempt: attempt >= 5)  # the pause is 8 s by now
     began = time.monotonic()
@@ -402,15 +398,11 @@ async def test_an_address_can_be_changed_until_shipping_begins(shop: Shop) -> No
     async with Services(shop, ChargePayment=charge, CreateShipment=ship).worker():
         handle = await shop.start()
         await charge.reached.wait()
-        await handle.execute_update(
-            OrderWorkflow.change_shipping_address, await propose(shop, handle, "Bath")
-        )
+        await handle.execute_update(OrderWorkflow.change_shipping_address, await propose(shop, handle, "Bath"))
         charge.go_on.set()
         await ship.reached.wait()
         with pytest.raises(WorkflowUpdateFailedError, match="update failed"):
-            await handle.execute_update(
-                OrderWorkflow.change_shipping_address, await propose(shop, handle, "Leeds")
-            )
+            await handle.execute_update(OrderWorkflow.change_shipping_address, await propose(shop, handle, "Leeds"))
         ship.go_on.set()
         await handle.result()
     assert (await shop.order(handle)).shipping_address.city == "Bath"
@@ -425,23 +417,17 @@ async def test_shipping_waits_for_a_change_that_was_accepted(shop: Shop) -> None
         await charge.reached.wait()
         change = AddressChange(order_id=handle.id.removeprefix("order-"), change_id="late")
         # Its first attempts fail: the address is not in MongoDB yet in a form that can be read.
-        await shop.mongo.address_changes.insert_one(
-            {"_id": "late", "order_id": change.order_id, "address": {}}
-        )
+        await shop.mongo.address_changes.insert_one({"_id": "late", "order_id": change.order_id, "address": {}})
         update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
         await eventually(lambda: activities_of(handle), lambda names: "ChangeShippingAddress" in names)
         charge.go_on.set()
         await shop.reaches(handle, OrderStatus.CHARGED)
         await eventually(lambda: status_of(handle), lambda status: status is OrderStatus.CHARGED)
         assert SHIP not in await activities_of(handle)
-        await shop.mongo.address_changes.update_one(
-            {"_id": "late"}, {"$set": {"address": {**ADDRESS, "city": "York"}}}
-        )
+        await shop.mongo.address_changes.update_one({"_id": "late"}, {"$set": {"address": {**ADDRESS, "city": "York"}}})
         await update
         await handle.result()
-    assert (await activities_of(handle)).index("ChangeShippingAddress") < (await activities_of(handle)).index(
-        SHIP
-    )
+    assert (await activities_of(handle)).index("ChangeShippingAddress") < (await activities_of(handle)).index(SHIP)
     assert (await shop.order(handle)).shipping_address.city == "York"
 
 
@@ -451,9 +437,7 @@ async def test_a_change_of_address_that_cannot_be_made_does_not_stop_the_order(s
         handle = await skipping.start()
         await charge.reached.wait()
         change = AddressChange(order_id=handle.id.removeprefix("order-"), change_id="bad")
-        await skipping.mongo.address_changes.insert_one(
-            {"_id": "bad", "order_id": change.order_id, "address": {}}
-        )
+        await skipping.mongo.address_changes.insert_one({"_id": "bad", "order_id": change.order_id, "address": {}})
         update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
         await eventually(lambda: activities_of(handle), lambda names: "ChangeShippingAddress" in names)
         charge.go_on.set()

@@ -101,9 +101,7 @@ class RandomOrders(RuleBasedStateMachine):
     def place(self, pieces: int, payment_method: str, postal_code: str, price: int) -> Handle:
         address = {**ADDRESS, "postal_code": postal_code}
         handle = self.world.do(
-            self.shop.start(
-                {self.sku: pieces}, price=price, payment_method=payment_method, shipping_address=address
-            )
+            self.shop.start({self.sku: pieces}, price=price, payment_method=payment_method, shipping_address=address)
         )
         self.handles.append(handle)
         return handle
@@ -124,9 +122,7 @@ class RandomOrders(RuleBasedStateMachine):
 
     @rule(pieces=st.integers(1, 5))
     def restock(self, pieces: int) -> None:
-        self.world.do(
-            self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": pieces}})
-        )
+        self.world.do(self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": pieces}}))
         self.stocked += pieces
 
     @rule(activity=st.sampled_from(ACTIVITIES), plan=st.lists(st.booleans(), min_size=1, max_size=3))
@@ -170,9 +166,7 @@ class RandomOrders(RuleBasedStateMachine):
             """Both on one snapshot."""
             article = await mongo.inventory.find_one({"_id": self.sku}, session=session)
             assert article is not None
-            reservations = mongo.reservations.find(
-                {"state": "reserved", "lines.sku": self.sku}, session=session
-            )
+            reservations = mongo.reservations.find({"state": "reserved", "lines.sku": self.sku}, session=session)
             return article["available"], sum([r["lines"][0]["quantity"] async for r in reservations])
 
         return await mongo.run_transaction(look)
@@ -197,9 +191,7 @@ class RandomOrders(RuleBasedStateMachine):
             assert order.status in FINAL
             shipped = order.status is OrderStatus.COMPLETED
             assert await self.shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
-            reservation: dict[str, Any] = (
-                await self.shop.mongo.reservations.find_one({"_id": order.order_id}) or {}
-            )
+            reservation: dict[str, Any] = await self.shop.mongo.reservations.find_one({"_id": order.order_id}) or {}
             assert (reservation.get("state") == "reserved") == shipped
             assert shipped or all(step.status != "done" for step in order.steps)
 
