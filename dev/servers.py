@@ -142,7 +142,10 @@ class Server:
         except BaseException as error:
             await self.kill()
             if isinstance(error, TimeoutError):
-                raise ServerError(f"{self.name} did not answer within {timeout:.0f} s: see {self.log}") from None
+                last = _last_words(self.log_text())
+                raise ServerError(
+                    f"{self.name} did not answer within {timeout:.0f} s: {last} (log: {self.log})"
+                ) from None
             raise
         if self.exited:
             raise ServerError(self.epitaph())
@@ -213,7 +216,8 @@ def _message(line: str) -> tuple[str, bool]:
     try:
         record = json.loads(line)
         if "msg" in record:
-            return f"{record['msg']} {record.get('attr', {}).get('error', '')}".strip(), record["s"] in "EF"
+            text = f"{record['msg']} {record.get('attr', {}).get('error', '')}".strip()
+            return text, record["s"] in "EF" and record["c"] != "ASSERT"  # those say only that it gives up
         return record["message"], record.get("level") in {"ERROR", "CRITICAL"}
     except (ValueError, KeyError, TypeError):
         return line.strip(), "error" in line.lower()

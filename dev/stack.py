@@ -54,12 +54,17 @@ class Config:
             temporal_address=os.environ.get("TEMPORAL_ADDRESS", ""),
             mongodb_uri=os.environ.get("MONGODB_URI", ""),
         )
-        check_port(config.api_port, "API_PORT")
+        ports = {"API_PORT": config.api_port}
         if not config.temporal_address:
-            check_port(config.temporal_port, "TEMPORAL_PORT")
-            check_port(_port("TEMPORAL_UI_PORT", 8233), "TEMPORAL_UI_PORT")
+            ports["TEMPORAL_PORT"] = config.temporal_port
+            ports["TEMPORAL_UI_PORT"] = _port("TEMPORAL_UI_PORT", 8233)
         if not config.mongodb_uri:
-            check_port(config.mongodb_port, "MONGODB_PORT")
+            ports["MONGODB_PORT"] = config.mongodb_port
+        variables: dict[int, str] = {}
+        for variable, port in ports.items():
+            check_port(port, variable)
+            if (other := variables.setdefault(port, variable)) != variable:
+                raise ServerError(f"{other} and {variable} are both {port}: choose another for one of them")
         return config
 
     @classmethod
@@ -97,10 +102,10 @@ class Stack:
         self.logs = config.dev_dir / "logs"
 
     async def __aenter__(self) -> Self:
-        for old in self.logs.glob("*.log"):
-            old.unlink()
         given = {"temporal": self.config.temporal_address, "mongod": self.config.mongodb_uri}
         try:
+            for old in self.logs.glob("*.log"):
+                old.unlink()
             # All at once: worker and API load their code while the servers start, and wait for them if need be.
             async with asyncio.TaskGroup() as group:
                 for name in NAMES:
@@ -110,8 +115,12 @@ class Stack:
         except BaseException as error:
             await self.stop()
             if isinstance(error, ExceptionGroup):
-                raise error.exceptions[0] from None
-            raise
+                error = error.exceptions[0]
+            if isinstance(error, OSError) and str(error.filename).startswith(str(self.config.dev_dir)):
+                raise ServerError(
+                    f"{error.filename} cannot be used: {error.strerror}. DEV_DIR names another folder"
+                ) from None
+            raise error from None
         return self
 
     async def __aexit__(
@@ -164,7 +173,7 @@ class Stack:
                 except httpx.TransportError:
                     return False
 
-            return await server.until(ready, timeout=45)  # longer than a server takes: that is then the cause
+            return await server.until(ready, timeout=60)  # longer than the worker, which says what it waits for
 
     async def _python(self, name: str, *arguments: str) -> Server:
         return await Server.start(
