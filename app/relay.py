@@ -55,7 +55,7 @@ class Relay:
         pipeline: list[Document] = [{"$match": {"operationType": "insert"}}]
         async with self._mongo.watch(self._mongo.orders, pipeline, resume_after=await self._token()) as changes:
             self._sweep_at = 0.0  # now: after the stream is open, so that nothing falls in between
-            unsaved = 0
+            unsaved = 1  # the place where the stream begins
             while True:
                 if asyncio.get_running_loop().time() >= self._sweep_at:
                     await self._sweep()

@@ -44,10 +44,10 @@ class Listener:
         listener.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in others)}
         return listener
 
-    async def next(self) -> Heard | None:
+    async def next(self, *, within: float = 20) -> Heard | None:
         """The next event; None when the stream has ended. Lines with the sizes of chunks are passed over."""
         fields: dict[str, str] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(within):
             while line := await self._line():
                 if line.startswith(b":"):
                     self.comments += 1

@@ -57,9 +57,8 @@ async def test_a_completed_order_is_not_cancelled(api: httpx.AsyncClient, shop: 
     assert (await shop.order(order_id)).status is OrderStatus.COMPLETED
 
 
-@pytest.mark.parametrize("_", range(2))
 async def test_whatever_a_race_of_cancel_and_completion_is_answered_is_true(
-    api: httpx.AsyncClient, shop: Shop, worker: None, _: int
+    api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
     await shop.stock(available=RACES * 2)
 

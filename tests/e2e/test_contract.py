@@ -1,4 +1,7 @@
-"""The API answers as its OpenAPI description says: thousands of generated requests, single and in sequence."""
+"""The API answers as its OpenAPI description says: thousands of generated requests, single and in sequence.
+
+They take a while, in which a listener who hears nothing is kept connected.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ import httpx
 
 from app.settings import Settings
 from dev.servers import Server
+from tests.api.listening import Listener
 from tests.api.test_idempotency import bearer
 from tests.conftest import serve
-from tests.support import Shop
+from tests.support import Shop, eventually
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 CASES = 2_000
@@ -27,7 +31,10 @@ async def test_thousands_of_generated_requests(
     await shop.mongo.create_indexes()
     await shop.stock("0", available=1_000_000)  # a name that the generator often chooses
     keyed = settings.model_copy(update={"api_keys": {"shop": KEY}})
-    async with serve(keyed, temporal_server.address) as api:
+    quiet = settings.model_copy(update={"mongodb_database": f"{settings.mongodb_database}_quiet"})
+    async with serve(keyed, temporal_server.address) as api, serve(quiet, temporal_server.address) as beside:
+        listener = await Listener.to(beside, "/orders/events")
+        silence = asyncio.create_task(listener.next(within=120))
         process = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("schemathesis"),
             *("--config-file", CONFIG, "run", f"{api.base_url}/openapi.json", "--no-color"),
@@ -48,6 +55,13 @@ async def test_thousands_of_generated_requests(
         assert cases, output
         assert int(cases[1].replace(",", "")) >= CASES, output
         assert (await api.get("/orders", headers=bearer(KEY))).json()["items"], "no order was ever placed"
+
+        async def keep_alives() -> int:
+            return listener.comments
+
+        await eventually(keep_alives, within=20)  # to who hears nothing, one every 15 s, which have passed by now
+        silence.cancel()
+        listener.vanish()
 
 
 async def test_every_error_is_described_as_a_problem(api: httpx.AsyncClient) -> None:

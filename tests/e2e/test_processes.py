@@ -116,9 +116,7 @@ async def test_logs_tell_nothing_of_what_orders_hold(
             spoilt = await api.post("/orders", json=order_body(payment_method="pm_card_outage"))
             order_id = spoilt.json()["order_id"]
             await shop.reaches(order_id, OrderStatus.RESERVED)
-            await shop.mongo.orders.update_one(
-                {"_id": order_id}, {"$set": {"email": [EMAIL], "lines": [NAME]}}
-            )
+            await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"email": [EMAIL], "lines": [NAME]}})
             assert (await api.get(f"/orders/{order_id}")).json()["status"] == "failed"
 
             async def logged() -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId
+from temporalio.service import RPCError
 
 from app import temporal
 from app.models import OrderStatus
@@ -64,9 +65,7 @@ async def test_an_order_of_another_program_gets_its_saga(shop: Shop) -> None:
     document["total"]["amount"] = Int64(2_000)
     document["note"] = "from the shell"
     await shop.mongo.orders.insert_one(document)
-    await eventually(
-        lambda: raw_document(shop, document["_id"]), lambda found: found.get("status") == "completed"
-    )
+    await eventually(lambda: raw_document(shop, document["_id"]), lambda found: found.get("status") == "completed")
     order = await shop.order(document["_id"])
     assert (datetime.now(UTC) - order.created_at).total_seconds() < 15
     assert (await raw_document(shop, order.order_id))["note"] == "from the shell"
@@ -134,10 +133,12 @@ async def test_malformed_documents_are_marked_and_stop_nobody(shop: Shop, api: h
 
 @pytest.mark.usefixtures("relay")
 async def test_an_order_that_comes_back_from_a_backup_is_not_run_again(shop: Shop) -> None:
-    await shop.mongo.orders.insert_one(order_document(_id="restored", status="completed"))
-    later = await shop.place()
-    await shop.reaches(later.order_id, OrderStatus.COMPLETED)
-    assert await shop.mongo.payments.find_one({"_id": "restored"}) is None
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
+    restored = order_document(status="completed")
+    await shop.mongo.orders.insert_one(restored)
+    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    with pytest.raises(RPCError, match="not found"):
+        await shop.handle(restored["_id"]).describe()
 
 
 # --- Temporal
@@ -165,9 +166,7 @@ async def test_an_order_whose_start_always_fails_keeps_no_other_waiting(shop: Sh
         async def start(self, order: Any, patience: float = 1) -> None:
             await (lost if order.order_id == "unlucky" else shop.sagas).start(order, patience)
 
-    elsewhere = await temporal.connect(
-        target_host=shop.client.service_client.config.target_host, namespace="nowhere"
-    )
+    elsewhere = await temporal.connect(target_host=shop.client.service_client.config.target_host, namespace="nowhere")
     lost = Sagas(elsewhere, shop.settings)
     await shop.place(_id="unlucky")
     relay = asyncio.create_task(Relay(shop.mongo, shop.orders, Particular(shop.client, shop.settings)).run())
@@ -205,9 +204,7 @@ async def test_what_came_while_no_relay_ran_is_not_passed_over(shop: Shop, worke
     await shop.mongo.orders.insert_one(strange)
     async with relaying(shop):
         await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
-        await eventually(
-            lambda: raw_document(shop, strange["_id"]), lambda found: found["status"] == "failed"
-        )
+        await eventually(lambda: raw_document(shop, strange["_id"]), lambda found: found["status"] == "failed")
 
 
 BAD_TOKENS = {
