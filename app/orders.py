@@ -44,13 +44,8 @@ class Orders:
         self._orders = mongo.orders
         self._address_changes = mongo.address_changes
 
-    async def get(self, order_id: str) -> Order | None:
-        """Raises: ValueError (of which pydantic.ValidationError is one): the document is malformed."""
-        document = await self._orders.find_one({"_id": order_id})
-        return None if document is None else Order.from_document(document)
-
     async def find(self, order_id: str) -> Order | None:
-        """As `get`, for display: a malformed order is shown as failed."""
+        """The order, for display: a malformed one is shown as failed."""
         document = await self._orders.find_one({"_id": order_id})
         return None if document is None else Order.from_any_document(document)
 
@@ -104,19 +99,19 @@ class Orders:
 
     async def settle_address(self, order_id: str) -> Order:
         """As `require`, and a fence: no change of address that comes later, however late, is put onto the order."""
-        await self._write(UpdateOne({"_id": order_id}, {"$set": {"address_settled": True}}))
-        return await self.require(order_id)
+        document = await self._orders.find_one_and_update(
+            {"_id": order_id}, {"$set": {"address_settled": True}}, return_document=ReturnDocument.AFTER
+        )
+        return _required(order_id, document)
 
     async def require(self, order_id: str) -> Order:
-        """As `get`, for a saga, which does not run without an order.
+        """The order, for a saga, which does not run without one.
 
         Raises:
             LookupError: there is no such order; the attempt is retried, in case MongoDB is being restored.
+            ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
-        order = await self.get(order_id)
-        if order is None:
-            raise LookupError(f"order {order_id} is not in MongoDB")
-        return order
+        return _required(order_id, await self._orders.find_one({"_id": order_id}))
 
     async def adopt(self, document: Document) -> Order:
         """Read an order document that another program may have inserted, and add what that one need not know.
@@ -171,6 +166,12 @@ class Orders:
 
     async def _write(self, update: UpdateOne) -> None:
         await self._orders.bulk_write([update])
+
+
+def _required(order_id: str, document: Document | None) -> Order:
+    if document is None:
+        raise LookupError(f"order {order_id} is not in MongoDB")
+    return Order.from_document(document)
 
 
 def done(order_id: str, step: StepName, status: OrderStatus, detail: str) -> UpdateOne:
