@@ -42,8 +42,12 @@ async def test_a_wrong_setting_is_one_line(program: str) -> None:
             cwd=ROOT, env={**os.environ, variable: value}, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        async with asyncio.timeout(20):
-            output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(20):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
         return variable, output.decode(), process.returncode
 
     keys = [
