@@ -19,6 +19,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.service import RPCError
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
@@ -115,7 +116,8 @@ async def main() -> None:
 async def serve(settings: Settings) -> None:
     """Connect and work, until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-    client = await until_there("Temporal", lambda: temporal.connect(runtime=_runtime(settings)))
+    runtime = _runtime(settings)
+    client = await until_there("Temporal", lambda: temporal.connect(runtime=runtime))
     await check_search_attribute(client)
     await until_there("MongoDB", mongo.create_indexes)
     worker = build_worker(
@@ -133,19 +135,25 @@ async def serve(settings: Settings) -> None:
 
 
 async def until_there(name: str, connect: Callable[[], Awaitable[T]]) -> T:
+    said = False
     while True:
         try:
             return await connect()
         except (RuntimeError, PyMongoError) as error:
-            logger.warning("waiting for %s: %s", name, error)
+            if not said:
+                logger.warning("waiting for %s: %s", name, error)
+            said = True
             await asyncio.sleep(0.2)
 
 
 async def check_search_attribute(client: Client) -> None:
     """Raises: SystemExit: without it, every workflow would hang at its first change of status, and say nothing."""
-    response = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    try:
+        response = await client.operator_service.list_search_attributes(request)
+    except RPCError as error:
+        logger.warning("cannot look whether the search attribute %s is there: %s", ORDER_STATUS.name, error)
+        return
     registered = {**response.custom_attributes, **response.system_attributes}
     if registered.get(ORDER_STATUS.name) != IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD:
         raise SystemExit(

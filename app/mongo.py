@@ -74,7 +74,9 @@ class Mongo:
             uri,
             appname=app_name,
             tz_aware=True,
-            datetime_conversion="DATETIME_AUTO",  # a date out of Python's range, written by others, stops no list
+            # What others wrote stops no list: a date out of Python's range, text that is no UTF-8.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
             serverSelectionTimeoutMS=2_000,
             connectTimeoutMS=2_000,
             socketTimeoutMS=10_000,

@@ -7,7 +7,7 @@ backwards: a step that is recorded stays recorded, a status follows only from th
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from app.models import (
 
 if TYPE_CHECKING:
     from app.mongo import Document, Mongo, Session
+
+Pipeline = list[dict[str, Any]]
 
 # Every write is an update pipeline, so that one atomic update can both look and write, on the server's clock.
 NOW = "$$NOW"
@@ -95,7 +97,7 @@ class Orders:
             address = Address.model_validate(waiting["address"])
             fields = {"shipping_address": {"$literal": address.model_dump()}, "updated_at": NOW}
             not_settled = {"_id": change.order_id, "address_settled": {"$ne": True}}
-            await self._write(UpdateOne(not_settled, [{"$set": fields}]))
+            await self._orders.update_one(not_settled, [{"$set": fields}])
 
     async def settle_address(self, order_id: str) -> Order:
         """As `require`, and a fence: no change of address that comes later, however late, is put onto the order."""
@@ -145,27 +147,24 @@ class Orders:
         )
 
     async def step_done(self, order_id: str, step: StepName, status: OrderStatus, detail: str) -> None:
-        await self._write(done(order_id, step, status, detail))
+        await self._orders.update_one({"_id": order_id}, done(step, status, detail))
 
     async def step_failed(self, order_id: str, step: StepName, detail: str) -> None:
-        await self._write(failed(order_id, step, detail))
+        await self._orders.update_one({"_id": order_id}, failed(step, detail))
 
     async def step_undone(self, order_id: str, step: StepName, detail: str) -> None:
-        await self._write(undone(order_id, step, detail))
+        await self._orders.update_one({"_id": order_id}, undone(step, detail))
 
     async def mark(self, order_id: str, status: OrderStatus, failure: Failure | None) -> None:
         fields: Document = {"status": _forward(status), "updated_at": NOW}
         if failure is not None:
             fields["failure"] = _first("$failure", {"$literal": failure.model_dump()})
-        await self._write(UpdateOne({"_id": order_id}, [{"$set": fields}]))
+        await self._orders.update_one({"_id": order_id}, [{"$set": fields}])
 
-    async def write_all(self, writes: list[UpdateOne], session: Session) -> None:
-        """Several of `done`, `failed`, `undone` within a transaction."""
-        if writes:
-            await self._orders.bulk_write(writes, ordered=False, session=session)
-
-    async def _write(self, update: UpdateOne) -> None:
-        await self._orders.bulk_write([update])
+    async def tell_all(self, changes: Mapping[str, Pipeline], session: Session) -> None:
+        """Several orders within a transaction: `done`, `failed` or `undone` by order id."""
+        writes = [UpdateOne({"_id": order_id}, change) for order_id, change in changes.items()]
+        await self._orders.bulk_write(writes, ordered=False, session=session)
 
 
 def _required(order_id: str, document: Document | None) -> Order:
@@ -174,32 +173,25 @@ def _required(order_id: str, document: Document | None) -> Order:
     return Order.from_document(document)
 
 
-def done(order_id: str, step: StepName, status: OrderStatus, detail: str) -> UpdateOne:
+def done(step: StepName, status: OrderStatus, detail: str) -> Pipeline:
     """The step took effect: recorded once, and the status moves forward."""
     record = _first(f"$steps.{step}", _record(StepStatus.DONE, detail))
-    return UpdateOne(
-        {"_id": order_id},
-        [{"$set": {f"steps.{step}": record, "status": _forward(status), "updated_at": NOW}}],
-    )
+    return [{"$set": {f"steps.{step}": record, "status": _forward(status), "updated_at": NOW}}]
 
 
-def failed(order_id: str, step: StepName, detail: str) -> UpdateOne:
+def failed(step: StepName, detail: str) -> Pipeline:
     """The step had no effect and will have none."""
     record = _first(f"$steps.{step}", _record(StepStatus.FAILED, detail))
-    return UpdateOne({"_id": order_id}, [{"$set": {f"steps.{step}": record, "updated_at": NOW}}])
+    return [{"$set": {f"steps.{step}": record, "updated_at": NOW}}]
 
 
-def undone(order_id: str, step: StepName, detail: str) -> UpdateOne:
+def undone(step: StepName, detail: str) -> Pipeline:
     """The step took effect and was undone; said once."""
     before = f"$steps.{step}"
     record: Document = {
-        "$cond": [
-            {"$eq": [f"{before}.status", StepStatus.UNDONE]},
-            before,
-            _record(StepStatus.UNDONE, detail),
-        ]
+        "$cond": [{"$eq": [f"{before}.status", StepStatus.UNDONE]}, before, _record(StepStatus.UNDONE, detail)]
     }
-    return UpdateOne({"_id": order_id}, [{"$set": {f"steps.{step}": record, "updated_at": NOW}}])
+    return [{"$set": {f"steps.{step}": record, "updated_at": NOW}}]
 
 
 def _record(status: StepStatus, detail: str) -> Document:

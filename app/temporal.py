@@ -19,7 +19,11 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
 
     Raises:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
+        SystemExit: a setting is wrong (where it is the address, not raised when lazy).
     """
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "127.0.0.1:7233")
-    return await Client.connect(**{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options})
+    try:
+        return await Client.connect(**{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options})
+    except ValueError as error:
+        raise SystemExit(f"wrong setting: TEMPORAL_ADDRESS: {error}") from None

@@ -83,7 +83,7 @@ async def reserve_alone(mongo: Mongo, orders: Orders, order_id: str) -> None:
         lines = [{"sku": line.sku, "quantity": line.quantity} for line in order.lines]
         reservation: Document = {"_id": order_id, "state": RESERVED, "lines": lines}
         await mongo.reservations.insert_one(reservation, session=session)
-        await orders.write_all([done(order_id, STEP, OrderStatus.RESERVED, RESERVED)], session)
+        await orders.tell_all({order_id: done(STEP, OrderStatus.RESERVED, RESERVED)}, session)
 
     await mongo.run_transaction(work, within=60)
 

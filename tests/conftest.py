@@ -63,14 +63,26 @@ def skipper(client: Client) -> TimeSkipper:
     return TimeSkipper(client)
 
 
+@pytest.fixture(scope="session")
+async def drops(mongod: Server) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Databases are dropped while the next tests run: that takes longer than many a test."""
+    drops: list[asyncio.Task[None]] = []
+    yield drops
+    await asyncio.gather(*drops)
+
+
 @pytest.fixture
-async def mongo(mongod: Server) -> AsyncIterator[Mongo]:
+async def mongo(mongod: Server, drops: list[asyncio.Task[None]]) -> AsyncIterator[Mongo]:
     """A database of its own. Its client's name is the database's, so that a fail point can be set for it alone."""
     name = f"test_{secrets.token_hex(6)}"
     mongo = Mongo(mongod.address, name, app_name=name)
     yield mongo
-    await mongo.client.drop_database(name)
-    mongo.close()
+
+    async def drop() -> None:
+        await mongo.client.drop_database(name)
+        mongo.close()
+
+    drops.append(asyncio.create_task(drop()))
 
 
 @pytest.fixture

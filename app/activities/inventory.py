@@ -17,7 +17,7 @@ from temporalio import activity
 from app.activities.group_commit import GroupCommit
 from app.activities.ledger import FENCED, fence_expiry, refusal
 from app.models import Failure, OrderRef, OrderStatus, StepName
-from app.orders import done, failed, undone
+from app.orders import Pipeline, done, failed, undone
 
 if TYPE_CHECKING:
     from app.mongo import Document, Mongo, Session
@@ -82,7 +82,8 @@ class Inventory:
         ]
         if changed:
             await self._mongo.reservations.bulk_write([_write(*item) for item in changed.items()], session=session)
-            await self._orders.write_all([_note(*item, before.get(item[0])) for item in changed.items()], session)
+            notes = {order_id: _note(changed[order_id], before.get(order_id)) for order_id in changed}
+            await self._orders.tell_all(notes, session)
         if moved:
             await self._mongo.inventory.bulk_write(moved, session=session)
         return [after[request.order_id] for request in requests]
@@ -122,13 +123,13 @@ def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> 
     return Reservation(RESERVED, request.pieces)
 
 
-def _note(order_id: str, after: Reservation, before: Reservation | None) -> UpdateOne:
+def _note(after: Reservation, before: Reservation | None) -> Pipeline:
     """What the order's timeline says of it."""
     if after.state == RESERVED:
-        return done(order_id, STEP, OrderStatus.RESERVED, RESERVED)
+        return done(STEP, OrderStatus.RESERVED, RESERVED)
     if before is not None:
-        return undone(order_id, STEP, RELEASED)
-    return failed(order_id, STEP, after.failure.message if after.failure else "did not take effect")
+        return undone(STEP, RELEASED)
+    return failed(STEP, after.failure.message if after.failure else "did not take effect")
 
 
 def _read(document: Document) -> Reservation:
