@@ -212,8 +212,8 @@ async def of_all(
 
     Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since.
     """
-    kept = hub.kept_since(last_seen) if last_seen else None
-    if kept is not None:
+    if last_seen and (kept := hub.kept_since(last_seen)) is not None:
+        listener.since = last_seen  # what the stream brings late is not among those
         for event in kept:
             yield event.encoded()
     else:

@@ -12,6 +12,7 @@ from app.models import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server
+from tests.activities.faults import failing
 from tests.api.listening import Heard, Listener
 from tests.conftest import serve
 from tests.support import Shop, eventually, order_body
@@ -104,6 +105,21 @@ async def test_who_comes_back_is_told_all_that_was_missed(api: httpx.AsyncClient
         assert heard is not None
         told.append((heard.data["order_id"], heard.data["status"]))
     assert told[1:] == [(order.order_id, "charged") for order in orders]  # the first is the last one seen
+    staying.vanish()
+    back.vanish()
+
+
+async def test_who_comes_back_while_the_stream_lags_is_told_what_comes_late(api: httpx.AsyncClient, shop: Shop) -> None:
+    orders = [await shop.place() for _ in range(3)]
+    staying = await Listener.to(api, "/orders/events")
+    await move(shop, orders[0].order_id, "reserved")
+    seen = await staying.until(orders[0].order_id, "reserved")
+    async with failing(shop.mongo, "getMore", appName="order-saga", blockConnection=True, blockTimeMS=1_000):
+        await move(shop, orders[1].order_id, "reserved")  # ends the wait of the stream, whose next one is held
+        await staying.until(orders[1].order_id, "reserved")
+        await move(shop, orders[2].order_id, "reserved")
+        back = await Listener.to(api, "/orders/events", seen.id)
+        await back.until(orders[2].order_id, "reserved")
     staying.vanish()
     back.vanish()
 
