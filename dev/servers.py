@@ -32,9 +32,14 @@ NOT_INITIATED = 94  # MongoDB's error code for a replica set that has no configu
 # What mongod links against, and the Debian packages that hold it.
 DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "libssl3", "liblzma": "liblzma5"}
 
-# Runs first in a server's process: Linux is to kill (9) it when its parent is gone (1, PR_SET_PDEATHSIG).
-TIE_TO_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-LAUNCHER = [sys.executable, "-ISc", TIE_TO_PARENT] if sys.platform == "linux" else []
+# Runs first in a server's process: Linux is to kill (9) it when its parent is gone (1, PR_SET_PDEATHSIG), unless that
+# is gone already.
+TIE_TO_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ServerError(Exception):
@@ -122,7 +127,7 @@ class Server:
         with log.open("ab") as output:
             log_start = output.tell()
             process = await asyncio.create_subprocess_exec(
-                *LAUNCHER,
+                *([sys.executable, "-ISc", TIE_TO_PARENT, str(os.getpid())] if sys.platform == "linux" else []),
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -1,0 +1,259 @@
+"""docker-compose.yml and the Dockerfile: what they start is started here, as plain processes in the same order.
+
+What a container changes is put back: addresses and ports, the folder of the data, `python`. Programs, arguments,
+settings, files and health checks are those of the two files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml  # type: ignore[import-untyped]
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from dev.servers import Server, find_mongod, find_temporal, free_port
+from dev.stack import ROOT
+from tests.support import eventually, order_body
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = re.sub(r"\\\n *|^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).splitlines()
+IMAGE = DOCKERFILE[DOCKERFILE.index("", 1) + 1 :]  # the last stage: what is shipped
+
+
+def words_of(instruction: str) -> list[str]:
+    """The words of CMD or of the command of HEALTHCHECK."""
+    (line,) = (line for line in IMAGE if line.startswith(instruction))
+    words: list[str] = json.loads(line[line.index("[") :])
+    return words
+
+
+def health_check(service: str) -> list[str]:
+    """The command of a service's health check: its own, else that of the image."""
+    test = SERVICES[service].get("healthcheck", {}).get("test")
+    if test is None:
+        return words_of("HEALTHCHECK")
+    assert test[0] == "CMD"
+    words: list[str] = test[1:]
+    return words
+
+
+# --- as they are written
+
+
+def test_who_waits_for_whom() -> None:
+    assert SERVICES.keys() == {"temporal", "mongodb", "worker", "api", "stock"}
+    healthy = {"condition": "service_healthy"}
+    for app in ("worker", "api"):
+        assert SERVICES[app]["depends_on"] == {"temporal": healthy, "mongodb": healthy}
+        assert SERVICES[app]["build"] == "."
+    assert SERVICES["stock"]["depends_on"] == {"api": healthy}
+    for name, service in SERVICES.items():
+        assert service["restart"] == ("no" if name == "stock" else "unless-stopped")
+        if "build" not in service:
+            assert re.search(r":\d", service["image"]), "an image without a version"
+
+
+def test_ports_are_published_on_the_loopback_and_moved_by_the_variables_of_make_dev() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "temporal": ["127.0.0.1:${TEMPORAL_PORT:-7233}:7233", "127.0.0.1:${TEMPORAL_UI_PORT:-8233}:8233"],
+        "mongodb": ["127.0.0.1:${MONGODB_PORT:-27017}:27017"],
+        "api": ["127.0.0.1:${API_PORT:-8000}:8000"],
+    }
+
+
+def test_data_is_kept_in_volumes() -> None:
+    kept = {
+        volume.split(":")[0]: volume.split(":")[1] for n in ("temporal", "mongodb") for volume in SERVICES[n]["volumes"]
+    }
+    assert kept.keys() == COMPOSE["volumes"].keys()
+    (db_file,) = (word for word in SERVICES["temporal"]["command"] if word.startswith("--db-filename="))
+    assert Path(db_file.partition("=")[2]).parent == Path(kept["temporal"])
+    assert kept["mongodb"] == "/data/db"  # where mongod keeps them by default
+
+
+def test_the_image_is_small_and_not_root() -> None:
+    (install,) = (line for line in DOCKERFILE if "pip install" in line)
+    assert {"--only-binary=:all:", "--require-hashes", "--no-cache-dir"} <= set(install.split())
+    assert [line for line in IMAGE if line.startswith("RUN")] == ["RUN useradd --system --no-create-home app"]
+    assert "slim" in IMAGE[0]
+    steps = [line.split()[0] for line in IMAGE]
+    assert "USER app" in IMAGE
+    assert steps.index("USER") < steps.index("CMD")
+    for source in (line.split()[1] for line in DOCKERFILE if line.startswith("COPY ") and "--from" not in line):
+        assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_the_lock_pins_all_by_hash() -> None:
+    """The same versions as those that the tests ran with."""
+    locks = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")]
+    pinned = [dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)) for lock in locks]
+    assert pinned[0].items() <= pinned[1].items()
+    for lock in locks:
+        requirements = re.findall(r"^\S(?:.*\\\n)*.*", re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE), re.MULTILINE)
+        assert requirements
+        for requirement in requirements:
+            assert re.match(r"[\w.-]+==\S+(?: ; [^\\]+)? \\\n", requirement)
+            assert "--hash=sha256:" in requirement
+            assert "://" not in requirement
+
+
+def test_the_image_has_every_package_that_is_imported() -> None:
+    code = "import sys; own = {*sys.modules}; import worker, app.api.main; print(*{*sys.modules} - own)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    distributions = packages_distributions()
+    modules = {module.partition(".")[0] for module in ran.stdout.split()}
+    imported = {name.lower().replace("_", "-") for module in modules for name in distributions.get(module, [])}
+    locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert {"fastapi", "motor", "temporalio"} <= imported
+    assert imported <= set(locked)
+
+
+# --- as they run
+
+
+class Containers:
+    """The services of docker-compose.yml as processes of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[str, Server] = {}
+        self.temporal, self.mongodb, self.api, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(4))
+        self._here = {  # what is somewhere else, or called otherwise, in a container
+            "temporal:7233": self.temporal,
+            "127.0.0.1:7233": self.temporal,
+            "mongodb:27017": self.mongodb,
+            "api:8000": self.api,
+            "127.0.0.1:8000": self.api,
+            "0.0.0.0:9464": self.metrics,
+            "127.0.0.1:9464": self.metrics,
+            "0.0.0.0": "127.0.0.1",  # noqa: S104
+            "--bind_ip_all": "--bind_ip=127.0.0.1",
+            "/home/temporal/": f"{folder}/",
+        }
+        for line in IMAGE:  # the files that the image has
+            match line.split():
+                case ["COPY", source, target] if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, folder / "srv" / target)
+                case ["COPY", source, target]:
+                    (folder / "srv").mkdir(exist_ok=True)
+                    shutil.copy(ROOT / source, folder / "srv" / target)
+
+    def _local(self, text: str) -> str:
+        for there, here in self._here.items():
+            text = text.replace(there, here)
+        return text
+
+    def _command(self, words: list[str]) -> list[str]:
+        programs = {"python": sys.executable, "temporal": find_temporal(), "mongod": find_mongod()}
+        return [str(programs[words[0]]), *map(self._local, words[1:])]
+
+    async def start(self, service: str) -> Server:
+        command: list[str] = SERVICES[service].get("command") or words_of("CMD")
+        match service:
+            case "temporal":  # the image's own ENTRYPOINT, then the command
+                command = ["temporal", *command, f"--port={self.temporal.split(':')[1]}", "--headless"]
+            case "mongodb":
+                data = self._folder / "mongodb"
+                data.mkdir()
+                port = self.mongodb.split(":")[1]
+                command = ["mongod", *command, f"--port={port}", f"--dbpath={data}", "--nounixsocket"]
+            case "api":
+                command = [self.api.split(":")[1] if word == "8000" else word for word in command]
+            case "stock":
+                (mounted,) = SERVICES["stock"]["volumes"]
+                source, target, _ = mounted.split(":")
+                command = [str(ROOT / source) if word == target else word for word in command]
+        settings: dict[str, str | None] = SERVICES[service].get("environment", {})
+        self._running[service] = await Server.start(
+            service,
+            self._command(command),
+            address="",
+            log=self._folder / f"{service}.log",
+            cwd=self._folder / "srv",
+            env={name: self._local(value) for name, value in settings.items() if value is not None},
+        )
+        return self._running[service]
+
+    async def is_healthy(self, service: str) -> bool:
+        if service == "mongodb":
+            return await self._is_primary()
+        process = await asyncio.create_subprocess_exec(
+            *self._command(health_check(service)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        return await process.wait() == 0
+
+    async def _is_primary(self) -> bool:
+        """What the health check of mongodb does; there is no mongosh here to run it as it stands."""
+        script = health_check("mongodb")[-1]
+        (founding,) = re.findall(r"rs\.initiate\((.*?)\) }", script)
+        host, port = self.mongodb.split(":")
+        with socket.socket() as probe:  # the driver leaks a socket when nobody listens
+            if probe.connect_ex((host, int(port))) != 0:
+                return False
+        client: AsyncMongoClient[dict[str, Any]]
+        async with AsyncMongoClient(self.mongodb, directConnection=True) as client:
+            try:
+                await client.admin.command("replSetGetStatus")
+            except OperationFailure:
+                config = yaml.safe_load(founding.replace("mongodb:27017", self.mongodb))
+                await client.admin.command("replSetInitiate", config)
+            return bool((await client.admin.command("hello"))["isWritablePrimary"])
+
+    async def become_healthy(self, *services: str) -> None:
+        """What depends_on waits for."""
+        async with asyncio.timeout(30):
+            for service in services:
+                while not await self.is_healthy(service):
+                    assert not self._running[service].exited, self._running[service].log_text()
+
+    async def kill(self) -> None:
+        await asyncio.gather(*(server.kill() for server in self._running.values()))
+
+    async def stop(self, service: str) -> int:
+        """Stop it as `docker compose stop` does; the exit code."""
+        grace = SERVICES[service].get("stop_grace_period", "10s")
+        server = self._running[service]
+        await server.stop(timeout=int(grace.removesuffix("s")))
+        return await server.wait()
+
+
+async def test_an_order_goes_through_what_they_start(tmp_path: Path) -> None:
+    containers = Containers(tmp_path)
+    try:
+        for service in ("temporal", "mongodb", "worker", "api"):
+            assert not await containers.is_healthy(service)
+        await asyncio.gather(containers.start("temporal"), containers.start("mongodb"))
+        await containers.become_healthy("temporal", "mongodb")
+        await asyncio.gather(containers.start("worker"), containers.start("api"))
+        await containers.become_healthy("worker", "api")
+        assert await (await containers.start("stock")).wait() == 0
+
+        async with httpx.AsyncClient(base_url=f"http://{containers.api}", timeout=10) as http:
+            body = order_body(lines=[{"sku": "MUG-BLUE", "quantity": 1}])
+            order_id = (await http.post("/orders", json=body)).raise_for_status().json()["order_id"]
+
+            async def status() -> str:
+                return str((await http.get(f"/orders/{order_id}")).raise_for_status().json()["status"])
+
+            await eventually(status, lambda status: status == "completed")
+
+        assert await containers.stop("worker") == 0
+        assert await containers.stop("api") == -signal.SIGTERM  # by itself: uvicorn then passes the signal on
+    finally:
+        await containers.kill()
