@@ -15,7 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +110,15 @@ class Dev:
     def pid_of(self, command: str) -> int:
         (pid,) = (pid for pid, running in self.processes().items() if command in running)
         return pid
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_of_a_test_that_failed(tmp_path: Path) -> Iterator[None]:
+    yield
+    for folder in (tmp_path, tmp_path / "dev"):
+        for pid in Dev(folder).processes():
+            with suppress(ProcessLookupError):  # its parent took it along
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
