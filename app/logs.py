@@ -24,6 +24,7 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pymongo").setLevel(logging.INFO)  # below, it writes whole commands, and all that they hold
-    for name in ("uvicorn", "uvicorn.access"):  # which come with handlers of their own
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
+        if logger.handlers:  # its own, for text; without any (--no-access-log) it is to be silent
+            logger.handlers.clear()
+            logger.propagate = True
