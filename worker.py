@@ -18,7 +18,14 @@ from pymongo.errors import PyMongoError
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
-from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
 from temporalio.service import RPCError
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -135,15 +142,15 @@ async def serve(settings: Settings) -> None:
 
 
 async def until_there(name: str, connect: Callable[[], Awaitable[T]]) -> T:
-    said = False
+    tries = 0
     while True:
         try:
             return await connect()
         except (RuntimeError, PyMongoError) as error:
-            if not said:
+            if tries % 50 == 0:  # now, and every ten seconds
                 logger.warning("waiting for %s: %s", name, error)
-            said = True
-            await asyncio.sleep(0.2)
+        tries += 1
+        await asyncio.sleep(0.2)
 
 
 async def check_search_attribute(client: Client) -> None:
@@ -162,16 +169,21 @@ async def check_search_attribute(client: Client) -> None:
         )
 
 
-def _runtime(settings: Settings) -> Runtime | None:
-    if not settings.worker_metrics_address:
-        return None
-    metrics = PrometheusConfig(
-        bind_address=settings.worker_metrics_address,
-        counters_total_suffix=True,
-        unit_suffix=True,
-        durations_as_seconds=True,
+def _runtime(settings: Settings) -> Runtime:
+    """The SDK's core: its logs join ours, and its metrics are served where the settings say."""
+    metrics = None
+    if settings.worker_metrics_address:
+        metrics = PrometheusConfig(
+            bind_address=settings.worker_metrics_address,
+            counters_total_suffix=True,
+            unit_suffix=True,
+            durations_as_seconds=True,
+        )
+    core = LoggingConfig(
+        filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+        forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
     )
-    return Runtime(telemetry=TelemetryConfig(metrics=metrics))
+    return Runtime(telemetry=TelemetryConfig(logging=core, metrics=metrics))
 
 
 if __name__ == "__main__":

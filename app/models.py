@@ -137,7 +137,9 @@ class Failure(Model):
     message: str
 
 
-class Step(Model):
+class StepRecord(Model):
+    """What an order's timeline says of a step."""
+
     step: StepName
     status: StepStatus
     at: datetime
@@ -159,7 +161,7 @@ class Order(Model):
     email: Annotated[Email, Field(exclude=True)]
     created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it: a text would not do
     updated_at: Annotated[datetime, Field(strict=True)]
-    steps: list[Step] = []
+    steps: list[StepRecord] = []
     failure: Failure | None = None
     cancellable: bool = True
 
@@ -232,7 +234,7 @@ class Article(Model):
     sku: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "sku"))]
     name: Text
     unit_price: UnitPrice
-    available: Annotated[int, Field(strict=True, ge=0, le=MAX_STOCK)]
+    available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: what orders held may come back to any stock
 
 
 def article_of(document: Mapping[str, Any]) -> Article | None:
@@ -247,21 +249,30 @@ def article_of(document: Mapping[str, Any]) -> Article | None:
 # --- what travels through Temporal
 
 
-class OrderInput(Model):
+class Message(BaseModel):
+    """Unknown fields are ignored: while a new version is rolled out, an old worker meets what a new one has written."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class OrderInput(Message):
     """The workflow's input: the id, and the few values that it branches on."""
 
     order_id: str
     needs_approval: bool
     approval_timeout: timedelta
+    under_way: bool = False
+    """An earlier workflow of this order is lost (Temporal's data was): steps may have been done that this one has not
+    begun."""
 
 
-class OrderRef(Model):
+class OrderRef(Message):
     """The input of every step and every undo: the rest of the order is read from MongoDB."""
 
     order_id: str
 
 
-class OrderMark(Model):
+class OrderMark(Message):
     """A status for the order document that no step writes by itself."""
 
     order_id: str
@@ -269,23 +280,23 @@ class OrderMark(Model):
     failure: Failure | None = None
 
 
-class CancelRequest(Model):
+class CancelRequest(Message):
     reason: str | None = None
 
 
-class ApprovalDecision(Model):
+class ApprovalDecision(Message):
     approved: bool
     reason: str | None = None
 
 
-class AddressChange(Model):
+class AddressChange(Message):
     """Names a new address that waits in MongoDB: the address itself is personal and stays out of the history."""
 
     order_id: str
     change_id: str
 
 
-class OrderResult(Model):
+class OrderResult(Message):
     """How an order ended. Outcomes of business are results, not failures of the workflow."""
 
     order_id: str
@@ -293,7 +304,7 @@ class OrderResult(Model):
     failure: Failure | None = None
 
 
-class OrderProgress(Model):
+class OrderProgress(Message):
     """What the workflow says of itself (query `status`)."""
 
     order_id: str

@@ -77,6 +77,7 @@ class Mongo:
             # What others wrote stops no list: a date out of Python's range, text that is no UTF-8.
             datetime_conversion="DATETIME_AUTO",
             unicode_decode_error_handler="replace",
+            w="majority",  # whatever the server's default: a fence must not be rolled back
             serverSelectionTimeoutMS=2_000,
             connectTimeoutMS=2_000,
             socketTimeoutMS=10_000,

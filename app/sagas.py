@@ -58,14 +58,9 @@ def workflow_id(order_id: str) -> str:
     return f"order-{order_id}"
 
 
-def workflow_url(temporal_ui_url: str, order_id: str) -> str | None:
-    """The workflow's page in Temporal's Web UI, where there is one."""
-    if not temporal_ui_url:
-        return None
-    return f"{temporal_ui_url.rstrip('/')}/namespaces/default/workflows/{workflow_id(order_id)}"
-
-
 class Sagas:
+    """Temporal, as far as orders go."""
+
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
         self._settings = settings
@@ -125,6 +120,13 @@ class Sagas:
                     raise SagaEnded from error
                 raise
 
+    def workflow_url(self, order_id: str) -> str | None:
+        """The workflow's page in Temporal's Web UI, where there is one."""
+        if not self._settings.temporal_ui_url:
+            return None
+        namespace = f"{self._settings.temporal_ui_url.rstrip('/')}/namespaces/{self._client.namespace}"
+        return f"{namespace}/workflows/{workflow_id(order_id)}"
+
     async def ping(self) -> None:
         """Raises: TemporalUnavailable."""
         async with _answered_within(CALL_TIMEOUT):
@@ -164,10 +166,12 @@ class Sagas:
             return None
 
     def _input(self, order: Order) -> OrderInput:
+        not_approved_yet = order.status in {OrderStatus.PLACED, OrderStatus.AWAITING_APPROVAL}
         return OrderInput(
             order_id=order.order_id,
-            needs_approval=order.total.amount >= self._settings.approval_threshold,
+            needs_approval=not_approved_yet and order.total.amount >= self._settings.approval_threshold,
             approval_timeout=self._settings.approval_timeout,
+            under_way=order.status is not OrderStatus.PLACED,
         )
 
     def _options(self, order: Order) -> dict[str, Any]:

@@ -21,12 +21,13 @@ class Settings(BaseSettings):
     mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "orders"
     task_queue: Annotated[str, Field(min_length=1)] = "orders"
 
-    # An order of this total or more, in minor units, waits for a person.
+    # An order of this total or more, in minor units of whatever currency, waits for a person.
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
     # How long it waits, in seconds or as ISO 8601 duration (P1D); no answer by then is a no.
     approval_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=24)
 
-    # Callers by name, {"shop": "its-secret"}; empty: the API is open. Each caller has idempotency keys of its own.
+    # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens everything, whoever has placed an
+    # order; what a caller has of its own are its idempotency keys.
     api_keys: dict[str, Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]] = {}
     # Where the order desk links to a workflow in Temporal's Web UI; empty: no link.
     temporal_ui_url: str = ""

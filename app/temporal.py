@@ -7,7 +7,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
-# Tells the outcomes apart in Temporal's Web UI and in `temporal workflow list --query 'OrderStatus="failed"'`.
+# Tells the outcomes apart in Temporal's Web UI and in `temporal workflow list --query 'OrderStatus="failed"'`. It names
+# what waits, is undone or has ended; an order on its way says `placed`, as each change costs an event of the history.
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 
 

@@ -1,15 +1,13 @@
 """Live progress as server-sent events, fed by one change stream of the process, however many listen.
 
 Every event carries the whole state, so one that is sent twice does no harm, and a listener that fell behind needs only
-the latest. Its id is MongoDB's time of it. Who comes back with a `Last-Event-ID` is told all that changed since: from
-the last changes, which are kept here, or, where those do not reach back far enough, from the orders themselves.
+the latest. Its id is MongoDB's time of it. Who comes back with a `Last-Event-ID` is told all orders that changed since.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/orders", tags=["events"])
 
-KEPT = 1_000  # changes to come back to without a look into the orders
 QUEUE = 256  # changes that a listener may be behind before it is let go, to come back with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
 FIRST_LOOK = 50  # orders that a new listener to all of them is told first
@@ -53,6 +50,10 @@ class Event:
 
     def encoded(self) -> ServerSentEvent:
         return ServerSentEvent(event=self.name, raw_data=self.data, id=f"{self.at.time}.{self.at.inc}")
+
+    def encoded_without_id(self) -> ServerSentEvent:
+        """For a listener that, coming back now, would have to be told what it was told before."""
+        return ServerSentEvent(event=self.name, raw_data=self.data)
 
 
 class Listener:
@@ -87,8 +88,6 @@ class Hub:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._listeners: set[Listener] = set()
-        self._kept: deque[Event] = deque(maxlen=KEPT)
-        self._complete_after = Timestamp(0, 0)  # what happened later than this is in `_kept`
         self._running: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -97,7 +96,6 @@ class Hub:
         listener = Listener(order_id, now)
         self._listeners.add(listener)
         if self._running is None:
-            self._complete_after = now
             self._running = asyncio.create_task(self._run(now))
         try:
             yield listener
@@ -106,17 +104,10 @@ class Hub:
             if not self._listeners:
                 self._close()
 
-    def kept_since(self, then: Timestamp) -> list[Event] | None:
-        """What was handed over since then; None where that is not known any more."""
-        if then <= self._complete_after:
-            return None
-        return [event for event in self._kept if event.at >= then]
-
     def _close(self) -> None:
         if self._running is not None:
             self._running.cancel()
             self._running = None
-        self._kept.clear()
 
     async def _run(self, start: Timestamp) -> None:
         begin: Document = {"start_at_operation_time": start}
@@ -142,16 +133,10 @@ class Hub:
                 change = await changes.next()
                 event = _event(change) if change else None
                 if event:
-                    self._hand_over(event)
+                    for listener in self._listeners:
+                        listener.offer(event)
                 begin.clear()
                 begin["resume_after"] = changes.resume_token
-
-    def _hand_over(self, event: Event) -> None:
-        if len(self._kept) == KEPT:
-            self._complete_after = self._kept[0].at
-        self._kept.append(event)
-        for listener in self._listeners:
-            listener.offer(event)
 
 
 def _event(change: Document) -> Event | None:
@@ -205,20 +190,20 @@ async def _to_one(
 async def of_all(
     last_seen: Annotated[Timestamp | None, Depends(_last_seen)],
     listener: Annotated[Listener, Depends(_to_all)],
-    hub: HubDep,
     orders: OrdersDep,
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change of any order, one `stock` event for each change of the stock.
 
-    Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since.
+    Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Of these only the last has
+    an id: who leaves before it has not been told all of them.
     """
-    if last_seen and (kept := hub.kept_since(last_seen)) is not None:
-        listener.since = last_seen  # what the stream brings late is not among those
-        for event in kept:
-            yield event.encoded()
-    else:
-        async for order in _current(orders, last_seen):
-            yield Event.of_order(order, listener.since).encoded()
+    latest: Event | None = None
+    async for order in _current(orders, last_seen):
+        if latest:
+            yield latest.encoded_without_id()
+        latest = Event.of_order(order, listener.since)
+    if latest:
+        yield latest.encoded()
     async for event in listener.events():
         yield event.encoded()
 

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from prometheus_client import Histogram
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +25,7 @@ from app.settings import Settings
 
 MAX_BODY = 64 * 1024  # bytes; the largest order that the contract allows has about 10 KB
 DEADLINE = 2.8  # seconds for an answer: later than that, the client has better things to do than to wait
+REQUESTS = Histogram("http_request_seconds", "until the answer begins", ["method", "status"])
 STATIC = Path(__file__).parent / "static"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -71,6 +74,7 @@ class Limits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        began = perf_counter()
         received = 0
         answering = False
 
@@ -84,6 +88,8 @@ class Limits:
 
         async def send_in_time(message: Message) -> None:
             nonlocal answering
+            if not answering:
+                REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - began)
             answering = True
             deadline.reschedule(None)  # an event stream lasts
             await send(message)
@@ -100,6 +106,7 @@ class Limits:
                 )
             else:
                 response = problems.unexpected(error)
+            REQUESTS.labels(scope["method"], response.status_code).observe(perf_counter() - began)
             await response(scope, receive, send)
 
 

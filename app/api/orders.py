@@ -17,7 +17,6 @@ from app.api.dependencies import (
     OrderId,
     OrdersDep,
     SagasDep,
-    SettingsDep,
     derived_id,
     fingerprint,
 )
@@ -49,7 +48,7 @@ from app.models import (
 )
 from app.mongo import Document, DuplicateKeyError, Mongo
 from app.orders import BadCursor, Orders
-from app.sagas import SagaRefused, TemporalUnavailable, workflow_url
+from app.sagas import SagaRefused, TemporalUnavailable
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
@@ -152,16 +151,14 @@ async def read(_: Caller, order_id: OrderId, orders: OrdersDep) -> Order:
 
 
 @router.get("/{order_id}/status", responses=responses(NotFound))
-async def status(
-    _: Caller, order_id: OrderId, orders: OrdersDep, sagas: SagasDep, settings: SettingsDep
-) -> OrderStatusAnswer:
+async def status(_: Caller, order_id: OrderId, orders: OrdersDep, sagas: SagasDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
     await _known(orders, order_id)
     progress, attempt = await asyncio.gather(sagas.progress(order_id), sagas.attempt(order_id))
     return OrderStatusAnswer(
         **progress.model_dump(),
         attempt=attempt,
-        workflow_url=workflow_url(settings.temporal_ui_url, order_id),
+        workflow_url=sagas.workflow_url(order_id),
     )
 
 
@@ -204,6 +201,8 @@ async def approve(_: Caller, order_id: OrderId, decision: Approval, orders: Orde
     progress = await sagas.approve(order, ApprovalDecision(**decision.model_dump()))
     if progress is None:
         raise Unavailable("it is not known yet whether this answer was the first; ask again")
+    if progress.cancel_requested:
+        raise Conflict("the order was cancelled before")
     if progress.approved is not decision.approved:
         raise Conflict("it was decided otherwise before")
     return await _known(orders, order_id)

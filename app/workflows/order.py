@@ -38,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
         ENDLESS,
         RESERVE_INVENTORY,
         SEND_CONFIRMATION,
+        SHIPMENT_STEPS,
         SHORT_ATTEMPT,
         Step,
     )
@@ -45,10 +46,12 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn
 class OrderWorkflow:
+    """One order, from placed to completed, failed or cancelled."""
+
     @workflow.init
     def __init__(self, order: OrderInput) -> None:
         self._order = order
-        self._saga = Saga(OrderRef(order_id=order.order_id))
+        self._saga = Saga(OrderRef(order_id=order.order_id), begun=SHIPMENT_STEPS if order.under_way else [])
         self._status = OrderStatus.PLACED
         self._step: Step | None = None
         self._waiting_for: str | None = None
@@ -177,25 +180,25 @@ class OrderWorkflow:
         if isinstance(final, ApplicationError) and final.type and (final.non_retryable or final is error):
             return Failure(code=final.type, message=final.message)
         assert self._step is not None  # only a step runs out of time
-        return Failure(code=self._step.out_of_time, message=f"{self._step.name}: tried for {self._step.in_all} in vain")
+        return self._step.in_vain
 
     # --- signals, updates, queries
 
     @workflow.signal
-    def cancel(self, request: CancelRequest | None = None) -> None:
+    def cancel(self, request: CancelRequest | str | None = None) -> None:
         """Cancel the order. Refused, which `status` then tells, once it is shipped or being undone.
 
         The step in flight is interrupted just as by Temporal's own cancel, so that there is one way of cancelling.
         """
         if self._cancel is None and self._status in CANCELLABLE:
-            self._cancel = request or CancelRequest()
+            self._cancel = CancelRequest(reason=request) if isinstance(request, str) else request or CancelRequest()
             if self._main:
                 self._main.cancel()
 
     @workflow.signal
     def approve(self, decision: ApprovalDecision) -> None:
-        """Approve or decline a large order; the first answer counts."""
-        if self._order.needs_approval and self._decision is None:
+        """Approve or decline a large order; the first answer counts, and none after a cancel."""
+        if self._order.needs_approval and self._decision is None and not self._is_cancelled():
             self._decision = decision
 
     @workflow.update
@@ -220,6 +223,7 @@ class OrderWorkflow:
 
     @workflow.query
     def status(self) -> OrderProgress:
+        """Where the order is. The attempt of its step only the server knows: `temporal workflow describe`."""
         return OrderProgress(
             order_id=self._order.order_id,
             status=self._status,

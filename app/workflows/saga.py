@@ -6,7 +6,7 @@ Nothing here knows of orders but the reference that is handed to each activity.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -22,9 +22,15 @@ T = TypeVar("T")
 
 
 class Saga:
-    def __init__(self, ref: OrderRef) -> None:
+    """The steps of one order that were begun, and how to undo them.
+
+    Args:
+        begun: steps that an earlier run may have begun, and that are undone as well.
+    """
+
+    def __init__(self, ref: OrderRef, begun: Sequence[Step] = ()) -> None:
         self._ref = ref
-        self._begun: list[Step] = []
+        self._begun = list(begun)
         self.undone: list[StepName] = []
 
     async def run(self, step: Step) -> None:
@@ -32,9 +38,9 @@ class Saga:
 
         Raises:
             ActivityError: the step failed for good, or the workflow was cancelled while it ran. The attempt in flight
-                is told, but not waited for (TRY_CANCEL): if it takes effect later, it runs into the undo's fence.
+                is not waited for (TRY_CANCEL): if it takes effect later, it runs into the undo's fence.
         """
-        if step.undo is not None:
+        if step.undo is not None and step not in self._begun:
             self._begun.append(step)
         await workflow.execute_activity_method(
             step.do,

@@ -23,7 +23,7 @@ from app.activities.payments import Payments
 from app.activities.shipping import Shipping
 from app.gateways import Refused
 from app.gateways.sandbox import SandboxCarrier, SandboxPayments
-from app.models import Order, OrderRef, OrderStatus, Step, StepName
+from app.models import Order, OrderRef, OrderStatus, StepName, StepRecord
 from app.mongo import Collection, Document, Mongo
 from app.orders import Orders
 from tests.activities.faults import AFTER_THE_EFFECT, BEFORE_THE_EFFECT, Outside, PlainService, failing
@@ -86,7 +86,7 @@ class Stage:
         assert book.get(gave, 0) in {0, book.get(took, 0)}  # all of it or nothing
         return bool(book.get(took)), bool(book.get(gave))
 
-    async def timeline(self, order_id: str) -> tuple[OrderStatus, Step | None]:
+    async def timeline(self, order_id: str) -> tuple[OrderStatus, StepRecord | None]:
         order: Order = await self.orders.require(order_id)
         return order.status, next((step for step in order.steps if step.step is self.name), None)
 

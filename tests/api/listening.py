@@ -52,7 +52,7 @@ class Listener:
                 if line.startswith(b":"):
                     self.comments += 1
                 elif line == b"\n" and fields:
-                    return Heard(fields["event"], fields["id"], json.loads(fields["data"]))
+                    return Heard(fields["event"], fields.get("id", ""), json.loads(fields["data"]))
                 elif b": " in line:
                     name, _, value = line.decode().rstrip("\n").partition(": ")
                     fields[name] = value

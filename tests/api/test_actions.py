@@ -13,6 +13,7 @@ import pytest
 
 from app.models import OrderStatus
 from app.sagas import workflow_id
+from app.workflows.order import OrderWorkflow
 from tests.support import ADDRESS, Shop, build_shop_worker, eventually, order_body, steps_of
 
 RACES = 40
@@ -141,6 +142,26 @@ async def test_a_large_order_waits_for_a_person(
     order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
     assert order.status is ending
     assert (order.failure and order.failure.code) == (None if approved else "not_approved")
+
+
+async def test_a_cancelled_order_is_not_approved(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+    """Both at once: whoever is told 202 was the first, and the order ends as that one wanted it."""
+    await shop.stock(price=50_000)
+    for _ in range(5):
+        order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
+        await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+        cancelled, approved = await asyncio.gather(
+            api.post(f"/orders/{order_id}/cancel"),
+            api.post(f"/orders/{order_id}/approval", json={"approved": True}),
+        )
+        assert cancelled.status_code == 202
+        ended = await shop.reaches(order_id, OrderStatus.CANCELLED)
+        assert await shop.net_money(ended.order_id) == 0
+        if approved.status_code == 202:  # then it was approved first, and cancelled on its way
+            progress = await shop.handle(order_id).query(OrderWorkflow.status)
+            assert progress.approved
+        else:
+            assert approved.status_code == 409
 
 
 async def test_two_who_answer_at_once_and_differ(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:

@@ -99,12 +99,25 @@ async def test_who_comes_back_is_told_all_that_was_missed(api: httpx.AsyncClient
     await staying.until(orders[-1].order_id, "charged")
 
     back = await Listener.to(api, "/orders/events", seen.id)
-    told: list[tuple[str, str]] = []
-    while len(told) < 6:
-        heard = await back.next()
-        assert heard is not None
-        told.append((heard.data["order_id"], heard.data["status"]))
-    assert told[1:] == [(order.order_id, "charged") for order in orders]  # the first is the last one seen
+    told = [heard.data for _ in orders if (heard := await back.next())]
+    assert [(order["order_id"], order["status"]) for order in told] == [(o.order_id, "charged") for o in orders]
+    staying.vanish()
+    back.vanish()
+
+
+async def test_who_leaves_while_it_is_told_what_it_missed_is_told_it_again(api: httpx.AsyncClient, shop: Shop) -> None:
+    await shop.mongo.create_indexes()
+    orders = [await shop.place() for _ in range(5)]
+    staying = await Listener.to(api, "/orders/events")
+    leaving = await Listener.to(api, "/orders/events", "1.1")
+    told = await leaving.next()
+    leaving.vanish()
+    assert told is not None
+    assert told.id == ""
+    back = await Listener.to(api, "/orders/events", told.id or "1.1")
+    again = [await back.next() for _ in orders]
+    assert [heard and heard.data["order_id"] for heard in again] == [order.order_id for order in orders]
+    assert [bool(heard and heard.id) for heard in again] == [False, False, False, False, True]
     staying.vanish()
     back.vanish()
 

@@ -59,8 +59,10 @@ async def charging(shop: Shop) -> AsyncIterator[Handle]:
         (["--input", "null"], "cancelled"),
         (["--input", "{}"], "cancelled"),
         (["--input", '{"reason": "changed my mind"}'], "changed my mind"),
+        (["--input", '{"reason": "changed my mind", "by": "me"}'], "changed my mind"),
+        (["--input", '"changed my mind"'], "changed my mind"),
     ],
-    ids=["no input", "null", "empty", "reason"],
+    ids=["no input", "null", "empty", "reason", "more than a reason", "text"],
 )
 async def test_signal_cancel(
     shop: Shop, charging: Handle, temporal_command: Temporal, words: list[str], reason: str
