@@ -231,7 +231,7 @@ async def test_a_cancel_in_an_outage_does_not_wait_for_the_next_retry(shop: Shop
     async def attempt() -> int:
         return max((a.attempt for a in (await handle.describe()).raw_description.pending_activities), default=0)
 
-    await eventually(attempt, lambda attempt: attempt >= 5)  # the pause is 8 s by now
+    await eventually(attempt, lambda attempt: attempt >= 4)  # the pause is 4 s by now
     began = time.monotonic()
     await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
     await shop.reaches(handle, OrderStatus.CANCELLED)

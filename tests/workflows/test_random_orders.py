@@ -209,7 +209,7 @@ def test_whatever_happens_in_any_order(world: World) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=10,
+            max_examples=6,
             stateful_step_count=25,
             derandomize=True,
             database=None,
