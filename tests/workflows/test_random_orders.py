@@ -210,7 +210,7 @@ def test_whatever_happens_in_any_order(world: World) -> None:
         machine,
         settings=settings(
             max_examples=6,
-            stateful_step_count=25,
+            stateful_step_count=20,
             derandomize=True,
             database=None,
             deadline=None,
