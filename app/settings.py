@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     worker_metrics_address: str = ""
     log_level: str = "INFO"
 
+    @field_validator("approval_timeout", mode="before")
+    @classmethod
+    def _seconds(cls, timeout: object) -> object:
+        """Text that is a number, which pydantic takes for a piece of a duration."""
+        return float(timeout) if isinstance(timeout, str) and timeout.replace(".", "", 1).isdecimal() else timeout
+
     @field_validator("mongodb_uri")
     @classmethod
     def _connection_string(cls, uri: str) -> str:

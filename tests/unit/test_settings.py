@@ -1,0 +1,42 @@
+"""Settings as docs/operations.md documents them; a wrong one is one line that names the variable."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from app.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "timeout"),
+    [
+        ("86400", timedelta(days=1)),
+        ("1.5", timedelta(seconds=1.5)),
+        ("P1D", timedelta(days=1)),
+        ("PT90M", timedelta(minutes=90)),
+        ("P1DT12H", timedelta(hours=36)),
+    ],
+)
+def test_approval_timeout_is_seconds_or_iso_8601(
+    text: str, timeout: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPROVAL_TIMEOUT", text)
+    assert Settings.load().approval_timeout == timeout
+
+
+def test_approval_timeout_without_variable_is_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPROVAL_TIMEOUT", raising=False)
+    assert Settings.load().approval_timeout == timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.0", "-1", "-P1D", "PT0S", "soon", "1e3", "nan", "inf", "9" * 400, "1.5.1", "."]
+)
+def test_wrong_approval_timeout_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPROVAL_TIMEOUT", text)
+    with pytest.raises(SystemExit) as error:
+        Settings.load()
+    assert str(error.value).startswith("wrong setting: APPROVAL_TIMEOUT: ")
+    assert "\n" not in str(error.value)
