@@ -9,6 +9,7 @@ another worker.
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -32,22 +33,18 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from temporalio.workflow import SandboxImportNotificationPolicy
 
 from app import logs, temporal
-from app.activities.inventory import Inventory
-from app.activities.notifications import Notifications
-from app.activities.payments import Payments
-from app.activities.shipping import Shipping
-from app.activities.tracking import Tracking
-from app.gateways.carrier import Carrier
-from app.gateways.mail import Mailer
-from app.gateways.payment import PaymentGateway
-from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
+from app.activities.order_step import Dependencies
+from app.gateways import Gateways
+from app.gateways.sandbox import sandbox
 from app.mongo import Mongo
-from app.orders import Orders
-from app.relay import Relay
-from app.sagas import Sagas
+from app.order_workflows import OrderWorkflows
+from app.orders import OrderRepository
+from app.products import ProductRepository
+from app.relay import OutboxRelay
 from app.settings import Settings
 from app.temporal import ORDER_STATUS
 from app.workflows.order import OrderWorkflow
+from app.workflows.steps import all_activities, check_table
 
 logger = logging.getLogger("worker")
 T = TypeVar("T")
@@ -62,44 +59,38 @@ SANDBOX = SandboxedWorkflowRunner(
 GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
 
 
-def build_worker(
-    client: Client,
-    mongo: Mongo,
-    task_queue: str,
-    *,
-    payments: PaymentGateway,
-    carrier: Carrier,
-    mailer: Mailer,
-    **options: Any,
-) -> Worker:
-    """Put workflow, activities and gateways together: your own gateways come in here.
+def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: str, **options: Any) -> Worker:
+    """The worker of the order saga, with the activities that its table of steps names.
 
     Args:
         options: more of `temporalio.worker.Worker`'s own, or others than are chosen here.
+
+    Raises:
+        TypeError: the table of steps is not complete; the message names what is missing.
     """
-    orders = Orders(mongo)
-    inventory = Inventory(mongo, orders)
-    charges = Payments(mongo, orders, payments)
-    shipping = Shipping(mongo, orders, carrier)
+    check_table()
+    dependencies = Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), gateways)
     chosen: WorkerConfig = {
         "workflows": [OrderWorkflow],
-        "activities": [
-            inventory.reserve,
-            inventory.release,
-            charges.charge,
-            charges.refund,
-            shipping.create,
-            shipping.cancel,
-            shipping.change_address,
-            Notifications(mongo, orders, mailer).confirm,
-            Tracking(orders).mark,
-        ],
+        "activities": bound_activities(dependencies),
         "workflow_runner": SANDBOX,
         "workflow_task_poller_behavior": PollerBehaviorAutoscaling(),
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
         "graceful_shutdown_timeout": GRACE,
     }
     return Worker(client, task_queue=task_queue, **{**chosen, **options})
+
+
+def bound_activities(dependencies: Dependencies) -> list[Callable[..., Any]]:
+    """The activities of the table, as methods of one instance of each of their classes."""
+    instances: dict[str, Any] = {}
+    activities = []
+    for function in all_activities():
+        class_name, name = function.__qualname__.split(".")
+        if class_name not in instances:
+            instances[class_name] = getattr(sys.modules[function.__module__], class_name)(dependencies)
+        activities.append(getattr(instances[class_name], name))
+    return activities
 
 
 async def main() -> None:
@@ -124,24 +115,17 @@ async def serve(settings: Settings) -> None:
     """Connect and work, until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     runtime = _runtime(settings)
-    client = await until_there("Temporal", lambda: temporal.connect(runtime=runtime))
+    client = await wait_for("Temporal", lambda: temporal.connect(runtime=runtime))
     await check_search_attribute(client)
-    await until_there("MongoDB", mongo.create_indexes)
-    worker = build_worker(
-        client,
-        mongo,
-        settings.task_queue,
-        payments=SandboxPayments(mongo.sandbox),
-        carrier=SandboxCarrier(mongo.sandbox),
-        mailer=SandboxMailer(mongo.sandbox),
-    )
-    relay = Relay(mongo, Orders(mongo), Sagas(client, settings))
-    async with worker:
+    await wait_for("MongoDB", mongo.create_indexes)
+    relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
+    # Your own gateways come in here, in place of `sandbox`.
+    async with sandbox(mongo) as gateways, build_worker(client, mongo, gateways, settings.task_queue):
         logger.info("worker ready: task queue %s", settings.task_queue)
         await relay.run()
 
 
-async def until_there(name: str, connect: Callable[[], Awaitable[T]]) -> T:
+async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
     tries = 0
     while True:
         try:

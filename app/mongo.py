@@ -37,7 +37,17 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-__all__ = ["Collection", "Document", "DuplicateKeyError", "Mongo", "Session", "StreamEnded", "is_unavailable"]
+__all__ = [
+    "Changes",
+    "Collection",
+    "Document",
+    "DuplicateKeyError",
+    "Mongo",
+    "NotReplicated",
+    "Session",
+    "StreamEnded",
+    "is_unavailable",
+]
 
 Document = dict[str, Any]
 Collection = AsyncIOMotorCollection[Document]
@@ -45,14 +55,18 @@ Database = AsyncIOMotorDatabase[Document]
 Session = AsyncIOMotorClientSession
 T = TypeVar("T")
 
-# Seconds after which a transaction is not tried again; activities have a timeout and retries of their own.
+# Seconds after which a transaction is not retried; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
 _TRY_LATER = ("TransientTransactionError", "UnknownTransactionCommitResult")
 _NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
 
 
 class StreamEnded(Exception):
-    """A change stream has ended, because what it watched was dropped."""
+    """A change stream has ended, because its collection was dropped."""
+
+
+class NotReplicated(ConnectionFailure):
+    """A document is written but not on a majority yet, so it may still be rolled back: retry later."""
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -65,7 +79,10 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 class Mongo:
-    """One for each process and event loop; it does not survive a fork."""
+    """One per process and event loop; it does not survive a fork.
+
+    Reads and writes are of the majority: nothing is decided by, or answered from, what a failover may roll back.
+    """
 
     is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
 
@@ -74,10 +91,11 @@ class Mongo:
             uri,
             appname=app_name,
             tz_aware=True,
-            # What others wrote stops no list: a date out of Python's range, text that is no UTF-8.
+            # Tolerate invalid dates and UTF-8 in what other programs wrote.
             datetime_conversion="DATETIME_AUTO",
             unicode_decode_error_handler="replace",
-            w="majority",  # whatever the server's default: a fence must not be rolled back
+            w="majority",
+            readConcernLevel="majority",
             serverSelectionTimeoutMS=2_000,
             connectTimeoutMS=2_000,
             socketTimeoutMS=10_000,
@@ -86,11 +104,6 @@ class Mongo:
         self.orders: Collection = self.database["orders"]
         self.inventory: Collection = self.database["inventory"]
         self.restocks: Collection = self.database["restocks"]
-        self.reservations: Collection = self.database["reservations"]
-        self.payments: Collection = self.database["payments"]
-        self.shipments: Collection = self.database["shipments"]
-        self.notifications: Collection = self.database["notifications"]
-        self.address_changes: Collection = self.database["address_changes"]
         self.relay: Collection = self.database["relay"]
         # The books of the sandbox gateways; delete them together with app/gateways/sandbox.py.
         self.sandbox: Collection = self.database["sandbox"]
@@ -110,7 +123,7 @@ class Mongo:
         return time
 
     async def create_indexes(self) -> None:
-        """Make the indexes that the queries of this program rest on; does nothing where they exist."""
+        """Create the indexes that this program's queries need; does nothing where they exist."""
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
         await self.orders.create_indexes(
             [
@@ -121,32 +134,22 @@ class Mongo:
                 IndexModel([("updated_at", ASCENDING)]),
             ]
         )
-        # A fence that stopped nobody is worthless once no attempt can come any more; only those have `expires_at`.
-        expiring = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
-        for fenced in (
-            self.reservations,
-            self.payments,
-            self.shipments,
-            self.notifications,
-            self.address_changes,
-        ):
-            await fenced.create_indexes([expiring])
 
     async def run_transaction(
         self, work: Callable[[Session], Awaitable[T]], *, within: float = TRANSACTION_DEADLINE
     ) -> T:
-        """Run `work` in a transaction, again from its start as long as MongoDB says that this can help.
+        """Run `work` in a transaction; retry it while MongoDB says that this can help.
 
         Motor's own `with_transaction` commits outside of its retry loop, so a write conflict or a lost reply at commit
         would be raised. Here the whole is retried on TransientTransactionError, and the commit alone on
         UnknownTransactionCommitResult, as the driver specification asks for.
 
-        `work` may run several times: it must have no effect but through the session. A caller that is cancelled leaves;
-        the transaction goes on to its end, because a session cannot be given up in the middle of a call.
+        `work` may run several times: it must have no effect but through the session. Cancelling the caller does not
+        cancel the transaction, because a session cannot be given up in the middle of a call.
 
         Raises:
-            pymongo.errors.PyMongoError: what stopped the last try, for good or after `within` seconds. Where that
-                was the commit's unknown result, it may have taken effect: work that is to happen once must look.
+            pymongo.errors.PyMongoError: the error of the last try, for good or after `within` seconds. If it is the
+                commit's unknown result, the transaction may have taken effect.
         """
         task = asyncio.ensure_future(self._transact(work, within))
         self._transactions.add(task)
@@ -222,5 +225,5 @@ async def _commit(session: Session, deadline: float) -> None:
 
 
 async def _backoff(tries: int) -> None:
-    """5 ms doubling up to half a second, with full jitter: those that collided must not collide again."""
+    """5 ms doubling up to half a second, with full jitter, so that transactions that collided do not collide again."""
     await asyncio.sleep(random.uniform(0, min(0.5, 0.005 * 2**tries)))  # noqa: S311

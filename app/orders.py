@@ -1,55 +1,80 @@
-"""The order document: what is read of it, and the guarded writes by which a saga moves it.
+"""The order document: the one place where it is built, found and guarded.
 
-Activities write the status as part of their own work. Each write here can be repeated, and none moves an order
-backwards: a step that is recorded stays recorded, a status follows only from those that `MAY_FOLLOW` names.
+Each race is decided by one conditional write, which tells of it as well: the state of a step, the status and the
+timeline change together. Every write can be repeated, and none moves an order backwards.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AwareDatetime, TypeAdapter
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 
-from app.models import (
-    FINAL,
-    MAY_FOLLOW,
+from app.domain import (
+    ADDRESS_CHANGEABLE,
+    ALLOWED_FROM,
+    CANCELLABLE,
+    CANCELLED,
+    NOT_APPROVED,
+    STATUS_AFTER,
+    TERMINAL,
     Address,
-    AddressChange,
     Failure,
+    KeyReused,
+    Line,
+    Money,
+    NewOrder,
     Order,
+    OrderNotFound,
     OrderStatus,
+    Product,
+    StepChange,
+    StepEvent,
     StepName,
+    StepRecord,
     StepStatus,
+    next_status,
 )
+from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
+from app.mongo import Changes, DuplicateKeyError
+from app.paging import Position, after, read_cursor, write_cursor
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from app.mongo import Document, Mongo, Session
 
-Pipeline = list[dict[str, Any]]
-
-# Every write is an update pipeline, so that one atomic update can both look and write, on the server's clock.
+# Writes are update pipelines: one atomic update both looks and writes, on the server's clock.
 NOW = "$$NOW"
 FIRST_INSTANT, LAST_INSTANT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-ADDED: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
+# Another program that inserts an order need not know these fields.
+DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
+KEPT_ADDRESSES = 5  # newest proposals; an older one was superseded before it could be applied
+NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
 
 
-class BadCursor(ValueError):
-    """A cursor that was not given out by `Orders.page`."""
-
-
-class Orders:
+class OrderRepository:
     def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
         self._orders = mongo.orders
-        self._address_changes = mongo.address_changes
+
+    # --- reads
 
     async def find(self, order_id: str) -> Order | None:
         """The order, for display: a malformed one is shown as failed."""
         document = await self._orders.find_one({"_id": order_id})
         return None if document is None else Order.from_any_document(document)
+
+    async def get(self, order_id: str) -> Order:
+        """The order, for the saga.
+
+        Raises:
+            OrderNotFound
+            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+        """
+        return _required(order_id, await self._orders.find_one({"_id": order_id}))
 
     async def page(
         self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
@@ -57,84 +82,102 @@ class Orders:
         """Some orders, newest first, and the cursor of those that come after them.
 
         Raises:
-            BadCursor: the cursor is not one of ours.
+            app.paging.BadCursor
         """
-        query: Document = {}
+        position = read_cursor(cursor) if cursor is not None else Position()
+        query = after(position)
         if status is not None:
             query["status"] = status.value
         if customer_id is not None:
             query["customer_id"] = customer_id
-        if cursor is not None:
-            created_at, order_id = _read_cursor(cursor)
-            query["created_at"] = {"$lte": created_at}
-            query["$or"] = [{"created_at": {"$lt": created_at}}, {"_id": {"$lt": order_id}}]
-        found = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit + 1)
-        documents = await found.to_list(None)
-        more = len(documents) > limit
-        orders = [Order.from_any_document(document) for document in documents[:limit]]
-        return orders, _cursor(orders[-1]) if more else None
+        newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+        documents = await newest.skip(position.skip).limit(limit + 1).to_list(None)
+        shown = documents[:limit]
+        following = write_cursor(position, shown) if len(documents) > limit else None
+        return [Order.from_any_document(document) for document in shown], following
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
         """Oldest change first."""
         async for document in self._orders.find({"updated_at": {"$gte": then}}).sort("updated_at", ASCENDING):
             yield Order.from_any_document(document)
 
-    async def propose_address(self, change: AddressChange, address: Address) -> None:
-        """Put a new address down for the saga to take over; one that it refuses is forgotten after an hour."""
-        await self._address_changes.insert_one(
-            {
-                "_id": change.change_id,
-                "order_id": change.order_id,
-                "address": address.model_dump(),
-                "expires_at": datetime.now(UTC) + timedelta(hours=1),
-            }
-        )
+    async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
+        """The `_id`s of orders that are not final, as they are now; of any type, where another program wrote them."""
+        query: Document = {"status": {"$nin": [status.value for status in TERMINAL]}}
+        if among is not None:
+            query["_id"] = {"$in": among}
+        return [document["_id"] async for document in self._orders.find(query, {"_id": 1})]
 
-    async def take_over_address(self, change: AddressChange) -> None:
-        """Put the address that waits under this change onto the order, unless the carrier was told another already."""
-        waiting = await self._address_changes.find_one({"_id": change.change_id, "order_id": change.order_id})
-        if waiting is not None:
-            address = Address.model_validate(waiting["address"])
-            fields = {"shipping_address": {"$literal": address.model_dump()}, "updated_at": NOW}
-            not_settled = {"_id": change.order_id, "address_settled": {"$ne": True}}
-            await self._orders.update_one(not_settled, [{"$set": fields}])
+    def watch_inserts(self) -> AbstractAsyncContextManager[Changes]:
+        """A change stream of the `_id`s of new orders."""
+        pipeline: list[Document] = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]
+        return self._mongo.watch(self._orders, pipeline)
 
-    async def settle_address(self, order_id: str) -> Order:
-        """As `require`, and a fence: no change of address that comes later, however late, is put onto the order."""
-        document = await self._orders.find_one_and_update(
-            {"_id": order_id}, {"$set": {"address_settled": True}}, return_document=ReturnDocument.AFTER
-        )
-        return _required(order_id, document)
+    # --- placing
 
-    async def require(self, order_id: str) -> Order:
-        """The order, for a saga, which does not run without one.
+    async def placed(self, order_id: str, fingerprint: str) -> Order | None:
+        """The order that an earlier request placed under this id.
 
         Raises:
-            LookupError: there is no such order; the attempt is retried, in case MongoDB is being restored.
-            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+            KeyReused: it was made of another body.
         """
-        return _required(order_id, await self._orders.find_one({"_id": order_id}))
+        document = await self._orders.find_one({"_id": order_id})
+        if document is None:
+            return None
+        if document.get("fingerprint") != fingerprint:
+            raise KeyReused
+        return Order.from_any_document(document)
 
-    async def adopt(self, document: Document) -> Order:
-        """Read an order document that another program may have inserted, and add what that one need not know.
+    async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
+        """Write the order with the prices of this moment; None when one of this id is there already.
 
         Raises:
-            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+            ValueError: the prices are in several currencies.
         """
-        if any(document.get(field) is None for field in ADDED):
-            missing = {field: _first(f"${field}", value) for field, value in ADDED.items()}
-            adopted = await self._orders.find_one_and_update(
-                {"_id": document["_id"]}, [{"$set": missing}], return_document=ReturnDocument.AFTER
-            )
-            document = adopted or document
+        lines = [
+            Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
+            for line in new.lines
+        ]
+        currencies = {line.unit_price.currency for line in lines}
+        if len(currencies) > 1:
+            raise ValueError(f"prices in several currencies: {', '.join(sorted(currencies))}")
+        total = Money(amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop())
+        now = datetime.now(UTC)
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
+        document = {
+            "_id": order_id,
+            **new.model_dump(),
+            "lines": [line.model_dump() for line in lines],
+            "total": total.model_dump(),
+            "status": OrderStatus.PLACED.value,
+            "created_at": now,
+            "updated_at": now,
+            "fingerprint": fingerprint,
+        }
+        try:
+            await self._orders.insert_one(document)
+        except DuplicateKeyError:
+            return None
         return Order.from_document(document)
 
-    async def reject(self, order_id: object, failure: Failure) -> None:
-        """Mark a malformed document as failed; nothing can be told of what it holds, so nothing in it is relied on.
+    async def normalize(self, order_id: Any) -> Order | None:
+        """Read an order document that another program may have inserted, and add the fields that it may leave out.
 
-        A `created_at` that is none is replaced: lists are sorted by it, and their cursors hold it.
+        Raises:
+            ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
-        # To MongoDB all values have an order, in which only dates lie between two dates.
+        document = await self._orders.find_one({"_id": order_id})
+        if document and any(document.get(field) is None for field in DEFAULTS):
+            defaults = {field: {"$ifNull": [f"${field}", value]} for field, value in DEFAULTS.items()}
+            document = await self._update(order_id, defaults)
+        return Order.from_document(document) if document else None
+
+    async def mark_malformed(self, order_id: Any, failure: Failure) -> None:
+        """Mark a malformed document as failed; nothing that it holds can be relied on.
+
+        A `created_at` that is not a date is replaced: lists are sorted by it, and show only what has one.
+        """
+        # In BSON's order of all values, only dates lie between two dates.
         is_time = {"$and": [{"$gt": ["$created_at", FIRST_INSTANT]}, {"$lt": ["$created_at", LAST_INSTANT]}]}
         fields: Document = {
             "status": OrderStatus.FAILED.value,
@@ -142,86 +185,166 @@ class Orders:
             "created_at": {"$cond": [is_time, "$created_at", NOW]},
             "updated_at": NOW,
         }
-        await self._orders.update_one(
-            {"_id": order_id, "status": {"$nin": [status.value for status in FINAL]}}, [{"$set": fields}]
+        await self._update(order_id, fields, {"status": {"$nin": [status.value for status in TERMINAL]}})
+
+    # --- requests of customers and approvers, decided before Temporal hears of them
+
+    async def request_cancellation(self, order_id: str, reason: str | None) -> Order:
+        """Accept a cancel before the point of no return; `Order.cancellation` of the result is the outcome."""
+        cancellation = {"$ifNull": ["$cancellation", {"reason": {"$literal": reason}, "at": NOW}]}
+        return await self._decide(order_id, {"cancellation": cancellation}, _in(CANCELLABLE))
+
+    async def decide_approval(self, order_id: str, decision: ApprovalDecision) -> Order:
+        """Record the first decision on an order that awaits approval; `Order.approval` of the result is the outcome."""
+        awaiting = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
+        return await self._decide(order_id, {"approval": _approval(decision)}, awaiting)
+
+    async def propose_address(self, order_id: str, address: Address) -> AddressChange | None:
+        """Put a new address into the order document, for the saga to apply; None when it is too late.
+
+        Numbered by MongoDB, so that an earlier proposal that is applied late cannot overwrite a later one.
+        """
+        number = {"$add": [{"$ifNull": ["$addresses_proposed", 0]}, 1]}
+        proposed = {"number": number, "address": {"$literal": address.model_dump()}}
+        proposals = {"$concatArrays": [{"$ifNull": ["$address_changes", []]}, [proposed]]}
+        fields = {"addresses_proposed": number, "address_changes": {"$slice": [proposals, -KEPT_ADDRESSES]}}
+        document = await self._update(order_id, fields, {**_in(ADDRESS_CHANGEABLE), "cancellation": None})
+        return AddressChange(order_id=order_id, number=document["addresses_proposed"]) if document else None
+
+    async def apply_address_change(self, change: AddressChange) -> bool:
+        """Make a proposed address that of the order, unless a later one is already; False when it is too late.
+
+        The guard is the status, which moves on in the write that records the charge: the carrier, asked right after
+        it, is told the address that the order then keeps.
+        """
+        applied = {"$ifNull": ["$addresses_applied", 0]}
+        proposals = {"$ifNull": ["$address_changes", []]}
+        proposed = {"$filter": {"input": proposals, "cond": {"$eq": ["$$this.number", change.number]}}}
+        address = {"$let": {"vars": {"proposed": {"$first": proposed}}, "in": "$$proposed.address"}}
+        is_later = {"$lt": [applied, change.number]}
+        fields: Document = {
+            "shipping_address": {"$ifNull": [{"$cond": [is_later, address, None]}, "$shipping_address"]},
+            "addresses_applied": {"$max": [applied, change.number]},
+            "updated_at": NOW,
+        }
+        guard = {**_in(ADDRESS_CHANGEABLE), "cancellation": None}
+        return await self._update(change.order_id, fields, guard) is not None
+
+    # --- writes of the saga
+
+    async def change_step(self, order_id: str, change: StepChange) -> tuple[StepRecord, Failure | None]:
+        """Apply an event to a step; the record as it is then, whether or not this event came in time.
+
+        The second is why the order was stopped, if it was: the step must not count then.
+
+        Raises:
+            OrderNotFound
+        """
+        document = await self._update(order_id, _step_fields(change))
+        if document is None:
+            raise OrderNotFound(order_id)
+        order = Order.from_document(document)
+        record = StepRecord(step=change.step, **document["steps"][change.step])
+        return record, order.stop_reason
+
+    async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
+        """Several orders within a transaction, in which the caller has read their steps."""
+        writes = [UpdateOne({"_id": order_id}, [{"$set": _step_fields(change)}]) for order_id, change in changes]
+        await self._orders.bulk_write(writes, ordered=False, session=session)
+
+    async def records(self, step: StepName, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
+        """The raw records of a step by order id, within a transaction."""
+        field = f"steps.{step}"
+        found = self._orders.find({"_id": {"$in": order_ids}, field: {"$exists": True}}, {field: 1}, session=session)
+        return {document["_id"]: document["steps"][step] async for document in found}
+
+    async def update_status(self, update: StatusUpdate) -> OrderState:
+        """Write a status that no step writes by itself, where the order may still have it; the state as it is then.
+
+        The first failure stays. A cancel that was accepted, and a decision on an approval, count before it.
+        """
+        fields: Document = {"status": _forward(update.status), "updated_at": NOW}
+        if update.approval is not None:
+            awaits = {"$and": [{"$eq": ["$status", OrderStatus.AWAITING_APPROVAL.value]}, NOT_CANCELLED]}
+            decided = {"$cond": [awaits, _approval(update.approval), "$$REMOVE"]}
+            fields["approval"] = {"$ifNull": ["$approval", decided]}
+        if update.failure is not None:
+            cancelled = {"code": CANCELLED, "message": {"$ifNull": ["$cancellation.reason", CANCELLED]}}
+            code: Document = {"$literal": update.failure.code}
+            message: Document = {"$literal": update.failure.message}
+            if update.failure.code == NOT_APPROVED:
+                message = {"$ifNull": ["$approval.reason", message]}
+            why = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
+            fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), why, "$$REMOVE"]}]}
+        document = await self._update(update.order_id, fields)
+        if document is None:  # removed: the workflow goes on by what it wanted
+            approved = update.approval and update.approval.approved
+            failure_code = update.failure and update.failure.code
+            return OrderState(status=update.status, failure_code=failure_code, approved=approved)
+        failure, approval = document.get("failure") or {}, document.get("approval") or {}
+        return OrderState(
+            status=document["status"], failure_code=failure.get("code"), approved=approval.get("approved")
         )
 
-    async def step_done(self, order_id: str, step: StepName, status: OrderStatus, detail: str) -> None:
-        await self._orders.update_one({"_id": order_id}, done(step, status, detail))
+    async def _decide(self, order_id: str, fields: Document, guard: Document) -> Order:
+        document = await self._update(order_id, {**fields, "updated_at": NOW}, guard)
+        order = Order.from_any_document(document) if document else await self.find(order_id)
+        if order is None:
+            raise OrderNotFound(order_id)
+        return order
 
-    async def step_failed(self, order_id: str, step: StepName, detail: str) -> None:
-        await self._orders.update_one({"_id": order_id}, failed(step, detail))
-
-    async def step_undone(self, order_id: str, step: StepName, detail: str) -> None:
-        await self._orders.update_one({"_id": order_id}, undone(step, detail))
-
-    async def mark(self, order_id: str, status: OrderStatus, failure: Failure | None) -> None:
-        fields: Document = {"status": _forward(status), "updated_at": NOW}
-        if failure is not None:
-            fields["failure"] = _first("$failure", {"$literal": failure.model_dump()})
-        await self._orders.update_one({"_id": order_id}, [{"$set": fields}])
-
-    async def tell_all(self, changes: Mapping[str, Pipeline], session: Session) -> None:
-        """Several orders within a transaction: `done`, `failed` or `undone` by order id."""
-        writes = [UpdateOne({"_id": order_id}, change) for order_id, change in changes.items()]
-        await self._orders.bulk_write(writes, ordered=False, session=session)
+    async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
+        """One atomic update; the document after it, or None where the guard does not hold."""
+        return await self._orders.find_one_and_update(
+            {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
+        )
 
 
 def _required(order_id: str, document: Document | None) -> Order:
     if document is None:
-        raise LookupError(f"order {order_id} is not in MongoDB")
+        raise OrderNotFound(order_id)
     return Order.from_document(document)
 
 
-def done(step: StepName, status: OrderStatus, detail: str) -> Pipeline:
-    """The step took effect: recorded once, and the status moves forward."""
-    record = _first(f"$steps.{step}", _record(StepStatus.DONE, detail))
-    return [{"$set": {f"steps.{step}": record, "status": _forward(status), "updated_at": NOW}}]
-
-
-def failed(step: StepName, detail: str) -> Pipeline:
-    """The step had no effect and will have none."""
-    record = _first(f"$steps.{step}", _record(StepStatus.FAILED, detail))
-    return [{"$set": {f"steps.{step}": record, "updated_at": NOW}}]
-
-
-def undone(step: StepName, detail: str) -> Pipeline:
-    """The step took effect and was undone; said once."""
-    before = f"$steps.{step}"
-    record: Document = {
-        "$cond": [{"$eq": [f"{before}.status", StepStatus.UNDONE]}, before, _record(StepStatus.UNDONE, detail)]
-    }
-    return [{"$set": {f"steps.{step}": record, "updated_at": NOW}}]
-
-
-def _record(status: StepStatus, detail: str) -> Document:
+def _step_fields(change: StepChange) -> Document:
+    """The conditional write of a step, as `next_status` has it: an event that comes too late changes nothing."""
+    before = f"$steps.{change.step}"
+    moves_from = [status for status in (None, *StepStatus) if next_status(status, change.event) is not status]
+    moves = {"$in": [{"$ifNull": [f"{before}.status", None]}, moves_from]}
+    record: Document = {"status": next_status(moves_from[0], change.event), "at": NOW}
     # $literal: a detail may begin with a dollar sign, which would otherwise be read as the name of a field.
-    return {"status": status.value, "at": NOW, "detail": {"$literal": detail}}
+    record["detail"] = {"$literal": change.detail}
+    if change.event is StepEvent.COMPENSATED:
+        record = {"$mergeObjects": [before, {"status": StepStatus.COMPENSATED, "compensated_at": NOW}]}
+    elif change.event is not StepEvent.FENCED:
+        record |= {"first_attempt_at": change.attempt.first_at, "attempts": change.attempt.number}
+    if change.failure is not None:
+        record["failure"] = {"$literal": change.failure.model_dump()}
+    if change.quantities is not None:
+        quantities = [{"sku": sku, "quantity": quantity} for sku, quantity in change.quantities.items()]
+        record["quantities"] = {"$literal": quantities}
+    fields: Document = {
+        f"steps.{change.step}": {"$cond": [moves, record, before]},
+        "updated_at": {"$cond": [moves, NOW, "$updated_at"]},
+    }
+    if change.event is StepEvent.SUCCEEDED:
+        counts = {"$and": [moves, NOT_CANCELLED]}
+        fields["status"] = {"$cond": [counts, _forward(STATUS_AFTER[change.step]), "$status"]}
+    return fields
 
 
-def _first(field: str, value: Any) -> Document:
-    """The field as it is, or the value where there is none yet."""
-    return {"$ifNull": [field, value]}
+def _may_become(status: OrderStatus) -> Document:
+    # A document that another program inserted may have no status: it counts as placed.
+    return {"$in": [{"$ifNull": ["$status", OrderStatus.PLACED.value]}, ALLOWED_FROM[status]]}
 
 
 def _forward(status: OrderStatus) -> Document:
-    # A document that another program inserted may have no status: it is as good as placed.
-    before = {"$ifNull": ["$status", OrderStatus.PLACED.value]}
-    may_follow = [earlier.value for earlier in MAY_FOLLOW[status]]
-    return {"$cond": [{"$in": [before, may_follow]}, status.value, before]}
+    return {"$cond": [_may_become(status), status, {"$ifNull": ["$status", OrderStatus.PLACED.value]}]}
 
 
-_POSITION: TypeAdapter[tuple[AwareDatetime, str]] = TypeAdapter(tuple[AwareDatetime, str])
+def _in(statuses: Sequence[OrderStatus]) -> Document:
+    return {"status": {"$in": [*statuses, *([None] if OrderStatus.PLACED in statuses else [])]}}
 
 
-def _cursor(order: Order) -> str:
-    position = _POSITION.dump_json((order.created_at, order.order_id))
-    return base64.urlsafe_b64encode(position).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        created_at, order_id = _POSITION.validate_json(base64.urlsafe_b64decode(cursor))
-        return created_at.astimezone(UTC), order_id
-    except (ValueError, OverflowError) as error:
-        raise BadCursor from error
+def _approval(decision: ApprovalDecision) -> Document:
+    return {"approved": decision.approved, "reason": {"$literal": decision.reason}, "at": NOW}

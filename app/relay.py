@@ -1,9 +1,9 @@
-"""The relay: every order document gets its saga, whoever wrote it (G1).
+"""The outbox relay: every open order has a running workflow, whatever inserted it and whatever was lost since (G1).
 
-The orders are their own outbox. A change stream on them tells of each insert, and its resume token is kept in MongoDB,
-so that a restart passes nothing over. A sweep at the start, now and then, and soon after anything went wrong, starts
-what was placed and not started, so no order waits for another. Starting a saga twice does nothing, so any number of
-relays may run; each worker process runs one.
+The orders are their own outbox. A change stream tells of each insert; a sweep compares all open orders with the running
+workflows: at the start, and every minute. A suspect is looked at again after a moment, as it is then, and started only
+if no workflow runs for it, so an order that the API has started costs nothing here. One relay holds a lease; the others
+stand by. Starting a workflow twice does nothing, so the lease saves work and guards nothing.
 """
 
 from __future__ import annotations
@@ -11,95 +11,162 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
+from pymongo import ReturnDocument
 from pymongo.errors import PyMongoError
 
-from app.models import FINAL, Failure, OrderStatus, why_malformed
-from app.mongo import Document, Mongo, is_unavailable
-from app.orders import Orders
-from app.sagas import Sagas
+from app.domain import TERMINAL, Failure, why_malformed
+from app.mongo import Collection, Mongo, is_unavailable
+from app.order_workflows import OrderWorkflows, TemporalUnavailable
+from app.orders import FIRST_INSTANT, NOW, OrderRepository
 
 logger = logging.getLogger(__name__)
 
 # Seconds.
-PATIENCE = 3.0  # for one start: there is no caller who waits, but there are other orders
-PAUSE = 1.0  # before another try, after something went wrong
+GRACE = 1.0  # for the API to start what it has inserted
 SWEEP_EVERY = 60.0
-SAVE_EVERY = 100  # changes; those after the last saved token are only looked at again
-TOKEN = "orders"  # noqa: S105  (the _id of the document that holds the resume token)
+RETRY_DELAY = 1.0
+MAX_RETRY_DELAY = 60.0  # of one order that cannot be started
+START_TIMEOUT = 3.0
+LEASE = 5.0
+BATCH = 100  # orders that are looked at together
+LONGEST_ID = 500  # characters
 
 
-class Relay:
-    def __init__(self, mongo: Mongo, orders: Orders, sagas: Sagas) -> None:
+@dataclass
+class Suspect:
+    """An order that may have no workflow. `order_id` is of any type, where another program inserted it."""
+
+    order_id: Any
+    due: float  # on the event loop's clock
+    delay: float = RETRY_DELAY
+
+
+class OutboxRelay:
+    def __init__(self, mongo: Mongo, orders: OrderRepository, workflows: OrderWorkflows) -> None:
         self._mongo = mongo
         self._orders = orders
-        self._sagas = sagas
-        self._sweep_at = 0.0  # on the event loop's clock
+        self._workflows = workflows
+        self._lease = Lease(mongo.relay)
+        self._suspects: dict[str, Suspect] = {}
 
     async def run(self) -> None:
-        """Run until cancelled. Whatever goes wrong, it begins again: nobody else would start what is left."""
-        while True:
-            try:
-                await self._follow()
-            except Exception as error:  # noqa: BLE001
-                logger.warning("relay interrupted: %s", type(error).__name__)
-                if not is_unavailable(error):
-                    # The stream cannot go on from where it was: its history is lost, or the token is of another
-                    # cluster, or a change is too large to be told. The sweep finds what it does not tell.
-                    with suppress(PyMongoError):
-                        await self._mongo.relay.delete_one({"_id": TOKEN})
-                await asyncio.sleep(random.uniform(PAUSE / 2, PAUSE))  # noqa: S311
+        """Run until cancelled; after any error, begin again."""
+        try:
+            while True:
+                try:
+                    if await self._lease.hold():
+                        await self._follow()
+                except Exception as error:  # noqa: BLE001
+                    logger.warning("relay interrupted: %s", type(error).__name__)
+                await asyncio.sleep(random.uniform(RETRY_DELAY / 2, RETRY_DELAY))  # noqa: S311
+        finally:
+            await self._lease.release()
 
     async def _follow(self) -> None:
-        pipeline: list[Document] = [{"$match": {"operationType": "insert"}}]
-        async with self._mongo.watch(self._mongo.orders, pipeline, resume_after=await self._token()) as changes:
-            self._sweep_at = 0.0  # now: after the stream is open, so that nothing falls in between
-            unsaved = 1  # the place where the stream begins
-            while True:
-                if asyncio.get_running_loop().time() >= self._sweep_at:
-                    await self._sweep()
-                change = await changes.next()
+        await self._mongo.create_indexes()  # back, if a collection was dropped
+        async with self._orders.watch_inserts() as changes:
+            sweep_at = start_at = 0.0  # now that the stream is open, so that nothing falls in between
+            while await self._lease.hold():
+                now = asyncio.get_running_loop().time()
+                if now >= sweep_at:
+                    sweep_at = now + (SWEEP_EVERY if await self._sweep(now) else RETRY_DELAY)
+                change = await changes.next()  # within a second
                 if change is not None:
-                    await self._start(change["fullDocument"])
-                    unsaved += 1
-                if unsaved and (change is None or unsaved >= SAVE_EVERY):
-                    await self._keep_token(changes.resume_token)
-                    unsaved = 0
+                    self._suspect([change["documentKey"]["_id"]], now)
+                if now >= start_at:
+                    start_at = now + GRACE / 5
+                    await self._start_due(now)
 
-    async def _sweep(self) -> None:
-        """Start what was placed and, as far as its status tells, not started."""
-        self._sweep_in(SWEEP_EVERY)
-        async for document in self._mongo.orders.find({"status": {"$in": [OrderStatus.PLACED.value, None]}}):
-            await self._start(document)
-
-    def _sweep_in(self, seconds: float) -> None:
-        self._sweep_at = asyncio.get_running_loop().time() + seconds
-
-    async def _start(self, document: Document) -> None:
-        """Start one order. Where that fails, the others do not wait for it: the next sweep tries again."""
+    async def _sweep(self, now: float) -> bool:
+        """Suspect all open orders without a running workflow; whether Temporal told which run."""
         try:
-            await self._start_or_reject(document)
+            running = await self._workflows.running()
+        except TemporalUnavailable:
+            return False
+        self._suspect([each for each in await self._orders.open_ids() if not _is_in(each, running)], now)
+        return True
+
+    def _suspect(self, order_ids: list[Any], now: float) -> None:
+        for order_id in order_ids:
+            key = repr(order_id)
+            if len(key) <= LONGEST_ID:
+                self._suspects.setdefault(key, Suspect(order_id, now + GRACE))
+            else:
+                logger.error("an order is not started: its _id has %d characters", len(key))
+
+    async def _start_due(self, now: float) -> None:
+        due = [suspect for suspect in self._suspects.values() if suspect.due <= now][:BATCH]
+        if not due:
+            return
+        for suspect in due:
+            suspect.due = now + suspect.delay
+        open_ids = await self._orders.open_ids([suspect.order_id for suspect in due])
+        try:
+            running = await self._workflows.running([order_id for order_id in open_ids if isinstance(order_id, str)])
+        except TemporalUnavailable:
+            return
+        for suspect in due:
+            lost = suspect.order_id in open_ids and not _is_in(suspect.order_id, running)
+            if not lost or await self._start(suspect):
+                del self._suspects[repr(suspect.order_id)]
+
+    async def _start(self, suspect: Suspect) -> bool:
+        """Start one order. Where that fails, the others do not wait for it: it is retried later and later."""
+        try:
+            await self._start_or_mark(suspect.order_id)
         except Exception as error:
             if is_unavailable(error):
                 raise
-            logger.warning("order %s cannot be started yet: %s", document["_id"], type(error).__name__)
-            self._sweep_in(PAUSE)
+            logger.warning("order %s cannot be started yet: %s", suspect.order_id, type(error).__name__)
+            suspect.delay = min(suspect.delay * 2, MAX_RETRY_DELAY)
+            return False
+        return True
 
-    async def _start_or_reject(self, document: Document) -> None:
+    async def _start_or_mark(self, order_id: Any) -> None:
         try:
-            order = await self._orders.adopt(document)
+            order = await self._orders.normalize(order_id)
         except ValueError as error:
             failure = Failure(code="malformed", message=why_malformed(error))
-            logger.error("order %s is malformed: %s", document["_id"], failure.message)
-            await self._orders.reject(document["_id"], failure)
+            logger.error("order %s is malformed: %s", order_id, failure.message)
+            await self._orders.mark_malformed(order_id, failure)
         else:
-            if order.status not in FINAL:  # one that is restored from a backup has had its saga
-                await self._sagas.start(order, PATIENCE)
+            if order is not None and order.status not in TERMINAL:
+                await self._workflows.start(order, START_TIMEOUT)
 
-    async def _token(self) -> Document | None:
-        kept = await self._mongo.relay.find_one({"_id": TOKEN})
-        return kept["token"] if kept else None
 
-    async def _keep_token(self, token: Document | None) -> None:
-        await self._mongo.relay.update_one({"_id": TOKEN}, {"$set": {"token": token}}, upsert=True)
+def _is_in(order_id: Any, running: set[str]) -> bool:
+    return isinstance(order_id, str) and order_id in running
+
+
+class Lease:
+    """Held by one at a time, by MongoDB's clock, until it is released or has not been renewed."""
+
+    def __init__(self, leases: Collection) -> None:
+        self._leases = leases
+        self._holder = secrets.token_hex(8)
+        self._renew_at = 0.0
+
+    async def hold(self) -> bool:
+        """Take the lease or renew it, if need be; whether it is held."""
+        now = asyncio.get_running_loop().time()
+        if now < self._renew_at:
+            return True
+        free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": [{"$ifNull": ["$until", FIRST_INSTANT]}, NOW]}]}
+        until = {"$add": [NOW, int(LEASE * 1_000)]}
+        taken = {"holder": {"$cond": [free, self._holder, "$holder"]}, "until": {"$cond": [free, until, "$until"]}}
+        lease = await self._leases.find_one_and_update(
+            {"_id": "relay"}, [{"$set": taken}], upsert=True, return_document=ReturnDocument.AFTER
+        )
+        held = bool(lease and lease["holder"] == self._holder)
+        self._renew_at = now + LEASE / 3 if held else 0.0
+        return held
+
+    async def release(self) -> None:
+        with suppress(PyMongoError, TimeoutError):
+            async with asyncio.timeout(1):
+                await self._leases.delete_one({"_id": "relay", "holder": self._holder})

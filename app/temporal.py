@@ -7,9 +7,11 @@ from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
-# Tells the outcomes apart in Temporal's Web UI and in `temporal workflow list --query 'OrderStatus="failed"'`. It names
-# what waits, is undone or has ended; an order on its way says `placed`, as each change costs an event of the history.
+# Tells the outcomes apart in Temporal's Web UI and in `temporal workflow list --query 'OrderStatus="failed"'`: orders
+# that wait, are compensated or have ended. Between two steps an order is `in_progress`: each change costs an event.
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
+
+IN_PROGRESS = "in_progress"
 
 
 async def connect(*, lazy: bool = False, **options: Any) -> Client:

@@ -14,14 +14,15 @@ import pytest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from app.gateways.carrier import Carrier
-from app.gateways.mail import Mailer
-from app.gateways.payment import PaymentGateway
+from app.activities.order_step import Dependencies
+from app.domain import Order, OrderStatus
+from app.gateways import Gateways
 from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
-from app.models import Order, OrderResult, OrderStatus
+from app.messages import OrderResult
 from app.mongo import Document, Mongo
-from app.orders import Orders
-from app.sagas import Sagas, workflow_id
+from app.order_workflows import OrderWorkflows, workflow_id
+from app.orders import OrderRepository
+from app.products import ProductRepository
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
 from worker import build_worker
@@ -50,7 +51,7 @@ def order_body(**changes: Any) -> dict[str, Any]:
 
 
 def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, **changes: Any) -> Document:
-    """A valid order as it stands in MongoDB; `lines` are pieces by sku, `price` is that of each piece."""
+    """A valid order as it stands in MongoDB; `lines` are quantities by SKU, `price` is the unit price."""
     lines = lines or {"MUG": 2}
     now = datetime.now(UTC)
     money = {"amount": price, "currency": "EUR"}
@@ -60,7 +61,9 @@ def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, *
         "email": EMAIL,
         "payment_method": "pm_card_ok",
         "shipping_address": dict(ADDRESS),
-        "lines": [{"sku": sku, "name": sku, "quantity": pieces, "unit_price": money} for sku, pieces in lines.items()],
+        "lines": [
+            {"sku": sku, "name": sku, "quantity": quantity, "unit_price": money} for sku, quantity in lines.items()
+        ],
         "total": {"amount": price * sum(lines.values()), "currency": "EUR"},
         "status": "placed",
         "created_at": now,
@@ -90,8 +93,8 @@ class Shop:
         self.mongo = mongo
         self.settings = settings
         self.client = client
-        self.orders = Orders(mongo)
-        self.sagas = Sagas(client, settings)
+        self.orders = OrderRepository(mongo)
+        self.workflows = OrderWorkflows(client, settings)
 
     def with_client(self, client: Client) -> Shop:
         """The same shop, whose sagas are started by another client (one that skips time)."""
@@ -108,9 +111,10 @@ class Shop:
         return available
 
     async def held(self, sku: str = "MUG") -> int:
-        """Pieces held by active reservations."""
-        reservations = self.mongo.reservations.find({"state": "reserved"})
-        return sum([line["quantity"] async for r in reservations for line in r["lines"] if line["sku"] == sku])
+        """The quantity that reservations hold."""
+        found = self.mongo.orders.find({"steps.reserve_inventory.status": "done"})
+        records = [document["steps"]["reserve_inventory"] async for document in found]
+        return sum(line["quantity"] for record in records for line in record["quantities"] if line["sku"] == sku)
 
     async def net_money(self, order_id: str) -> int:
         """Captured less refunded, in minor units, as the payment service's own books say."""
@@ -126,7 +130,7 @@ class Shop:
     async def start(self, lines: dict[str, int] | None = None, **changes: Any) -> WorkflowHandle[Any, OrderResult]:
         """Place an order and start its saga."""
         order = await self.place(lines, **changes)
-        await self.sagas.start(order)
+        await self.workflows.start(order)
         return self.handle(order.order_id)
 
     def handle(self, order_id: str) -> WorkflowHandle[Any, OrderResult]:
@@ -134,34 +138,32 @@ class Shop:
 
     async def order(self, handle_or_id: WorkflowHandle[Any, Any] | str) -> Order:
         order_id = handle_or_id if isinstance(handle_or_id, str) else handle_or_id.id.removeprefix("order-")
-        return await self.orders.require(order_id)
+        return await self.orders.get(order_id)
 
     async def reaches(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
         """Wait until the order document has one of these statuses."""
         return await eventually(lambda: self.order(handle_or_id), lambda order: order.status in statuses)
 
 
-def build_shop_worker(
-    shop: Shop,
-    *,
-    payments: PaymentGateway | None = None,
-    carrier: Carrier | None = None,
-    mailer: Mailer | None = None,
-    **options: Any,
-) -> Worker:
-    """The worker of `worker.py`, on the shop's task queue, with sandbox gateways where no others are given.
+def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:
+    """The sandbox gateways, or others in their place: `payments`, `carrier`, `mailer`."""
+    sandboxes = {
+        "payments": SandboxPayments(mongo.sandbox),
+        "carrier": SandboxCarrier(mongo.sandbox),
+        "mailer": SandboxMailer(mongo.sandbox),
+    }
+    return Gateways(**(sandboxes | others))
 
-    `options` are those of `temporalio.worker.Worker`.
-    """
-    return build_worker(
-        shop.client,
-        shop.mongo,
-        shop.settings.task_queue,
-        payments=payments or SandboxPayments(shop.mongo.sandbox),
-        carrier=carrier or SandboxCarrier(shop.mongo.sandbox),
-        mailer=mailer or SandboxMailer(shop.mongo.sandbox),
-        **options,
-    )
+
+def dependencies(mongo: Mongo, **gateways: Any) -> Dependencies:
+    """What activities are built from."""
+    return Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), sandbox_gateways(mongo, **gateways))
+
+
+def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: Any) -> Worker:
+    """The worker of `worker.py`, on the shop's task queue. `options` are those of `temporalio.worker.Worker`."""
+    gateways = gateways or sandbox_gateways(shop.mongo)
+    return build_worker(shop.client, shop.mongo, gateways, shop.settings.task_queue, **options)
 
 
 def steps_of(order: Order) -> dict[str, str]:

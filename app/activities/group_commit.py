@@ -1,8 +1,8 @@
 """Group commit: callers that come at the same time share one transaction.
 
-Transactions on one hot document conflict with each other and are tried again; measured, 32 callers on one article made
-52 reservations a second that way. Here the callers of a process queue up, and whoever is queued when a transaction ends
-is in the next one, so a caller waits for at most one transaction before its own, whatever the others want.
+Transactions on one hot document conflict and are retried; measured, 32 callers on one product made 52 reservations a
+second that way. Here the callers of a process queue up, and all that are queued when a transaction ends are in the next
+one: a caller waits for at most one transaction before its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-# Requests in one transaction: one that outlasts its time limits would be tried in vain for ever. A thousand orders of
-# fifty lines took 0.2 s.
+# Requests per transaction: a batch that exceeds its time limit would never commit. A thousand orders of fifty lines
+# took 0.2 s.
 LARGEST = 1_000
 
 
@@ -25,8 +25,8 @@ class GroupCommit(Generic[Request, Result]):
 
     Args:
         commit: gets some requests, and returns a result for each or settles none of them. May get a request again.
-        concerns_all: whether an error is nobody's in particular, such as that the database is away. Any other may be
-            the fault of a single request, so the others are tried without it.
+        concerns_all: whether an error affects the whole batch, such as that the database is away. Any other may be
+            caused by a single request, so the others are retried without it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class GroupCommit(Generic[Request, Result]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request) -> Result:
-        """Raises: whatever `commit` raises for this request, alone or with others."""
+        """Raises: the error that `commit` raises for this request, alone or with others."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None:
@@ -60,7 +60,7 @@ class GroupCommit(Generic[Request, Result]):
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():  # a caller that was cancelled does not wait any more
                     future.set_result(result)
-        except Exception as error:  # noqa: BLE001  (not ours to judge: it goes to the callers)
+        except Exception as error:  # noqa: BLE001  (it goes to the callers)
             if len(batch) > 1 and not self._concerns_all(error):
                 half = len(batch) // 2
                 await self._serve(batch[:half])

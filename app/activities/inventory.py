@@ -1,150 +1,134 @@
 """ReserveInventory and ReleaseInventory.
 
-A reservation is `reserved` or `released`, one document for each order. It changes in the same transaction as the stock
-and the order's timeline, so that available + held by active reservations = stocked, at every instant (G5). A release
-that comes first leaves `released`, the fence that a late reservation runs into (G4).
+A reservation is the order's `reserve_inventory` step: it holds its `quantities` while it is `done`. It changes in the
+same transaction as the stock, so that available + held by reservations = stocked, at every instant (G5). A release that
+comes first leaves the fence that a late reservation runs into (G4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pymongo import UpdateOne
 from temporalio import activity
 
 from app.activities.group_commit import GroupCommit
-from app.activities.ledger import FENCED, fence_expiry, refusal
-from app.models import Failure, OrderRef, OrderStatus, StepName
-from app.orders import Pipeline, done, failed, undone
+from app.activities.order_step import Dependencies, current_attempt, declined_error
+from app.domain import FENCED, Attempt, Failure, StepChange, StepEvent, StepName, StepStatus
+from app.messages import OrderRef
 
 if TYPE_CHECKING:
-    from app.mongo import Document, Mongo, Session
-    from app.orders import Orders
+    from app.mongo import Document, Session
 
-RESERVED = "reserved"
-RELEASED = "released"
 STEP = StepName.RESERVE_INVENTORY
 
 
 @dataclass(frozen=True)
 class Request:
-    """Hold these pieces (by sku) for the order, or, when `pieces` is None, let go of what it holds."""
+    """Hold these quantities (by SKU) for the order; without any, release what it holds."""
 
     order_id: str
-    pieces: dict[str, int] | None
+    attempt: Attempt
+    quantities: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Reservation:
-    state: str
-    pieces: dict[str, int]
+    """`failure` is set where the request was declined, rather than fenced by a release."""
+
+    status: StepStatus
+    quantities: Mapping[str, int]
     failure: Failure | None = None
+
+    @classmethod
+    def from_document(cls, record: Document) -> Reservation:
+        quantities = {line["sku"]: line["quantity"] for line in record.get("quantities", [])}
+        failure = record.get("failure")
+        return cls(StepStatus(record["status"]), quantities, failure and Failure.model_validate(failure))
 
 
 class Inventory:
-    def __init__(self, mongo: Mongo, orders: Orders) -> None:
-        self._mongo = mongo
-        self._orders = orders
-        self._requests = GroupCommit(self._commit, concerns_all=mongo.is_unavailable)
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._mongo = dependencies.mongo
+        self._orders = dependencies.orders
+        self._products = dependencies.products
+        self._requests = GroupCommit(self._commit, concerns_all=self._mongo.is_unavailable)
 
     @activity.defn(name="ReserveInventory")
     async def reserve(self, ref: OrderRef) -> None:
-        order = await self._orders.require(ref.order_id)
-        pieces = {line.sku: line.quantity for line in order.lines}
-        reservation = await self._requests.submit(Request(ref.order_id, pieces))
-        if reservation.state != RESERVED:
-            raise refusal(reservation.failure or FENCED)
+        order = await self._orders.get(ref.order_id)
+        if order.stop_reason is not None:
+            raise declined_error(order.stop_reason)
+        if order.step(STEP) is None:
+            quantities = {line.sku: line.quantity for line in order.lines}
+            reservation = await self._requests.submit(Request(ref.order_id, current_attempt(), quantities))
+            if reservation.status is not StepStatus.DONE:
+                raise declined_error(reservation.failure or FENCED)
 
     @activity.defn(name="ReleaseInventory")
     async def release(self, ref: OrderRef) -> None:
-        await self._requests.submit(Request(ref.order_id, None))
+        await self._requests.submit(Request(ref.order_id, current_attempt()))
 
     async def _commit(self, requests: Sequence[Request]) -> list[Reservation]:
-        return await self._mongo.run_transaction(lambda session: self._settle(requests, session))
+        return await self._mongo.run_transaction(lambda session: self._decide_all(requests, session))
 
-    async def _settle(self, requests: Sequence[Request], session: Session) -> list[Reservation]:
+    async def _decide_all(self, requests: Sequence[Request], session: Session) -> list[Reservation]:
         """Decide all requests on one snapshot, write what changed, return the reservation of each."""
-        before = await self._reservations({request.order_id for request in requests}, session)
-        touched = [request.pieces or {} for request in requests] + [held.pieces for held in before.values()]
-        stock = await self._stock({sku for pieces in touched for sku in pieces}, session)
+        records = await self._orders.records(STEP, [request.order_id for request in requests], session)
+        before = {order_id: Reservation.from_document(record) for order_id, record in records.items()}
+        touched = [request.quantities or {} for request in requests] + [held.quantities for held in before.values()]
+        stock = await self._products.available({sku for quantities in touched for sku in quantities}, session)
 
         after, left = dict(before), dict(stock)
+        attempts = {}
         for request in requests:
             after[request.order_id] = decide(request, after.get(request.order_id), left)
+            attempts[request.order_id] = request.attempt
 
-        changed = {order_id: after[order_id] for order_id in after if after[order_id] != before.get(order_id)}
-        moved = [
-            UpdateOne({"_id": sku}, {"$inc": {"available": left[sku] - stock[sku]}})
-            for sku in stock
-            if left[sku] != stock[sku]
+        changes = [
+            (order_id, change)
+            for order_id, attempt in attempts.items()
+            if (change := _change(before.get(order_id), after[order_id], attempt))
         ]
-        if changed:
-            await self._mongo.reservations.bulk_write([_write(*item) for item in changed.items()], session=session)
-            notes = {order_id: _note(changed[order_id], before.get(order_id)) for order_id in changed}
-            await self._orders.tell_all(notes, session)
+        moved = {sku: left[sku] - stock[sku] for sku in stock if left[sku] != stock[sku]}
+        if changes:
+            await self._orders.change_steps(changes, session)
         if moved:
-            await self._mongo.inventory.bulk_write(moved, session=session)
+            await self._products.change_available(moved, session)
         return [after[request.order_id] for request in requests]
-
-    async def _reservations(self, order_ids: Iterable[str], session: Session) -> dict[str, Reservation]:
-        found = self._mongo.reservations.find({"_id": {"$in": list(order_ids)}}, session=session)
-        return {document["_id"]: _read(document) async for document in found}
-
-    async def _stock(self, skus: Iterable[str], session: Session) -> dict[str, int]:
-        found = self._mongo.inventory.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
-        stock = {document["_id"]: document.get("available") async for document in found}
-        for sku, available in stock.items():
-            # Another program may have written anything; NaN, for one, would pass every comparison below.
-            if not isinstance(available, int):
-                raise TypeError(f"article {sku}: available is not a whole number")
-        return stock
 
 
 def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> Reservation:
-    """What becomes of a reservation, all or nothing over the order's lines; takes from, or gives back to, `left`."""
-    if request.pieces is None:
+    """The reservation after a request, all or nothing over the order's lines; takes from, or gives back to, `left`."""
+    if request.quantities is None:
         if held is None:
-            return Reservation(RELEASED, {})
-        if held.state == RESERVED:
-            for sku, quantity in held.pieces.items():
-                if sku in left:  # an article that is not kept any more has no stock to give back to
-                    left[sku] += quantity
-        return Reservation(RELEASED, held.pieces, held.failure)
+            return Reservation(StepStatus.FAILED, {})
+        if held.status is not StepStatus.DONE:
+            return held
+        for sku, quantity in held.quantities.items():
+            if sku in left:  # a product that was removed has no stock to give back to
+                left[sku] += quantity
+        return Reservation(StepStatus.COMPENSATED, held.quantities)
     if held is not None:
         return held
-    short = [sku for sku, quantity in request.pieces.items() if left.get(sku, 0) < quantity]
+    short = [sku for sku, quantity in request.quantities.items() if left.get(sku, 0) < quantity]
     if short:
         failure = Failure(code="out_of_stock", message=f"not enough in stock: {', '.join(short)}")
-        return Reservation(RELEASED, {}, failure)
-    for sku, quantity in request.pieces.items():
+        return Reservation(StepStatus.FAILED, {}, failure)
+    for sku, quantity in request.quantities.items():
         left[sku] -= quantity
-    return Reservation(RESERVED, request.pieces)
+    return Reservation(StepStatus.DONE, request.quantities)
 
 
-def _note(after: Reservation, before: Reservation | None) -> Pipeline:
-    """What the order's timeline says of it."""
-    if after.state == RESERVED:
-        return done(STEP, OrderStatus.RESERVED, RESERVED)
+def _change(before: Reservation | None, after: Reservation, attempt: Attempt) -> StepChange | None:
+    """What to write. An order reserved and released in one batch was never done: it is written as fenced."""
+    if before == after:
+        return None
+    if after.status is StepStatus.DONE:
+        return StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, after.quantities)
     if before is not None:
-        return undone(STEP, RELEASED)
-    return failed(STEP, after.failure.message if after.failure else "did not take effect")
-
-
-def _read(document: Document) -> Reservation:
-    pieces = {line["sku"]: line["quantity"] for line in document["lines"]}
-    failure = document.get("failure")
-    return Reservation(document["state"], pieces, Failure.model_validate(failure) if failure else None)
-
-
-def _write(order_id: str, reservation: Reservation) -> UpdateOne:
-    document: Document = {
-        "state": reservation.state,
-        "lines": [{"sku": sku, "quantity": quantity} for sku, quantity in reservation.pieces.items()],
-    }
-    if reservation.failure:
-        document["failure"] = reservation.failure.model_dump()
-    if not reservation.pieces:  # it never held anything: a fence
-        document["expires_at"] = fence_expiry()
-    return UpdateOne({"_id": order_id}, {"$set": document}, upsert=True)
+        return StepChange(STEP, StepEvent.COMPENSATED, "", None, attempt)
+    if after.failure is not None:
+        return StepChange(STEP, StepEvent.DECLINED, after.failure.message, after.failure, attempt)
+    return StepChange(STEP, StepEvent.FENCED, "stopped before it took effect", None, attempt)

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from temporalio import activity
 
-from app.activities.ledger import Ledger
-from app.gateways.payment import PaymentGateway
-from app.models import OrderRef, OrderStatus, StepName
-
-if TYPE_CHECKING:
-    from app.mongo import Mongo
-    from app.orders import Orders
+from app.activities.order_step import Dependencies, OrderStep
+from app.domain import Order, StepName
+from app.messages import OrderRef
 
 
 class Payments:
-    def __init__(self, mongo: Mongo, orders: Orders, gateway: PaymentGateway) -> None:
-        self._orders = orders
-        self._gateway = gateway
-        self._ledger = Ledger(
-            mongo.payments,
-            orders,
-            StepName.CHARGE_PAYMENT,
-            done="charged",
-            undone="refunded",
-            status=OrderStatus.CHARGED,
-        )
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._gateway = dependencies.gateways.payments
+        self._step = OrderStep(dependencies.orders, StepName.CHARGE_PAYMENT)
 
     @activity.defn(name="ChargePayment")
     async def charge(self, ref: OrderRef) -> None:
-        order = await self._orders.require(ref.order_id)
-        await self._ledger.perform(
-            ref.order_id,
-            call=lambda: self._gateway.charge(ref.order_id, order.total, order.payment_method),
-            take_back=lambda: self._gateway.refund(ref.order_id),
-        )
+        async def charge(order: Order) -> str:
+            return f"charged {await self._gateway.charge(ref.order_id, order.total, order.payment_method)}"
+
+        await self._step.perform(ref.order_id, charge, compensate=lambda: self._gateway.refund(ref.order_id))
 
     @activity.defn(name="RefundPayment")
     async def refund(self, ref: OrderRef) -> None:
-        await self._ledger.undo(ref.order_id, take_back=lambda: self._gateway.refund(ref.order_id))
+        await self._step.compensate(ref.order_id, lambda: self._gateway.refund(ref.order_id))

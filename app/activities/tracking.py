@@ -1,21 +1,18 @@
-"""MarkOrder: the statuses that no step writes by itself (waiting, undoing, ended)."""
+"""UpdateOrderStatus: the statuses that no step writes by itself, and decisions on approvals."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from temporalio import activity
 
-from app.models import OrderMark
-
-if TYPE_CHECKING:
-    from app.orders import Orders
+from app.activities.order_step import Dependencies
+from app.messages import OrderState, StatusUpdate
 
 
 class Tracking:
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._orders = dependencies.orders
 
-    @activity.defn(name="MarkOrder")
-    async def mark(self, mark: OrderMark) -> None:
-        await self._orders.mark(mark.order_id, mark.status, mark.failure)
+    @activity.defn(name="UpdateOrderStatus")
+    async def update_status(self, update: StatusUpdate) -> OrderState:
+        """Returns the order's state after it, which differs from the update where that came too late."""
+        return await self._orders.update_status(update)

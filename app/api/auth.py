@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.api.dependencies import SettingsDep
+from app.api.dependencies import ClientsDep
 from app.api.problems import Unauthorized
 
 ANYONE = "anyone"
@@ -14,16 +14,16 @@ ANYONE = "anyone"
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
 
 
-async def caller(settings: SettingsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     """The name of the caller, to whom idempotency keys belong.
 
     Raises:
         Unauthorized: keys are set, and this is none of them.
     """
-    if not settings.api_keys:
+    if not clients.settings.api_keys:
         return ANYONE
     given = sent.credentials.encode() if sent else b""
-    for name, key in settings.api_keys.items():
+    for name, key in clients.settings.api_keys.items():
         if hmac.compare_digest(given, key.encode()):
             return name
     raise Unauthorized("send Authorization: Bearer with an API key")

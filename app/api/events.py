@@ -1,7 +1,7 @@
 """Live progress as server-sent events, fed by one change stream of the process, however many listen.
 
-Every event carries the whole state, so one that is sent twice does no harm, and a listener that fell behind needs only
-the latest. Its id is MongoDB's time of it. Who comes back with a `Last-Event-ID` is told all orders that changed since.
+Every event carries the whole state, so a duplicate does no harm, and a subscription that fell behind needs only the
+latest. Its id is MongoDB's time of it. A `Last-Event-ID` brings all orders that changed since.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.auth import Caller
-from app.api.dependencies import MongoDep, OrderId, OrdersDep
+from app.api.dependencies import ClientsDep, OrderId, OrdersDep
 from app.api.problems import Invalid, NotFound, responses
-from app.models import FINAL, Order, article_of
+from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable
-from app.orders import Orders
+from app.orders import OrderRepository
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/orders", tags=["events"])
 
-QUEUE = 256  # changes that a listener may be behind before it is let go, to come back with its Last-Event-ID
+QUEUE = 256  # changes that a subscription may be behind before it is let go, to come back with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
-FIRST_LOOK = 50  # orders that a new listener to all of them is told first
+FIRST_LOOK = 50  # orders that a new subscription to all of them is told first
 
 
 @dataclass(frozen=True)
 class Event:
-    """An order's state, or an article's, and when it was so."""
+    """An order's state, or a product's, and when it was so."""
 
     name: str
     subject: str
@@ -46,17 +46,17 @@ class Event:
 
     @classmethod
     def of_order(cls, order: Order, at: Timestamp) -> Event:
-        return cls("order", order.order_id, order.model_dump_json(), at, order.status in FINAL)
+        return cls("order", order.order_id, order.model_dump_json(), at, order.status in TERMINAL)
 
     def encoded(self) -> ServerSentEvent:
         return ServerSentEvent(event=self.name, raw_data=self.data, id=f"{self.at.time}.{self.at.inc}")
 
     def encoded_without_id(self) -> ServerSentEvent:
-        """For a listener that, coming back now, would have to be told what it was told before."""
+        """For a subscription that, coming back now, would have to be told what it was told before."""
         return ServerSentEvent(event=self.name, raw_data=self.data)
 
 
-class Listener:
+class Subscription:
     """To one order or to all. `since`: what it reads for itself holds all that changed until then."""
 
     def __init__(self, order_id: str | None, since: Timestamp) -> None:
@@ -65,7 +65,7 @@ class Listener:
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
 
     def offer(self, event: Event) -> None:
-        """Hand an event over, if it is of interest. A listener too far behind is let go: nobody waits for it."""
+        """Hand an event over, if it is of interest. A subscription too far behind is let go: nobody waits for it."""
         if self._order_id in {None, event.subject} and event.at > self.since:
             if self._queue.full():
                 self.end()
@@ -87,21 +87,21 @@ class Hub:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._listeners: set[Listener] = set()
+        self._subscriptions: set[Subscription] = set()
         self._running: asyncio.Task[None] | None = None
 
     @contextmanager
-    def listening(self, order_id: str | None, now: Timestamp) -> Iterator[Listener]:
+    def listening(self, order_id: str | None, now: Timestamp) -> Iterator[Subscription]:
         """Listen from `now`, MongoDB's time, on. What listens then reads the current state misses nothing."""
-        listener = Listener(order_id, now)
-        self._listeners.add(listener)
+        subscription = Subscription(order_id, now)
+        self._subscriptions.add(subscription)
         if self._running is None:
             self._running = asyncio.create_task(self._run(now))
         try:
-            yield listener
+            yield subscription
         finally:
-            self._listeners.discard(listener)
-            if not self._listeners:
+            self._subscriptions.discard(subscription)
+            if not self._subscriptions:
                 self._close()
 
     def _close(self) -> None:
@@ -114,15 +114,15 @@ class Hub:
         while True:
             try:
                 await self._follow(begin)
-            except Exception as error:  # noqa: BLE001  (whatever it is: nobody else would look after the listeners)
+            except Exception as error:  # noqa: BLE001  (whatever it is: nobody else would look after the subscriptions)
                 logger.warning("live events interrupted: %s", type(error).__name__)
                 if not is_unavailable(error):  # the stream cannot go on from where it was
                     break
                 await asyncio.sleep(0.5)
         self._running = None
         self._close()
-        for listener in self._listeners:  # they come back, and are told from the orders
-            listener.end()
+        for subscription in self._subscriptions:  # they come back, and are told from the orders
+            subscription.end()
 
     async def _follow(self, begin: Document) -> None:
         """Hand over what happens, and note in `begin` how to go on after an interruption."""
@@ -133,8 +133,8 @@ class Hub:
                 change = await changes.next()
                 event = _event(change) if change else None
                 if event:
-                    for listener in self._listeners:
-                        listener.offer(event)
+                    for subscription in self._subscriptions:
+                        subscription.offer(event)
                 begin.clear()
                 begin["resume_after"] = changes.resume_token
 
@@ -145,11 +145,11 @@ def _event(change: Document) -> Event | None:
         return None
     if change["ns"]["coll"] == "orders":
         return Event.of_order(Order.from_any_document(document), at)
-    article = article_of(document)
-    return Event("stock", article.sku, article.model_dump_json(), at) if article else None
+    product = Product.from_document(document)
+    return Event("stock", product.sku, product.model_dump_json(), at) if product else None
 
 
-def _hub(request: Request) -> Hub:
+async def _hub(request: Request) -> Hub:
     hub: Hub = request.app.state.hub
     return hub
 
@@ -157,7 +157,7 @@ def _hub(request: Request) -> Hub:
 HubDep = Annotated[Hub, Depends(_hub)]
 
 
-def _last_seen(
+async def _last_seen(
     last_event_id: Annotated[str | None, Header(description="To be told all that changed since that event")] = None,
 ) -> Timestamp | None:
     if last_event_id is None:
@@ -169,18 +169,18 @@ def _last_seen(
         raise Invalid.field("Last-Event-ID", "is not one that this API gave out") from error
 
 
-async def _to_all(_: Caller, hub: HubDep, mongo: MongoDep) -> AsyncIterator[Listener]:
-    with hub.listening(None, await mongo.operation_time()) as listener:
-        yield listener
+async def _to_all(_: Caller, hub: HubDep, clients: ClientsDep) -> AsyncIterator[Subscription]:
+    with hub.listening(None, await clients.mongo.operation_time()) as subscription:
+        yield subscription
 
 
 async def _to_one(
-    _: Caller, order_id: OrderId, hub: HubDep, mongo: MongoDep, orders: OrdersDep
-) -> AsyncIterator[Listener]:
+    _: Caller, order_id: OrderId, hub: HubDep, clients: ClientsDep, orders: OrdersDep
+) -> AsyncIterator[Subscription]:
     if await orders.find(order_id) is None:
         raise NotFound(f"there is no order {order_id}")
-    with hub.listening(order_id, await mongo.operation_time()) as listener:
-        yield listener
+    with hub.listening(order_id, await clients.mongo.operation_time()) as subscription:
+        yield subscription
 
 
 # Both begin with listening and then read the current state, so that nothing falls in between.
@@ -189,7 +189,7 @@ async def _to_one(
 @router.get("/events", response_class=EventSourceResponse, responses=responses())
 async def of_all(
     last_seen: Annotated[Timestamp | None, Depends(_last_seen)],
-    listener: Annotated[Listener, Depends(_to_all)],
+    subscription: Annotated[Subscription, Depends(_to_all)],
     orders: OrdersDep,
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change of any order, one `stock` event for each change of the stock.
@@ -201,32 +201,32 @@ async def of_all(
     async for order in _current(orders, last_seen):
         if latest:
             yield latest.encoded_without_id()
-        latest = Event.of_order(order, listener.since)
+        latest = Event.of_order(order, subscription.since)
     if latest:
         yield latest.encoded()
-    async for event in listener.events():
+    async for event in subscription.events():
         yield event.encoded()
 
 
 @router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(NotFound))
 async def of_one(
-    order_id: OrderId, listener: Annotated[Listener, Depends(_to_one)], orders: OrdersDep
+    order_id: OrderId, subscription: Annotated[Subscription, Depends(_to_one)], orders: OrdersDep
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change, the current state first; ends when that is final."""
     order = await orders.find(order_id)
     if order is None:
         return
-    event = Event.of_order(order, listener.since)
+    event = Event.of_order(order, subscription.since)
     yield event.encoded()
     if event.final:
         return
-    async for event in listener.events():
+    async for event in subscription.events():
         yield event.encoded()
         if event.final:
             return
 
 
-async def _current(orders: Orders, last_seen: Timestamp | None) -> AsyncIterator[Order]:
+async def _current(orders: OrderRepository, last_seen: Timestamp | None) -> AsyncIterator[Order]:
     """Oldest change first."""
     if last_seen is None:
         newest, _ = await orders.page(None, None, FIRST_LOOK, None)

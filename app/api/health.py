@@ -1,4 +1,4 @@
-"""Is this process alive, can it do its work, and how much of it does it do."""
+"""Liveness, readiness and metrics."""
 
 import asyncio
 from typing import Literal
@@ -8,8 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from pymongo.errors import PyMongoError
 
-from app.api.dependencies import MongoDep, SagasDep
-from app.sagas import TemporalUnavailable
+from app.api.dependencies import ClientsDep
+from app.order_workflows import TemporalUnavailable
 
 router = APIRouter(tags=["health"])
 
@@ -29,25 +29,25 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """The process answers. It needs nothing else for that."""
+    """The process answers."""
     return Health()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is missing"}})
-async def readyz(mongo: MongoDep, sagas: SagasDep, response: Response) -> Readiness:
+async def readyz(clients: ClientsDep, response: Response) -> Readiness:
     """MongoDB and Temporal answer, and if not, which one and why."""
 
     async def check_mongo() -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                await mongo.ping()
+                await clients.mongo.ping()
         except (PyMongoError, TimeoutError) as error:
             return _why(error)
         return "ok"
 
     async def check_temporal() -> str:
         try:
-            await sagas.ping()
+            await clients.workflows.ping()
         except TemporalUnavailable as error:
             return _why(error.__cause__ or error)
         return "ok"
@@ -59,14 +59,14 @@ async def readyz(mongo: MongoDep, sagas: SagasDep, response: Response) -> Readin
 
 
 def _why(error: BaseException) -> str:
-    """In words, and without the addresses and names that an exception's own text has."""
+    """A readable reason that leaks no hosts or credentials."""
     text = str(error).lower()
     for sign, why in {
         "refused": "nothing answers at its address",
         "connect error": "nothing answers at its address",
         "no primary": "it has no primary: nothing can be written",
-        "authentication": "it does not accept our credentials",
-        "unauthenticated": "it does not accept our credentials",
+        "authentication": "it does not accept the credentials",
+        "unauthenticated": "it does not accept the credentials",
         "name or service": "its host name is not known",
         "dns": "its host name is not known",
     }.items():

@@ -1,22 +1,21 @@
-"""Orders over HTTP: placed in MongoDB, started, signalled and asked in Temporal, read from MongoDB."""
+"""Orders over HTTP. A request is decided in MongoDB before Temporal hears of it, so its answer holds."""
 
 import asyncio
 import secrets
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
+from app.api.bodies import JsonRoute
 from app.api.dependencies import (
     IdempotencyKey,
-    JsonOnly,
-    MongoDep,
     OrderId,
     OrdersDep,
-    SagasDep,
+    ProductsDep,
+    WorkflowsDep,
     derived_id,
     fingerprint,
 )
@@ -25,55 +24,17 @@ from app.api.problems import (
     FieldError,
     Invalid,
     NotFound,
-    Unavailable,
     body_responses,
     responses,
 )
-from app.models import (
-    FINAL,
-    MAX_QUANTITY,
-    Address,
-    AddressChange,
-    ApprovalDecision,
-    Email,
-    Identifier,
-    Line,
-    Model,
-    Money,
-    Order,
-    OrderProgress,
-    OrderStatus,
-    Text,
-    article_of,
-)
-from app.mongo import Document, DuplicateKeyError, Mongo
-from app.orders import BadCursor, Orders
-from app.sagas import SagaRefused, TemporalUnavailable
+from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
+from app.messages import ApprovalDecision, OrderProgress
+from app.mongo import NotReplicated
+from app.order_workflows import TemporalUnavailable, UpdateRejected, WorkflowClosed
+from app.orders import OrderRepository
+from app.paging import BadCursor
 
-router = APIRouter(prefix="/orders", tags=["orders"])
-
-
-class OrderedLine(Model):
-    sku: Identifier
-    quantity: Annotated[int, Field(strict=True, ge=1, le=MAX_QUANTITY)]
-
-
-class NewOrder(Model):
-    """What a caller says of an order. Prices are not among it: they come from the stock."""
-
-    customer_id: Identifier
-    email: Email
-    payment_method: Identifier
-    lines: Annotated[list[OrderedLine], Field(min_length=1, max_length=50)]
-    shipping_address: Address
-
-    @field_validator("lines")
-    @classmethod
-    def _no_sku_twice(cls, lines: list[OrderedLine]) -> list[OrderedLine]:
-        skus = [line.sku for line in lines]
-        if doubled := {sku for sku in skus if skus.count(sku) > 1}:
-            raise ValueError(f"named twice: {', '.join(sorted(doubled))}")
-        return lines
+router = APIRouter(prefix="/orders", tags=["orders"], route_class=JsonRoute)
 
 
 class Reason(Model):
@@ -91,38 +52,46 @@ class OrderPage(BaseModel):
 
 
 class OrderStatusAnswer(OrderProgress):
-    """The workflow's own answer, with what Temporal adds: which attempt of the step it is, and where to look at it."""
+    """The workflow's own answer; Temporal adds the attempt of its step, and where to look at the workflow."""
 
     attempt: int | None
     workflow_url: str | None
 
 
-@router.post("", status_code=202, response_model=Order, responses=body_responses(), dependencies=[JsonOnly])
+@router.post("", status_code=202, response_model=Order, responses=body_responses())
 async def place(
     new: NewOrder,
     response: Response,
     caller: Caller,
-    mongo: MongoDep,
-    sagas: SagasDep,
+    orders: OrdersDep,
+    products: ProductsDep,
+    workflows: WorkflowsDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Order:
-    """Place an order. Once it is answered with 202 it is in MongoDB, and reaches a final status whatever breaks."""
+    """Place an order. After a 202 it is in MongoDB and reaches a final status, whatever breaks."""
     order_id = derived_id("ord", caller, idempotency_key) if idempotency_key else f"ord_{secrets.token_hex(13)}"
-    order = await _placed_before(mongo, order_id, new)
-    if order is None:
-        document = await _document(mongo, order_id, new)
-        try:
-            await mongo.orders.insert_one(document)
-        except DuplicateKeyError:  # the same key at the same time
-            order = await _placed_before(mongo, order_id, new)
-        else:
-            order = Order.from_document(document)
-            with suppress(TemporalUnavailable):  # then the relay starts it
-                await sagas.start(order)
-            response.headers["Location"] = f"/orders/{order_id}"
-            return order
-    assert order is not None
     response.headers["Location"] = f"/orders/{order_id}"
+    order = await orders.placed(order_id, fingerprint(new)) if idempotency_key else None
+    if order is None:
+        known = await products.by_sku(line.sku for line in new.lines)
+        unknown = [
+            FieldError(field=f"lines.{index}.sku", message="there is no such product")
+            for index, line in enumerate(new.lines)
+            if line.sku not in known
+        ]
+        if unknown:
+            raise Invalid("; ".join(f"{error.field}: {error.message}" for error in unknown), unknown)
+        try:
+            order = await orders.add(order_id, new, known, fingerprint(new))
+        except ValueError as error:
+            raise Invalid.field("lines", str(error)) from error
+        if order is not None:
+            with suppress(TemporalUnavailable):  # then the relay starts it
+                await workflows.start(order)
+            return order
+        order = await orders.placed(order_id, fingerprint(new))  # the same key at the same time
+        if order is None:
+            raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
     return order
 
@@ -134,7 +103,7 @@ async def page(
     status: OrderStatus | None = None,
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
 ) -> OrderPage:
     """Newest first. Paging by cursor is stable while orders come in."""
     try:
@@ -147,43 +116,31 @@ async def page(
 @router.get("/{order_id}", responses=responses(NotFound))
 async def read(_: Caller, order_id: OrderId, orders: OrdersDep) -> Order:
     """The order, from MongoDB: also while Temporal is away, and after it has forgotten the workflow."""
-    return await _known(orders, order_id)
+    return await get_or_404(orders, order_id)
 
 
 @router.get("/{order_id}/status", responses=responses(NotFound))
-async def status(_: Caller, order_id: OrderId, orders: OrdersDep, sagas: SagasDep) -> OrderStatusAnswer:
+async def status(_: Caller, order_id: OrderId, orders: OrdersDep, workflows: WorkflowsDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
-    await _known(orders, order_id)
-    progress, attempt = await asyncio.gather(sagas.progress(order_id), sagas.attempt(order_id))
-    return OrderStatusAnswer(
-        **progress.model_dump(),
-        attempt=attempt,
-        workflow_url=sagas.workflow_url(order_id),
-    )
+    await get_or_404(orders, order_id)
+    progress, attempt = await asyncio.gather(workflows.progress(order_id), workflows.attempt(order_id))
+    return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=workflows.workflow_url(order_id))
 
 
 @router.post(
     "/{order_id}/cancel",
     status_code=202,
     responses=body_responses(NotFound, Conflict),
-    dependencies=[JsonOnly],
 )
 async def cancel(
-    _: Caller, order_id: OrderId, orders: OrdersDep, sagas: SagasDep, request: Reason | None = None
+    _: Caller, order_id: OrderId, orders: OrdersDep, workflows: WorkflowsDep, request: Reason | None = None
 ) -> Order:
-    """Cancel the order: the signal. 202 says that it will be undone, 409 that it is too late."""
-    order = await _known(orders, order_id)
-    if order.status in FINAL:
-        raise Conflict(f"the order is {order.status}")
-    progress = await sagas.cancel(order, request.reason if request else None)
-    if progress is not None and not progress.cancel_requested:
-        raise Conflict(f"too late to cancel: the order is {progress.status}")
-    order = await _known(orders, order_id)
-    cancelled = order.failure is not None and order.failure.code == "cancelled"
-    if progress is None and not order.cancellable and not cancelled:
-        # No worker tells, and the signal may have come after the shipment. (Where the order is cancellable still, it
-        # came before: a step is written here before Temporal hears of it.)
-        raise Unavailable("it is not known yet whether the cancel came in time; ask again")
+    """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
+    await get_or_404(orders, order_id)
+    order = await orders.request_cancellation(order_id, request.reason if request else None)
+    if order.cancellation is None or order.status in TERMINAL:
+        raise Conflict(f"cannot cancel: the order is {order.status}")
+    await workflows.cancel(order)
     return order
 
 
@@ -191,102 +148,43 @@ async def cancel(
     "/{order_id}/approval",
     status_code=202,
     responses=body_responses(NotFound, Conflict),
-    dependencies=[JsonOnly],
 )
-async def approve(_: Caller, order_id: OrderId, decision: Approval, orders: OrdersDep, sagas: SagasDep) -> Order:
-    """Approve a large order, or decline it: the signal. The first answer counts."""
-    order = await _known(orders, order_id)
-    if order.status is not OrderStatus.AWAITING_APPROVAL:
-        raise Conflict(f"the order does not wait for an approval: it is {order.status}")
-    progress = await sagas.approve(order, ApprovalDecision(**decision.model_dump()))
-    if progress is None:
-        raise Unavailable("it is not known yet whether this answer was the first; ask again")
-    if progress.cancel_requested:
-        raise Conflict("the order was cancelled before")
-    if progress.approved is not decision.approved:
-        raise Conflict("it was decided otherwise before")
-    return await _known(orders, order_id)
-
-
-@router.put("/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict), dependencies=[JsonOnly])
-async def change_shipping_address(
-    _: Caller, order_id: OrderId, address: Address, mongo: MongoDep, orders: OrdersDep, sagas: SagasDep
+async def approve(
+    _: Caller, order_id: OrderId, decision: Approval, orders: OrdersDep, workflows: WorkflowsDep
 ) -> Order:
-    """Change where the order goes, until shipping begins. The saga decides; the address stays out of Temporal."""
-    order = await _known(orders, order_id)
-    if order.status in FINAL:
-        raise Conflict(f"the order is {order.status}")
-    change = AddressChange(order_id=order_id, change_id=secrets.token_hex(13))
-    await orders.propose_address(change, address)
+    """Approve a large order, or reject it. The first decision counts."""
+    await get_or_404(orders, order_id)
+    order = await orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
+    if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
+        was = "cancelled" if order.cancellation else order.status
+        raise Conflict(f"cannot decide: the order does not await approval, it is {was}")
+    if order.approval is None:
+        raise NotReplicated
+    if order.approval.approved is not decision.approved:
+        raise Conflict("cannot decide: a different decision is already recorded")
+    await workflows.approve(order, approved=decision.approved)
+    return order
+
+
+@router.put("/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict))
+async def change_shipping_address(
+    _: Caller, order_id: OrderId, address: Address, orders: OrdersDep, workflows: WorkflowsDep
+) -> Order:
+    """Change where the order goes, until shipping begins. The workflow decides; the address stays out of Temporal."""
+    order = await get_or_404(orders, order_id)
+    change = await orders.propose_address(order_id, address)
     try:
-        await sagas.change_address(order, change)
-    except SagaRefused as error:
-        raise Conflict(str(error)) from error
-    return await _known(orders, order_id)
+        applied = change is not None and await workflows.change_address(order, change)
+    except (UpdateRejected, WorkflowClosed):
+        applied = False
+    order = await get_or_404(orders, order_id)
+    if not applied:
+        raise Conflict(f"cannot change the address: the order is {order.status}")
+    return order
 
 
-async def _known(orders: Orders, order_id: str) -> Order:
+async def get_or_404(orders: OrderRepository, order_id: str) -> Order:
     order = await orders.find(order_id)
     if order is None:
         raise NotFound(f"there is no order {order_id}")
     return order
-
-
-async def _placed_before(mongo: Mongo, order_id: str, new: NewOrder) -> Order | None:
-    """The order of this id, if there is one.
-
-    Raises:
-        Invalid: it was made of another body.
-    """
-    document = await mongo.orders.find_one({"_id": order_id})
-    if document is None:
-        return None
-    if document.get("fingerprint") != fingerprint(new):
-        raise Invalid.field("Idempotency-Key", "was used for another order")
-    return Order.from_any_document(document)
-
-
-async def _document(mongo: Mongo, order_id: str, new: NewOrder) -> Document:
-    """The order as it goes into MongoDB, with the prices of this moment.
-
-    Raises:
-        Invalid: an article is unknown, or the prices are in several currencies.
-    """
-    found = mongo.inventory.find({"_id": {"$in": [line.sku for line in new.lines]}})
-    articles = {article.sku: article async for document in found if (article := article_of(document))}
-    unknown = [
-        FieldError(field=f"lines.{index}.sku", message="there is no such article")
-        for index, line in enumerate(new.lines)
-        if line.sku not in articles
-    ]
-    if unknown:
-        raise Invalid("; ".join(f"{error.field}: {error.message}" for error in unknown), unknown)
-    currencies = {article.unit_price.currency for article in articles.values()}
-    if len(currencies) > 1:
-        raise Invalid.field("lines", f"prices in several currencies: {', '.join(sorted(currencies))}")
-
-    lines = [
-        Line(
-            sku=line.sku,
-            name=articles[line.sku].name,
-            quantity=line.quantity,
-            unit_price=articles[line.sku].unit_price,
-        )
-        for line in new.lines
-    ]
-    total = Money(amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop())
-    now = datetime.now(UTC)
-    now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
-    return {
-        "_id": order_id,
-        "customer_id": new.customer_id,
-        "email": new.email,
-        "payment_method": new.payment_method,
-        "shipping_address": new.shipping_address.model_dump(),
-        "lines": [line.model_dump() for line in lines],
-        "total": total.model_dump(),
-        "status": OrderStatus.PLACED.value,
-        "created_at": now,
-        "updated_at": now,
-        "fingerprint": fingerprint(new),
-    }

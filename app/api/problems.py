@@ -18,8 +18,10 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.domain import MAX_STOCK, KeyReused
 from app.mongo import is_unavailable
-from app.sagas import SagaEnded, TemporalUnavailable
+from app.order_workflows import TemporalUnavailable
+from app.products import ProductNotFound, StockLimitReached
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,6 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
 def body_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """As `responses`, for an endpoint that takes a body."""
     described = responses(UnsupportedMediaType, *problems)
-    described[400] = _described("Unreadable body")
     described[413] = _described("Body over 64 KiB")
     return described
 
@@ -150,9 +151,17 @@ def install(app: FastAPI) -> None:
     async def temporal(_: Request, __: TemporalUnavailable) -> JSONResponse:
         return unavailable("Temporal, or a worker, does not answer; try again")
 
-    @app.exception_handler(SagaEnded)
-    async def ended(_: Request, __: SagaEnded) -> JSONResponse:
-        return await problem(_, Conflict("the order has ended"))
+    @app.exception_handler(KeyReused)
+    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
+        return await problem(_, Invalid.field("Idempotency-Key", "was used for another request"))
+
+    @app.exception_handler(ProductNotFound)
+    async def no_product(_: Request, error: ProductNotFound) -> JSONResponse:
+        return await problem(_, NotFound(f"there is no product {error}"))
+
+    @app.exception_handler(StockLimitReached)
+    async def stock_limit(_: Request, __: StockLimitReached) -> JSONResponse:
+        return await problem(_, Conflict(f"cannot add: the stock of a product is at most {MAX_STOCK}"))
 
     described = app.openapi
 

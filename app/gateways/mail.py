@@ -2,10 +2,10 @@
 
 from typing import Protocol
 
-from app.models import Order
+from app.domain import Order
 
 
 class Mailer(Protocol):
-    async def send_confirmation(self, key: str, order: Order) -> None:
-        """Send the confirmation to the order's e-mail address, once for a key however often it is called."""
+    async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
+        """Send the confirmation to the order's e-mail address, once per key however often it is called."""
         ...

@@ -1,47 +1,24 @@
 """The order saga, top to bottom.
 
-    approval (of a large order) -> reserve -> charge -> ship -> confirm
+    [approval] -> reserve inventory -> charge payment -> create shipment -> send confirmation
 
-Until the shipment exists, a failure or a cancel undoes what took effect, or may have. Temporal owns the progress,
-MongoDB owns the order: through here come only its id and decisions, nothing personal.
+Until the shipment exists, a failure or a cancel compensates the steps in reverse. MongoDB decides every race, so a run
+may begin anywhere: after a reset, or when Temporal's data was lost. Only ids and decisions come through here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from app.activities.shipping import Shipping
-    from app.activities.tracking import Tracking
-    from app.models import (
-        CANCELLABLE,
-        AddressChange,
-        ApprovalDecision,
-        CancelRequest,
-        Failure,
-        OrderInput,
-        OrderMark,
-        OrderProgress,
-        OrderRef,
-        OrderResult,
-        OrderStatus,
-    )
-    from app.temporal import ORDER_STATUS
-    from app.workflows.saga import Saga, uninterrupted
-    from app.workflows.steps import (
-        ADDRESS_CHANGE_IN_ALL,
-        CHARGE_PAYMENT,
-        CREATE_SHIPMENT,
-        ENDLESS,
-        RESERVE_INVENTORY,
-        SEND_CONFIRMATION,
-        SHIPMENT_STEPS,
-        SHORT_ATTEMPT,
-        Step,
-    )
+    from app import messages
+    from app.domain import ADDRESS_CHANGEABLE, CANCELLABLE, CANCELLED, NOT_APPROVED, TERMINAL, Failure, OrderStatus
+    from app.workflows import calls
+    from app.workflows.steps import COMPENSATABLE_STEPS, FINAL_STEPS, REVERSIBLE_STEPS, OrderStopped, Step
 
 
 @workflow.defn
@@ -49,187 +26,123 @@ class OrderWorkflow:
     """One order, from placed to completed, failed or cancelled."""
 
     @workflow.init
-    def __init__(self, order: OrderInput) -> None:
+    def __init__(self, order: messages.OrderInput) -> None:
         self._order = order
-        self._saga = Saga(OrderRef(order_id=order.order_id), begun=SHIPMENT_STEPS if order.under_way else [])
-        self._status = OrderStatus.PLACED
-        self._step: Step | None = None
-        self._waiting_for: str | None = None
-        self._main: asyncio.Task[OrderResult] | None = None
-        self._cancel: CancelRequest | None = None
-        self._decision: ApprovalDecision | None = None
-        self._address_changes_running = 0
+        self._progress = messages.OrderProgress(order_id=order.order_id, status=OrderStatus.PLACED)
+        self._cancel: asyncio.Future[str | None] = asyncio.Future()
+        self._decision: asyncio.Future[messages.ApprovalDecision] = asyncio.Future()
 
     @workflow.run
-    async def run(self, order: OrderInput) -> OrderResult:
-        """Take the order to its end, whatever happens on the way.
-
-        Outcomes of business (declined, out of stock, cancelled, not approved) are results. Only what needs a person
-        fails the workflow, and only Temporal's own cancel ends it as Canceled.
-        """
-        self._main = asyncio.current_task()
-        try:
-            if self._cancel:  # the signal was faster than the first line of this method
-                raise asyncio.CancelledError
-            if order.needs_approval:
-                await self._approved()
-            await self._run(RESERVE_INVENTORY, OrderStatus.RESERVED)
-            await self._run(CHARGE_PAYMENT, OrderStatus.CHARGED)
-            await self._address_is_settled()
-            await self._run(CREATE_SHIPMENT, OrderStatus.SHIPPED)
-        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
-            cancelled_by_temporal = workflow.cancellation_reason() is not None
-            result = await uninterrupted(self._undo(error))
-            if cancelled_by_temporal and result.status is OrderStatus.CANCELLED:
-                raise asyncio.CancelledError from error
-            return result
-        return await uninterrupted(self._confirm())
-
-    async def _approved(self) -> None:
-        """Wait for a person; no answer in time is a no.
-
-        Raises:
-            ApplicationError: not approved.
-        """
-        await self._mark(OrderStatus.AWAITING_APPROVAL)
-        self._give_way_to_cancel()
-        self._waiting_for = "approval"
-        try:
-            await workflow.wait_condition(
-                lambda: self._decision is not None,
-                timeout=self._order.approval_timeout,
-                timeout_summary="approval",
-            )
-        except TimeoutError:
-            self._decision = ApprovalDecision(approved=False, reason="nobody answered in time")
-        self._waiting_for = None
-        assert self._decision is not None
-        if not self._decision.approved:
-            raise ApplicationError(self._decision.reason or "not approved", type="not_approved")
-
-    async def _run(self, step: Step, then: OrderStatus) -> None:
-        self._step = step
-        await self._saga.run(step)
-        self._step = None
-        self._give_way_to_cancel()
-        self._status = then
-
-    def _give_way_to_cancel(self) -> None:
-        """Raises: asyncio.CancelledError: a cancel came in the same workflow task as the end of what was awaited.
-
-        There was nothing left to interrupt then, so nothing was raised where it was awaited.
-        """
-        # Orders placed before this was noticed went on, and their histories have to replay as they are: hence
-        # `patched`. Make it `workflow.deprecate_patch` when none of those orders runs any more, and delete it and
-        # tests/replay/histories/before-cancel-as-a-step-completes when Temporal's retention has passed as well.
-        if self._is_cancelled() and workflow.patched("cancel-as-a-step-completes"):
+    async def run(self, order: messages.OrderInput) -> messages.OrderResult:
+        """Run the order to completion or compensation. Only an order that needs a person fails the workflow."""
+        saga, cancelled_by_temporal = asyncio.create_task(self._saga()), False
+        while not (saga.done() and workflow.all_handlers_finished()):
+            try:
+                await workflow.wait_condition(lambda: saga.done() and workflow.all_handlers_finished())
+            except asyncio.CancelledError:  # reaches this task alone: it cannot interrupt a compensation
+                cancelled_by_temporal = not self._cancel.done()
+                self.cancel(workflow.cancellation_reason())
+        state = saga.result()
+        if cancelled_by_temporal and state.status is OrderStatus.CANCELLED:
             raise asyncio.CancelledError
+        return messages.OrderResult(order_id=order.order_id, status=state.status, failure_code=state.failure_code)
 
-    def _is_cancelled(self) -> bool:
-        """Whether the order was cancelled, by signal or by Temporal, while it could be."""
-        cancelled = self._cancel is not None or workflow.cancellation_reason() is not None
-        return cancelled and self._status in CANCELLABLE
-
-    async def _address_is_settled(self) -> None:
-        """A change that was accepted must be in MongoDB before the carrier is told."""
-        while self._address_changes_running:
-            await workflow.wait_condition(lambda: not self._address_changes_running)
-
-    async def _confirm(self) -> OrderResult:
-        """The order is shipped and paid: from here on nothing undoes it, and no cancel stops it."""
+    async def _saga(self) -> messages.OrderState:
+        # Waits with `workflow.wait` only: `wait_condition` may raise Temporal's cancel in this task as well.
         try:
-            await self._run(SEND_CONFIRMATION, OrderStatus.COMPLETED)
+            if self._order.needs_approval:
+                await self._wait_for_approval()
+            for step in REVERSIBLE_STEPS:
+                await self._run(step)
+        except OrderStopped as stopped:
+            state = await self._update(OrderStatus.COMPENSATING, stopped.failure)
+            if state.status not in {OrderStatus.SHIPPED, OrderStatus.COMPLETED}:
+                return await self._compensate(state)
+            self._progress.cancel_requested = False  # refused: the shipment exists
+            self._cancel = asyncio.Future()
+        try:
+            for step in FINAL_STEPS:
+                await self._run(step)
+        except OrderStopped as stopped:
+            await self._update(OrderStatus.COMPLETED, stopped.failure)
+            raise ApplicationError(stopped.failure.message, type=stopped.failure.code) from stopped
+        return messages.OrderState(status=OrderStatus.COMPLETED)
+
+    async def _run(self, step: Step) -> None:
+        self._progress.step = step.name
+        activity = calls.start(step, self._order.order_id)
+        await self._unless_cancelled(activity)
+        try:
+            await activity
         except ActivityError as error:
-            failure = self._why(error)
-            await self._mark(OrderStatus.COMPLETED, failure)
-            raise ApplicationError(failure.message, type=failure.code) from error
-        return await self._end(OrderStatus.COMPLETED, None)
+            raise OrderStopped(step.failure(error)) from error
+        self._enter(step.status)
 
-    async def _undo(self, error: BaseException) -> OrderResult:
-        failure = self._why(error)
-        self._step = self._waiting_for = None
-        await self._mark(OrderStatus.COMPENSATING, failure)
-        await self._saga.compensate(lambda: self._mark(OrderStatus.NEEDS_ATTENTION))
-        ending = OrderStatus.CANCELLED if failure.code == "cancelled" else OrderStatus.FAILED
-        await self._mark(ending, failure)
-        return await self._end(ending, failure)
+    async def _wait_for_approval(self) -> None:
+        """Wait for a person; a timeout counts as a rejection. MongoDB may have the decision of an earlier run."""
+        state = await self._update(OrderStatus.AWAITING_APPROVAL)
+        if state.status is OrderStatus.AWAITING_APPROVAL and state.approved is None:
+            self._progress.waiting_for = "approval"
+            await self._unless_cancelled(self._decision, self._order.approval_timeout.total_seconds())
+            decision = self._decision.result() if self._decision.done() else calls.TIMED_OUT
+            state = await self._update(OrderStatus.AWAITING_APPROVAL, approval=decision)
+        self._progress.approved = state.approved
+        if state.approved is False:
+            raise OrderStopped(Failure(code=NOT_APPROVED, message="not approved"))
+        calls.show_status(state.status, waiting=False)
 
-    async def _end(self, status: OrderStatus, failure: Failure | None) -> OrderResult:
-        workflow.upsert_search_attributes([ORDER_STATUS.value_set(status.value)])
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        return OrderResult(order_id=self._order.order_id, status=status, failure=failure)
+    async def _unless_cancelled(self, future: asyncio.Future[Any], seconds: float | None = None) -> None:
+        """Wait until it is done, or for so long. A cancel interrupts it, and wins if both came together."""
+        await workflow.wait([future, self._cancel], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._cancel.done():
+            future.cancel()
+            raise OrderStopped(Failure(code=CANCELLED, message=self._cancel.result() or CANCELLED))
 
-    async def _mark(self, status: OrderStatus, failure: Failure | None = None) -> None:
-        """Write a status that no step writes by itself."""
-        self._status = status
-        workflow.upsert_search_attributes([ORDER_STATUS.value_set(status.value)])
-        await workflow.execute_activity_method(
-            Tracking.mark,
-            OrderMark(order_id=self._order.order_id, status=status, failure=failure),
-            start_to_close_timeout=SHORT_ATTEMPT,
-            retry_policy=ENDLESS,
-            summary=status,
-        )
+    async def _compensate(self, state: messages.OrderState) -> messages.OrderState:
+        """Compensate in reverse, each step to the end; one that keeps failing does not hold up the others."""
+        if state.status in TERMINAL:  # an earlier run did
+            return state
+        stuck = [step for step in reversed(COMPENSATABLE_STEPS) if not await calls.compensate(step, self._progress)]
+        if stuck:
+            await self._update(OrderStatus.NEEDS_ATTENTION)
+            await asyncio.gather(*(calls.compensate(step, self._progress, forever=True) for step in stuck))
+        return await self._update(OrderStatus.CANCELLED if state.failure_code == CANCELLED else OrderStatus.FAILED)
 
-    def _why(self, error: BaseException) -> Failure:
-        """What went wrong, in words for the customer: never an exception's own text, unless it was made for that."""
-        if is_cancelled_exception(error) or self._is_cancelled():  # what was accepted is what happened
-            self._cancel = self._cancel or CancelRequest(reason=workflow.cancellation_reason())
-            return Failure(code="cancelled", message=self._cancel.reason or "cancelled")
-        final = error.cause if isinstance(error, ActivityError) else error
-        if isinstance(final, ApplicationError) and final.type and (final.non_retryable or final is error):
-            return Failure(code=final.type, message=final.message)
-        assert self._step is not None  # only a step runs out of time
-        return self._step.in_vain
+    async def _update(self, status: OrderStatus, failure: Failure | None = None, **more: Any) -> messages.OrderState:
+        """Write a status that no step writes by itself, and go by what MongoDB has then."""
+        update = messages.StatusUpdate(order_id=self._order.order_id, status=status, failure=failure, **more)
+        state = await calls.update_status(update)
+        self._enter(state.status)
+        return state
 
-    # --- signals, updates, queries
-
-    @workflow.signal
-    def cancel(self, request: CancelRequest | str | None = None) -> None:
-        """Cancel the order. Refused, which `status` then tells, once it is shipped or being undone.
-
-        The step in flight is interrupted just as by Temporal's own cancel, so that there is one way of cancelling.
-        """
-        if self._cancel is None and self._status in CANCELLABLE:
-            self._cancel = CancelRequest(reason=request) if isinstance(request, str) else request or CancelRequest()
-            if self._main:
-                self._main.cancel()
+    def _enter(self, status: OrderStatus) -> None:
+        self._progress.status, self._progress.step, self._progress.waiting_for = status, None, None
+        calls.show_status(status)
 
     @workflow.signal
-    def approve(self, decision: ApprovalDecision) -> None:
-        """Approve or decline a large order; the first answer counts, and none after a cancel."""
-        if self._order.needs_approval and self._decision is None and not self._is_cancelled():
-            self._decision = decision
+    def cancel(self, request: messages.CancelRequest | str | None = None) -> None:
+        """Cancel the order; refused once the shipment exists."""
+        if self._progress.status in CANCELLABLE and not self._cancel.done():
+            self._cancel.set_result(request.reason if isinstance(request, messages.CancelRequest) else request)
+            self._progress.cancel_requested = True
+
+    @workflow.signal
+    def approve(self, decision: messages.ApprovalDecision) -> None:
+        """Approve or reject an order that awaits it; the first decision counts."""
+        if not self._decision.done():
+            self._decision.set_result(decision)
 
     @workflow.update
-    async def change_shipping_address(self, change: AddressChange) -> None:
-        """Take over a new address that waits in MongoDB."""
-        self._address_changes_running += 1
-        try:
-            await workflow.execute_activity_method(
-                Shipping.change_address,
-                change,
-                start_to_close_timeout=SHORT_ATTEMPT,
-                schedule_to_close_timeout=ADDRESS_CHANGE_IN_ALL,
-                summary="change address",
-            )
-        finally:
-            self._address_changes_running -= 1
+    async def change_shipping_address(self, change: messages.AddressChange) -> bool:
+        """Apply an address that waits in MongoDB; False when shipping began first."""
+        return await calls.change_address(change)
 
     @change_shipping_address.validator
-    def _may_change_address(self, change: AddressChange) -> None:
-        if self._status not in CANCELLABLE or self._is_cancelled() or self._step is CREATE_SHIPMENT:
-            raise ApplicationError("shipping has begun, or the order has ended", type="too_late")
+    def _validate_address_change(self, change: messages.AddressChange) -> None:
+        if self._progress.status not in ADDRESS_CHANGEABLE or self._cancel.done():
+            raise ApplicationError(f"cannot change the address: the order is {self._progress.status}", type="too_late")
 
     @workflow.query
-    def status(self) -> OrderProgress:
-        """Where the order is. The attempt of its step only the server knows: `temporal workflow describe`."""
-        return OrderProgress(
-            order_id=self._order.order_id,
-            status=self._status,
-            step=self._step.name if self._step else None,
-            waiting_for=self._waiting_for,
-            undone=self._saga.undone,
-            cancel_requested=self._cancel is not None,
-            approved=self._decision.approved if self._decision else None,
-        )
+    def status(self) -> messages.OrderProgress:
+        """Where the order is. Only the server knows the attempt: `temporal workflow describe`."""
+        return self._progress

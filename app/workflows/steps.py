@@ -1,8 +1,7 @@
-"""The steps of the saga and their undos, with every timeout and retry in one table.
+"""The table of steps: the order of the saga, its compensations, all timeouts and retry policies.
 
-Change a figure here and only here. `attempt` is how long one try may take, `in_all` how long a step is tried before
-the order fails; the pause between tries doubles from 0.5 s up to `pause_at_most`. An undo has no end: what took effect
-has to be undone, so it is tried until it works.
+The workflow, the worker's activities, `GET /saga`, the page, the tour and the failure matrix of the tests follow it. A
+new step is a class of activities, a row here, and its name and status in `app.domain`.
 """
 
 from __future__ import annotations
@@ -12,89 +11,150 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from app.activities.inventory import Inventory
     from app.activities.notifications import Notifications
     from app.activities.payments import Payments
     from app.activities.shipping import Shipping
-    from app.models import Failure, OrderRef, StepName
+    from app.activities.tracking import Tracking
+    from app.domain import POINT_OF_NO_RETURN, STATUS_AFTER, Failure, OrderStatus, StepName
+    from app.messages import OrderRef
 
 Activity = Callable[[Any, OrderRef], Awaitable[None]]
+INITIAL_INTERVAL = timedelta(milliseconds=500)  # most transient errors clear by then
+
+
+def retry(maximum_interval: timedelta, maximum_attempts: int = 0) -> RetryPolicy:
+    """Intervals double from 0.5 s; without a limit of attempts."""
+    return RetryPolicy(
+        initial_interval=INITIAL_INTERVAL, maximum_interval=maximum_interval, maximum_attempts=maximum_attempts
+    )
+
+
+class OrderStopped(Exception):
+    """A step failed for good, an approval was refused, or a cancel was accepted."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the saga: what does it, what undoes it, and how long it is tried."""
+    """A step of the saga: its activity and compensation, and for how long it is tried.
+
+    `start_to_close` bounds one attempt, `schedule_to_close` all of them; `timed_out` is the order's failure then. A
+    compensation has no such bound: it is retried until it succeeds.
+    """
 
     name: StepName
-    do: Activity
-    undo: Activity | None
-    attempt: timedelta
-    in_all: timedelta
-    pause_at_most: timedelta
-    in_vain: Failure
-    """Why the order failed, when the step was tried for `in_all` in vain."""
+    activity: Activity
+    compensation: Activity | None
+    start_to_close: timedelta
+    schedule_to_close: timedelta
+    retry_policy: RetryPolicy
+    timed_out: Failure
 
     @property
-    def retries(self) -> RetryPolicy:
-        return RetryPolicy(initial_interval=FIRST_PAUSE, maximum_interval=self.pause_at_most)
+    def status(self) -> OrderStatus:
+        """The order's status once the step is done."""
+        return STATUS_AFTER[self.name]
+
+    def failure(self, error: ActivityError) -> Failure:
+        """Why the order failed. A message for a customer never carries the text of an exception that was retried."""
+        cause = error.cause
+        if isinstance(cause, ApplicationError) and cause.non_retryable and cause.type:
+            return Failure(code=cause.type, message=cause.message)
+        return self.timed_out
 
 
-FIRST_PAUSE = timedelta(milliseconds=500)  # most errors are over by then, and nobody has noticed
+STEPS = [
+    Step(
+        StepName.RESERVE_INVENTORY,
+        activity=Inventory.reserve,
+        compensation=Inventory.release,
+        start_to_close=timedelta(seconds=15),  # one transaction, with its own retries (10 s)
+        schedule_to_close=timedelta(minutes=5),  # survives a MongoDB failover
+        retry_policy=retry(timedelta(seconds=5)),
+        timed_out=Failure(code="inventory_unavailable", message="the inventory did not answer in time"),
+    ),
+    Step(
+        StepName.CHARGE_PAYMENT,
+        activity=Payments.charge,
+        compensation=Payments.refund,
+        start_to_close=timedelta(seconds=30),  # the slowest card check that still succeeds
+        schedule_to_close=timedelta(minutes=10),  # payment outages are short, and the stock is held meanwhile
+        retry_policy=retry(timedelta(seconds=30)),
+        timed_out=Failure(code="payment_unavailable", message="the payment service did not answer in time"),
+    ),
+    Step(
+        StepName.CREATE_SHIPMENT,
+        activity=Shipping.create,
+        compensation=Shipping.cancel,
+        start_to_close=timedelta(seconds=30),
+        schedule_to_close=timedelta(days=1),  # a carrier that is down is back by the next pick-up
+        retry_policy=retry(timedelta(minutes=5)),
+        timed_out=Failure(code="shipping_unavailable", message="the carrier did not answer in time"),
+    ),
+    Step(
+        StepName.SEND_CONFIRMATION,
+        activity=Notifications.confirm,
+        compensation=None,
+        start_to_close=timedelta(seconds=30),
+        schedule_to_close=timedelta(days=7),  # later than a week, a person has to look
+        retry_policy=retry(timedelta(minutes=30)),  # as mail servers do
+        timed_out=Failure(code="confirmation_not_sent", message="the confirmation could not be sent in time"),
+    ),
+]
 
-RESERVE_INVENTORY = Step(
-    StepName.RESERVE_INVENTORY,
-    do=Inventory.reserve,
-    undo=Inventory.release,
-    attempt=timedelta(seconds=15),  # one transaction of ours, with its own retries (10 s); no one else is asked
-    in_all=timedelta(minutes=5),  # outlasts a failover of MongoDB; a customer who waits longer has gone elsewhere
-    pause_at_most=timedelta(seconds=5),  # a customer waits, and our own database bears the question
-    in_vain=Failure(code="inventory_unavailable", message="the stock could not be asked in time"),
-)
-CHARGE_PAYMENT = Step(
-    StepName.CHARGE_PAYMENT,
-    do=Payments.charge,
-    undo=Payments.refund,
-    attempt=timedelta(seconds=30),  # the slowest card check that is still a success
-    in_all=timedelta(minutes=10),  # outages of payment services are short; meanwhile the pieces are held from others
-    pause_at_most=timedelta(seconds=30),  # about 20 tries in the ten minutes: not a flood for a service in trouble
-    in_vain=Failure(code="payment_unavailable", message="the payment service could not be reached in time"),
-)
-CREATE_SHIPMENT = Step(
-    StepName.CREATE_SHIPMENT,
-    do=Shipping.create,
-    undo=Shipping.cancel,
-    attempt=timedelta(seconds=30),  # carriers' interfaces are slow, but a minute is no answer
-    in_all=timedelta(days=1),  # a carrier that is down is back by the next pick-up; the money is kept that long
-    pause_at_most=timedelta(minutes=5),  # nobody waits at the screen any more; a pick-up is missed by hours
-    in_vain=Failure(code="shipping_unavailable", message="the carrier could not be reached in time"),
-)
-SEND_CONFIRMATION = Step(
-    StepName.SEND_CONFIRMATION,
-    do=Notifications.confirm,
-    undo=None,  # a shipped order is never undone
-    attempt=timedelta(seconds=30),  # mail servers may take their time to greet
-    in_all=timedelta(days=7),  # a confirmation later than a week confirms nothing: then a person has to look
-    pause_at_most=timedelta(minutes=30),  # as mail servers themselves do
-    in_vain=Failure(code="confirmation_not_sent", message="the confirmation could not be sent in time"),
-)
+# Up to the point of no return, a failure or a cancel compensates all of them, whether or not this run began them: an
+# earlier run may have (a reset, lost data), and a fence is harmless.
+COMPENSATABLE_STEPS = [step for step in STEPS if step.compensation]
+_REVERSIBLE_COUNT = STEPS.index(COMPENSATABLE_STEPS[-1]) + 1
+REVERSIBLE_STEPS, FINAL_STEPS = STEPS[:_REVERSIBLE_COUNT], STEPS[_REVERSIBLE_COUNT:]
 
-# What an order may have to undo, in the order in which it was done.
-SHIPMENT_STEPS = [RESERVE_INVENTORY, CHARGE_PAYMENT, CREATE_SHIPMENT]
+# Activities that are not a step.
+UPDATE_STATUS = Tracking.update_status
+CHANGE_ADDRESS = Shipping.change_address
 
-# Undos, and marks on the order document: each try is short, and there is always another one.
-SHORT_ATTEMPT = timedelta(seconds=30)  # longer than any transaction of ours, or answer of a service
-UNDO_PAUSE_AT_MOST = timedelta(minutes=1)  # so that an order recovers within a minute once the cause is gone
-UNDO_TRIES_BEFORE_ATTENTION = 8  # about a minute of tries; then somebody should know
-ENDLESS = RetryPolicy(initial_interval=FIRST_PAUSE, maximum_interval=UNDO_PAUSE_AT_MOST)
-BEFORE_ATTENTION = RetryPolicy(
-    initial_interval=FIRST_PAUSE,
-    maximum_interval=UNDO_PAUSE_AT_MOST,
-    maximum_attempts=UNDO_TRIES_BEFORE_ATTENTION,
-)
+# Compensations and writes of a status: each attempt is short, and there is always another one.
+SHORT_ATTEMPT = timedelta(seconds=30)
+RETRY_FOREVER = retry(timedelta(minutes=1))  # recovers within a minute once the cause is gone
+RETRY_BEFORE_ATTENTION = retry(timedelta(minutes=1), maximum_attempts=8)  # about a minute
+ADDRESS_CHANGE_TIMEOUT = timedelta(minutes=1)  # all attempts: the customer waits for the answer
 
-# The shipment waits for a change of address that was accepted, so the change has an end.
-ADDRESS_CHANGE_IN_ALL = timedelta(minutes=1)  # who changes it waits at the screen
+
+def all_activities() -> list[Callable[..., Any]]:
+    """Every activity that the workflow may call, which a worker has to register."""
+    steps = [function for step in STEPS for function in (step.activity, step.compensation) if function]
+    return [*steps, UPDATE_STATUS, CHANGE_ADDRESS]
+
+
+def activity_name(function: Callable[..., Any]) -> str:
+    """Raises: TypeError: it is not an activity."""
+    definition = activity._Definition.from_callable(function)
+    if definition is None or definition.name is None:
+        raise TypeError(f"{function.__qualname__} is not an activity: decorate it with @activity.defn")
+    return definition.name
+
+
+def check_table() -> None:
+    """Compare the table with the names and statuses of `app.domain`.
+
+    Raises:
+        TypeError: a step is missing, in another place, or not made of activities; the message names it.
+    """
+    if (names := [step.name for step in STEPS]) != list(StepName):
+        raise TypeError(f"app.domain.StepName has {list(map(str, StepName))}, the table {list(map(str, names))}")
+    if missing := [step.name for step in STEPS if step.name not in STATUS_AFTER]:
+        raise TypeError(f"app.domain.STATUS_AFTER has no status for {', '.join(missing)}")
+    reached = [OrderStatus.AWAITING_APPROVAL, *(step.status for step in STEPS)]
+    if reached != sorted(reached, key=list(OrderStatus).index) or reached[-1] is not OrderStatus.COMPLETED:
+        raise TypeError("app.domain.OrderStatus declares the statuses in another order than the steps reach them")
+    if REVERSIBLE_STEPS[-1].status is not POINT_OF_NO_RETURN:
+        raise TypeError(f"app.domain.POINT_OF_NO_RETURN must be {REVERSIBLE_STEPS[-1].status}")
+    for function in all_activities():
+        activity_name(function)

@@ -1,14 +1,15 @@
-"""Services that go wrong on cue, and the worker that uses them.
+"""Gateways that fail on cue, and the worker that uses them.
 
-A fault is made where it would happen. Payment, carrier and mail: a call has its effect in the sandbox's books or has
-not, and then its answer comes, comes late, or never. The reservation is our own transaction, so there it is the report
-of it to Temporal that is lost or late. Nothing of this is known to the workflow or the activities.
+A fault is made where it would happen: in the gateway's call, which has its effect in the sandbox's books or has not, and
+then answers, answers late, or never. An activity that calls no gateway has its fault at the report to Temporal. Neither
+the workflow nor the activities know of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar
 
@@ -27,9 +28,9 @@ from temporalio.worker import (
     Worker,
 )
 
-from app.gateways.sandbox import GatewayUnavailable, SandboxCarrier, SandboxMailer, SandboxPayments
-from app.models import Address, Money, Order, OrderResult
-from tests.support import Shop, build_shop_worker, eventually
+from app.gateways import Gateways, Unavailable
+from app.messages import OrderResult
+from tests.support import Shop, build_shop_worker, eventually, sandbox_gateways
 
 T = TypeVar("T")
 Call = Callable[[], Awaitable[T]]
@@ -38,16 +39,13 @@ Start = Callable[[], Awaitable[Handle]]
 
 RESERVE, CHARGE, SHIP, CONFIRM = "ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation"
 RELEASE, REFUND, UNSHIP = "ReleaseInventory", "RefundPayment", "CancelShipment"
+WITHOUT_GATEWAY = {RESERVE, RELEASE, "UpdateOrderStatus", "ChangeShippingAddress"}
 
 
 class Fault(Protocol):
     """Stands between an activity and what it calls."""
 
     async def __call__(self, call: Call[T]) -> T: ...
-
-
-class Unavailable(GatewayUnavailable):
-    """Nothing happened, or nobody knows: the call is made again."""
 
 
 class Fails:
@@ -89,74 +87,64 @@ class Pause:
         await self.go_on.wait()
 
 
-class Services(Interceptor):
-    """Payment, carrier and mail for one worker; `faults` by the name of the activity that they befall."""
+class FaultyGateways(Interceptor):
+    """The sandbox gateways for one worker; `faults` by the name of the activity that calls them."""
 
     def __init__(self, shop: Shop, **faults: Fault) -> None:
         self.shop = shop
         self.faults = faults
-        self._payments = SandboxPayments(shop.mongo.sandbox)
-        self._carrier = SandboxCarrier(shop.mongo.sandbox)
-        self._mailer = SandboxMailer(shop.mongo.sandbox)
+        bundle = sandbox_gateways(shop.mongo)
+        self.gateways = Gateways(
+            **{field.name: _Faulty(getattr(bundle, field.name), faults) for field in fields(bundle)}
+        )
 
     def worker(self, **changes: Any) -> Worker:
-        """The worker of `worker.py` with these services; `changes` are options of `temporalio.worker.Worker`."""
+        """The worker of `worker.py` with these gateways; `changes` are options of `temporalio.worker.Worker`."""
         options = {"interceptors": [self], "graceful_shutdown_timeout": timedelta(), **changes}
-        return build_shop_worker(self.shop, payments=self, carrier=_Carrier(self), mailer=self, **options)
-
-    async def _call(self, name: str, call: Call[T]) -> T:
-        fault = self.faults.get(name)
-        return await (fault(call) if fault else call())
-
-    async def charge(self, key: str, amount: Money, payment_method: str) -> str:
-        return await self._call(CHARGE, lambda: self._payments.charge(key, amount, payment_method))
-
-    async def refund(self, key: str) -> bool:
-        return await self._call(REFUND, lambda: self._payments.refund(key))
-
-    async def ship(self, key: str, address: Address) -> str:
-        return await self._call(SHIP, lambda: self._carrier.ship(key, address))
-
-    async def unship(self, key: str) -> bool:
-        return await self._call(UNSHIP, lambda: self._carrier.cancel(key))
-
-    async def send_confirmation(self, key: str, order: Order) -> None:
-        await self._call(CONFIRM, lambda: self._mailer.send_confirmation(key, order))
-
-    # As the worker's interceptor, for the activities that call no service.
+        return build_shop_worker(self.shop, self.gateways, **options)
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
-        return _AtTheReport(next, self)
+        return _AtTheReport(next, self.faults)
 
 
-class _Carrier:
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self.ship = services.ship
-        self.cancel = services.unship
+class _Faulty:
+    """A gateway whose every method meets the fault of the activity that calls it."""
+
+    def __init__(self, gateway: object, faults: dict[str, Fault]) -> None:
+        self._gateway = gateway
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._gateway, name)
+
+        async def call(*arguments: Any) -> Any:
+            fault = self._faults.get(activity.info().activity_type)
+            return await (fault(lambda: method(*arguments)) if fault else method(*arguments))
+
+        return call
 
 
 class _AtTheReport(ActivityInboundInterceptor):
-    def __init__(self, next: ActivityInboundInterceptor, services: Services) -> None:  # noqa: A002
+    def __init__(self, next: ActivityInboundInterceptor, faults: dict[str, Fault]) -> None:  # noqa: A002
         super().__init__(next)
-        self._faults = services.faults
+        self._faults = faults
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         name = activity.info().activity_type
-        fault = self._faults.get(name) if name in {RESERVE, RELEASE} else None
+        fault = self._faults.get(name) if name in WITHOUT_GATEWAY else None
         run = super().execute_activity
         return await (fault(lambda: run(input)) if fault else run(input))
 
 
-class Hands:
-    """The worker of some services, which can be lost and replaced."""
+class RestartableWorker:
+    """The worker of some gateways, which can be lost and replaced."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, gateways: FaultyGateways) -> None:
+        self._gateways = gateways
         self._running: list[tuple[Worker, asyncio.Task[None]]] = []
 
     def start(self, **options: Any) -> None:
-        worker = self._services.worker(**options)
+        worker = self._gateways.worker(**options)
         self._running.append((worker, asyncio.create_task(worker.run())))
 
     async def stop(self) -> None:
@@ -174,20 +162,24 @@ class Hands:
 
 
 async def at_the_end_of(
-    step: str, services: Services, hands: Hands, start: Start, then: Callable[[Handle], Awaitable[None]]
+    step: str,
+    gateways: FaultyGateways,
+    worker: RestartableWorker,
+    start: Start,
+    then: Callable[[Handle], Awaitable[None]],
 ) -> Handle:
     """Start an order, and do something so that its workflow learns of it together with the end of a step."""
     pause = Pause()
-    services.faults[step] = pause
-    hands.start(workflows=[])
-    hands.start(activities=[])
+    gateways.faults[step] = pause
+    worker.start(workflows=[])
+    worker.start(activities=[])
     handle = await start()
     await pause.reached.wait()
-    await hands.stop()
+    await worker.stop()
     await then(handle)
     pause.go_on.set()
     await eventually(lambda: pending(handle), lambda activities: not activities)
-    hands.start(activities=[])
+    worker.start(activities=[])
     return handle
 
 

@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 const ICONS = {
   alert: "M8 2.5 14 13H2zM8 6.5V9M8 11.2v.1",
+  back: "M6 3 3 6l3 3M3 6h6a3.5 3.5 0 0 1 0 7H6",
   box: "M2.5 5 8 2l5.5 3v6L8 14l-5.5-3zM2.5 5 8 8l5.5-3M8 8v6",
   card: "M2 4h12v8H2zM2 7h12",
   check: "m3.5 8.5 3 3 6-7",
@@ -12,9 +13,9 @@ const ICONS = {
   inbox: "M2.5 8.5 4.5 3h7l2 5.5V13h-11zM2.5 9H6l.8 1.5h2.4L10 9h3.5",
   mail: "M2 4h12v8.5H2zM2.5 4.5 8 9l5.5-4.5",
   person: "M8 8a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5M3 13.5c.5-3 2.3-4 5-4s4.5 1 5 4",
+  step: "M8 4.5 11.5 8 8 11.5 4.5 8z",
   stop: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M4.2 4.2l7.6 7.6",
   truck: "M1.5 4h8v7.5h-8zM9.5 6.5h3l2 2.5v2.5h-5M4.5 13.2v.1M11.5 13.2v.1",
-  undo: "M6 3 3 6l3 3M3 6h6a3.5 3.5 0 0 1 0 7H6",
 };
 
 /** element("p", { class: "note", hidden: true }, "text", other): attributes by name, `on…` as listeners. */

@@ -8,7 +8,7 @@ export const STATUSES = {
   charged: { word: "Charged", icon: "card", tone: "run" },
   shipped: { word: "Shipped", icon: "truck", tone: "run" },
   completed: { word: "Completed", icon: "check", tone: "good", final: true },
-  compensating: { word: "Undoing", icon: "undo", tone: "undo" },
+  compensating: { word: "Compensating", icon: "back", tone: "back" },
   failed: { word: "Failed", icon: "cross", tone: "bad", final: true },
   cancelled: { word: "Cancelled", icon: "stop", tone: "off", final: true },
   needs_attention: { word: "Needs attention", icon: "alert", tone: "bad" },
@@ -44,8 +44,8 @@ export function after(start, end) {
   return `+${Math.round(ms / 3_600_000)}\u00a0h`;
 }
 
-/** out_of_stock: Out of stock. */
+/** out_of_stock: Out of stock. ReleaseInventory: Release inventory. */
 export function inWords(code) {
-  const words = code.replaceAll("_", " ");
+  const words = code.replace(/_|(?<=[a-z])(?=[A-Z])/g, " ").toLowerCase();
   return words[0].toUpperCase() + words.slice(1);
 }

@@ -6,6 +6,7 @@ import * as orderList from "./order-list.js";
 import { keep, onChange } from "./order-store.js";
 import * as orderView from "./order-view.js";
 import "./place-order.js";
+import { steps } from "./saga.js";
 import * as stock from "./stock.js";
 
 const connection = document.getElementById("connection");
@@ -48,6 +49,7 @@ const reconnect = follow("/orders/events", {
   // The stream is open first, then the rest is loaded, and then the events are looked at: nothing falls in between.
   async opened() {
     await Promise.all([stock.load(), orderList.load(), orderView.load()]);
+    orderList.offer(steps.map(({ status }) => status));
     set(connection, "data-tone", "good");
     say(connection, "Live");
     banner.hidden = true;

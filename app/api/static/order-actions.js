@@ -5,7 +5,8 @@ import { ask } from "./dialog.js";
 import { element } from "./dom.js";
 import { keep } from "./order-store.js";
 
-const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved", "charged"];
+// The address is settled once the payment is charged: shipping begins then.
+const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved"];
 const ADDRESS = { name: "Name", street: "Street", city: "City", postal_code: "Postal code", country: "Country" };
 const REASON = [{ name: "reason", label: "Reason (optional)" }];
 
@@ -16,7 +17,7 @@ const REASON = [{ name: "reason", label: "Reason (optional)" }];
 export function actionsFor(path, heading, refuse) {
   let order = null;
   const send = (method, action, body) => call(method, `${path}/${action}`, { body }).then(keep);
-  const waits = () => order.status === "awaiting_approval";
+  const waits = () => order.cancellable && order.status === "awaiting_approval"; // a cancelled one waits for nothing
 
   const actions = [
     button("Approve", "primary", waits, () => send("POST", "approval", { approved: true })),
@@ -29,7 +30,7 @@ export function actionsFor(path, heading, refuse) {
         send: ({ reason }) => send("POST", "approval", { approved: false, reason: reason || null }),
       }),
     ),
-    button("Change address", null, () => ADDRESS_OPEN.includes(order.status), () =>
+    button("Change address", null, () => order.cancellable && ADDRESS_OPEN.includes(order.status), () =>
       ask({
         title: "Change the address",
         fields: Object.entries(ADDRESS).map(([name, label]) => ({ name, label, value: order.shipping_address[name], required: true })),
@@ -40,7 +41,7 @@ export function actionsFor(path, heading, refuse) {
     button("Cancel order", null, () => order.cancellable, () =>
       ask({
         title: "Cancel this order?",
-        note: "Whatever has happened by then is undone.",
+        note: "Completed steps are compensated.",
         fields: REASON,
         confirm: "Cancel order",
         tone: "danger",

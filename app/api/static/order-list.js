@@ -19,7 +19,12 @@ let unconfirmed = new Set(); // rows that the reload under way has not met yet
 let loading = new AbortController();
 let selected = null;
 
-for (const [status, { word }] of Object.entries(STATUSES)) filter.append(element("option", { value: status }, word));
+/** Offers statuses to filter by, each once: a step may bring one that this page does not know. */
+export function offer(statuses) {
+  const offered = new Set(Array.from(filter.options, ({ value }) => value));
+  for (const status of statuses) if (!offered.has(status)) filter.append(element("option", { value: status }, statusOf({ status }).word));
+}
+offer(Object.keys(STATUSES));
 
 const createdAt = (order) => Date.parse(order.created_at);
 

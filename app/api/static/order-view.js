@@ -4,8 +4,10 @@ import { call } from "./api.js";
 import { announce, element, icon, say, set, turnInto } from "./dom.js";
 import { inWords, money, statusOf, time } from "./format.js";
 import { get, keep, onChange } from "./order-store.js";
+import { load as loadSteps } from "./saga.js";
 import { drawSaga } from "./saga-drawing.js";
 
+const CANCELLABLE = ["placed", "awaiting_approval", "reserved", "charged"];
 const ASK_AGAIN = 1000; // ms between two questions to the workflow, while the order shown is under way
 
 const pane = document.getElementById("order");
@@ -21,11 +23,16 @@ export function show(orderId) {
   pane.replaceChildren(...(shown ? shown.parts : example()));
   if (!shown) return;
   if (get(orderId)) shown.update(get(orderId));
-  load();
+  loadOrder();
 }
 
-/** Fetches the order again: it may have changed while nobody told. */
+/** Fetches the table of steps and the order again: both may have changed while the stream was down. */
 export async function load() {
+  if (await loadSteps()) show(shown?.orderId);
+  else await loadOrder();
+}
+
+async function loadOrder() {
   const view = shown;
   if (!view) return;
   try {
@@ -61,7 +68,7 @@ function example() {
   saga.update({ status: "none", steps: [] });
   return [
     element("h2", { tabindex: -1 }, "A saga"),
-    element("p", { class: "note" }, "When a step fails for good, or the order is cancelled, what has happened is undone in reverse. Place an order, and watch."),
+    element("p", { class: "note" }, "When a step fails for good, or the order is cancelled, the completed steps are compensated in reverse. Place an order, and watch."),
     saga.drawing,
   ];
 }
@@ -97,9 +104,11 @@ function build(orderId) {
     const { name: person, street, postal_code, city, country } = order.shipping_address;
     say(name, person);
     say(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
-    failure.hidden = !order.failure;
-    set(failure, "data-tone", status.tone);
-    if (order.failure) failure.replaceChildren(element("b", {}, `${inWords(order.failure.code)}:`), ` ${order.failure.message}`);
+    // Between an accepted cancel and the first compensation, MongoDB knows of the cancel and the status does not.
+    const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
+    failure.hidden = !order.failure && (order.cancellable || !CANCELLABLE.includes(order.status));
+    set(failure, "data-tone", order.failure ? status.tone : "off");
+    failure.replaceChildren(element("b", {}, `${inWords(code)}:`), ` ${message}`);
 
     actions?.update(order);
     saga.update(order, progress);

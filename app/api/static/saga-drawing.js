@@ -1,26 +1,31 @@
-// The saga as a drawing: the steps lead down on the left; where one fails, the way turns, and their undos lead up on the
-// right. It is built once for each order and then moves: a change touches only what is different.
+// The saga as a drawing: the steps lead down on the left; where one fails, the way turns, and the compensations lead up on
+// the right. It is built once for each order and then moves: a change touches only what is different.
 
 import { element, icon, say, set, turnInto } from "./dom.js";
 import { after, statusOf, time } from "./format.js";
-import { readSaga, STEPS } from "./saga.js";
+import { readSaga, steps as table } from "./saga.js";
 
 /** Returns the drawing, and `update(order, progress)`, which draws it as it stands. */
 export function drawSaga() {
   const start = stop("Placed", "inbox");
-  const end = stop("All undone", "undo");
+  const end = stop("All compensated", "back");
   const approval = stop("Approval", "person");
-  const steps = STEPS.map(({ word, icon, undo }) => ({ forward: stop(word, icon), undo: undo && stop(undo, "undo") }));
+  const steps = table.map(({ word, icon, compensation }) => ({ forward: stop(word, icon), back: compensation && stop(compensation, "back") }));
   const completed = stop("Completed", "flag");
 
   const startRow = row(start, end);
-  const approvalRow = row(approval, { node: element("div", { class: "stop way" }) });
-  const stepRows = steps.map(({ forward, undo }) => row(forward, undo ?? { node: element("p", { class: "stop none" }, "No undo from here on") }));
+  // Where a step has no compensation, the way up leads past it; below the last compensation there is none.
+  const last = table.findLastIndex(({ compensation }) => compensation);
+  const past = () => ({ node: element("div", { class: "stop way" }) });
+  const none = (index) => index === last + 1 && { node: element("p", { class: "stop none" }, "No compensation from here on") };
+  const approvalRow = row(approval, past());
+  const stepRows = steps.map(({ forward, back }, index) => row(forward, back || (index < last ? past() : none(index))));
+  steps[last]?.back.node.classList.add("bottom");
   const rows = [startRow, approvalRow, ...stepRows, row(completed)];
   const drawing = element(
     "div",
-    { class: "saga" },
-    element("p", { "aria-hidden": "true" }, element("span", {}, "Steps ↓"), element("span", {}, "Undos ↑")),
+    { class: "saga", hidden: !table.length },
+    element("p", { "aria-hidden": "true" }, element("span", {}, "Steps ↓"), element("span", {}, "Compensations ↑")),
     element("ol", { "aria-label": "The saga of this order" }, ...rows),
   );
 
@@ -39,10 +44,10 @@ export function drawSaga() {
     if (declined) approval.show("failed", "not approved");
     else approval.show(approved ? "done" : "running", approved ? "approved" : "waits for a person");
 
-    steps.forEach(({ forward, undo }, index) => {
+    steps.forEach(({ forward, back }, index) => {
       const read = saga.steps[index];
       forward.show(read.forward.state, stepWords(read.forward, saga, when), read.forward.detail);
-      undo?.show(read.undo.state, undoWords(read, saga, when), read.undo.detail);
+      back?.show(read.back.state, compensationWords(read, saga, when));
     });
 
     const ended = saga.back && !saga.live;
@@ -64,24 +69,25 @@ export function drawSaga() {
   return { drawing, update };
 }
 
-function stepWords({ state, at, attempt }, saga, when) {
+function stepWords({ state, at, attempt, attempts }, saga, when) {
   if (state === "idle") return saga.back ? "not reached" : "not yet";
-  if (state === "undone") return "taken back";
-  return state === "running" ? tries("running", attempt) : `${state} ${when(at)}`;
+  if (state === "running") return tries("running", attempt);
+  const word = state === "compensated" ? "done" : state; // that it was compensated stands beside it, on the right
+  return `${word} ${when(at)}${attempts > 1 ? `, ${attempts} attempts` : ""}`;
 }
 
-function undoWords({ forward, undo: { state, at, attempt } }, saga, when) {
-  if (state === "done") return `undone ${when(at)}`;
-  if (state === "due") return "to be undone";
-  if (state === "running") return tries("undoing", attempt);
-  if (forward.state === "failed") return "nothing to undo";
+function compensationWords({ forward, back: { state, at, attempt } }, saga, when) {
+  if (state === "done") return `compensated ${when(at)}`;
+  if (state === "due") return "to be compensated";
+  if (state === "running") return tries("compensating", attempt);
+  if (forward.state === "failed" || forward.state === "interrupted") return "nothing to compensate";
   return saga.back || !saga.live ? "not needed" : "only if needed";
 }
 
 const tries = (doing, attempt) => (attempt > 1 ? `${doing}, attempt ${attempt}` : doing);
 
 /** What a stop's dot shows in a state; where nothing is said, its own sign. */
-const SIGNS = { done: "check", failed: "cross", undone: "undo" };
+const SIGNS = { done: "check", failed: "cross", interrupted: "stop", compensated: "back" };
 
 function stop(word, ownSign) {
   const sign = icon(ownSign);
@@ -105,4 +111,4 @@ function stop(word, ownSign) {
   };
 }
 
-const row = (forward, undo) => element("li", {}, forward.node, element("span", { class: "turn" }), undo?.node);
+const row = (forward, back) => element("li", {}, forward.node, element("span", { class: "turn" }), back ? back.node : null);

@@ -1,0 +1,128 @@
+"""The fence: how a step that calls a gateway takes effect at most once, and never after its compensation (G3, G4).
+
+The state of a step is `steps.<name>` in the order document; `app.domain.next_status` says how it moves, and one
+conditional write decides each race. A compensation that comes first writes `failed`, the fence. An attempt that comes
+late finds it, stops, and takes back what it already did at the gateway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from app.domain import (
+    FENCED,
+    Attempt,
+    Failure,
+    Order,
+    OrderNotFound,
+    StepChange,
+    StepEvent,
+    StepName,
+    StepRecord,
+    StepStatus,
+)
+from app.gateways import Declined, Gateways, Misconfigured
+
+if TYPE_CHECKING:
+    from app.mongo import Mongo
+    from app.orders import OrderRepository
+    from app.products import ProductRepository
+
+logger = logging.getLogger(__name__)
+
+Compensate = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What every class of activities is built from: a new one needs no line in `worker.py`."""
+
+    mongo: Mongo
+    orders: OrderRepository
+    products: ProductRepository
+    gateways: Gateways
+
+
+def current_attempt() -> Attempt:
+    info = activity.info()
+    return Attempt(info.started_time if info.attempt == 1 else info.scheduled_time, info.attempt)
+
+
+def declined_error(failure: Failure) -> ApplicationError:
+    """The error of a step that will never succeed: its type is the failure's code, and it is not retried.
+
+    Benign: neither logged nor counted as an error.
+    """
+    return ApplicationError(
+        failure.message, type=failure.code, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
+
+
+class OrderStep:
+    """One step of the saga: performs it and compensates it, each at most once per order."""
+
+    def __init__(self, orders: OrderRepository, name: StepName) -> None:
+        self._orders = orders
+        self._name = name
+
+    async def perform(
+        self, order_id: str, call: Callable[[Order], Awaitable[str]], compensate: Compensate | None = None
+    ) -> None:
+        """Do the step: one read, the gateway's call, one write.
+
+        Args:
+            call: calls the gateway; returns the detail to record, such as its reference.
+            compensate: takes the effect back at the gateway; returns whether there was one.
+
+        Raises:
+            ApplicationError: not retryable; declined, misconfigured, or the order was stopped.
+            OrderNotFound
+        """
+        order = await self._orders.get(order_id)
+        record = order.step(self._name)
+        stop_reason = order.stop_reason
+        if record is None and stop_reason is None:
+            try:
+                detail = await call(order)
+            except Declined as declined:
+                failure = Failure(code=declined.code, message=str(declined))
+                record, stop_reason = await self._record(order_id, StepEvent.DECLINED, failure.message, failure)
+            except Misconfigured as error:
+                logger.error("order %s: %s: the service is misconfigured: %s", order_id, self._name, error)
+                raise declined_error(Failure(code="misconfigured", message="the service is misconfigured")) from error
+            else:
+                record, stop_reason = await self._record(order_id, StepEvent.SUCCEEDED, detail)
+                if record.status is not StepStatus.DONE and compensate is not None and await compensate():
+                    await self._record(order_id, StepEvent.COMPENSATED)
+        if stop_reason is not None:
+            raise declined_error(stop_reason)
+        assert record is not None
+        if record.status is not StepStatus.DONE:
+            raise declined_error(record.failure or FENCED)
+
+    async def compensate(self, order_id: str, compensate: Compensate) -> None:
+        """Take the step back, or make sure that it cannot take effect any more.
+
+        The fence comes first, the gateway second: an attempt in flight then runs into one or the other.
+        """
+        try:
+            record, _ = await self._record(order_id, StepEvent.FENCED, "stopped before it took effect")
+        except OrderNotFound:  # removed: there is nothing to record, but an effect must not stay
+            await compensate()
+            return
+        if record.status is not StepStatus.COMPENSATED:
+            had_effect = await compensate()
+            if had_effect or record.status is StepStatus.DONE:
+                await self._record(order_id, StepEvent.COMPENSATED)
+
+    async def _record(
+        self, order_id: str, event: StepEvent, detail: str = "", failure: Failure | None = None
+    ) -> tuple[StepRecord, Failure | None]:
+        change = StepChange(self._name, event, detail, failure, current_attempt())
+        return await self._orders.change_step(order_id, change)

@@ -1,0 +1,43 @@
+"""The saga's table over HTTP: a client draws the steps without a list of its own."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from app.api.auth import Caller
+from app.api.problems import responses
+from app.domain import OrderStatus, StepName
+from app.workflows.steps import STEPS, activity_name
+
+router = APIRouter(prefix="/saga", tags=["orders"])
+
+
+class SagaStep(BaseModel):
+    """A step moves the order from `starts_from` to `status`; `compensation` is the activity that takes it back."""
+
+    step: StepName
+    activity: str
+    compensation: str | None
+    starts_from: OrderStatus
+    status: OrderStatus
+
+
+class Saga(BaseModel):
+    steps: list[SagaStep]
+
+
+@router.get("", responses=responses())
+async def read(_: Caller) -> Saga:
+    """The steps in the order in which they run; compensations run in reverse."""
+    statuses = [OrderStatus.PLACED, *(step.status for step in STEPS)]
+    return Saga(
+        steps=[
+            SagaStep(
+                step=step.name,
+                activity=activity_name(step.activity),
+                compensation=activity_name(step.compensation) if step.compensation else None,
+                starts_from=starts_from,
+                status=step.status,
+            )
+            for starts_from, step in zip(statuses, STEPS, strict=False)
+        ]
+    )

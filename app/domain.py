@@ -1,0 +1,397 @@
+"""The language of the domain: order, product, money, status, step.
+
+Standard library and pydantic only: workflows, activities, gateways and the API all use it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    computed_field,
+    field_validator,
+)
+
+logger = logging.getLogger(__name__)
+
+# Text from a caller: printable, bounded, trimmed. NUL and other control characters never reach the database.
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
+]
+IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
+Email = Annotated[
+    str, StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$")
+]
+CountryCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2}$", to_upper=True)]
+CurrencyCode = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+MAX_QUANTITY = 1_000
+MAX_STOCK = 1_000_000_000  # keeps every sum far inside MongoDB's 64-bit integers
+MAX_PRICE = 1_000_000_000
+
+
+class Model(BaseModel):
+    """Unknown fields are refused: a misspelt field is the caller's error, and dropping it would hide that."""
+
+    # Never the value in an error: it may be personal, and errors end in logs and in workflow histories.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class OrderStatus(StrEnum):
+    """Declared in the order in which the saga reaches them: what may follow what is derived from it."""
+
+    PLACED = "placed"
+    AWAITING_APPROVAL = "awaiting_approval"
+    RESERVED = "reserved"
+    CHARGED = "charged"
+    SHIPPED = "shipped"
+    COMPLETED = "completed"
+    COMPENSATING = "compensating"
+    NEEDS_ATTENTION = "needs_attention"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+POINT_OF_NO_RETURN = OrderStatus.SHIPPED  # from here on the order completes, whatever comes
+_ALL = list(OrderStatus)
+_FORWARD = _ALL[: _ALL.index(OrderStatus.COMPENSATING)]
+TERMINAL = frozenset({OrderStatus.COMPLETED, OrderStatus.FAILED, OrderStatus.CANCELLED})
+CANCELLABLE = _FORWARD[: _FORWARD.index(POINT_OF_NO_RETURN)]
+# Charging is followed by shipping at once, with the address as it is then.
+ADDRESS_CHANGEABLE = CANCELLABLE[:-1]
+# The saga has turned back: no step may take effect any more.
+STOPPED = frozenset(_ALL[_ALL.index(OrderStatus.COMPENSATING) :])
+_COMPENSATING = [OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION]
+
+# From where each status may be reached. Every write of a status is conditional on it, so a late writer cannot move
+# an order backwards, and MongoDB alone decides between shipping and compensating.
+ALLOWED_FROM: Mapping[OrderStatus, list[OrderStatus]] = {
+    **{status: _FORWARD[:position] for position, status in enumerate(_FORWARD) if position},
+    OrderStatus.COMPENSATING: CANCELLABLE,
+    OrderStatus.NEEDS_ATTENTION: [OrderStatus.COMPENSATING],
+    OrderStatus.FAILED: _COMPENSATING,
+    OrderStatus.CANCELLED: _COMPENSATING,
+}
+
+
+class StepName(StrEnum):
+    """Declared in the order of the saga."""
+
+    RESERVE_INVENTORY = "reserve_inventory"
+    CHARGE_PAYMENT = "charge_payment"
+    CREATE_SHIPMENT = "create_shipment"
+    SEND_CONFIRMATION = "send_confirmation"
+
+
+# The status of an order once the step is done.
+STATUS_AFTER: Mapping[StepName, OrderStatus] = {
+    StepName.RESERVE_INVENTORY: OrderStatus.RESERVED,
+    StepName.CHARGE_PAYMENT: OrderStatus.CHARGED,
+    StepName.CREATE_SHIPMENT: OrderStatus.SHIPPED,
+    StepName.SEND_CONFIRMATION: OrderStatus.COMPLETED,
+}
+
+
+class StepStatus(StrEnum):
+    DONE = "done"
+    FAILED = "failed"  # declined, or fenced: it had no effect, as far as is known
+    COMPENSATED = "compensated"
+
+
+class StepEvent(StrEnum):
+    """What can happen to a step, in any order and any number of times."""
+
+    SUCCEEDED = "succeeded"  # the gateway did it
+    DECLINED = "declined"  # the gateway's final no
+    FENCED = "fenced"  # a compensation came: the step must not take effect any more
+    COMPENSATED = "compensated"  # the gateway took back an effect
+
+
+def next_status(status: StepStatus | None, event: StepEvent) -> StepStatus | None:
+    """The state machine of a step: the status after an event; an event that comes too late changes nothing.
+
+        absent -> done -> compensated
+        absent -> failed (declined, or fenced) -> compensated (the gateway had acted after all)
+
+    The conditional writes of `app.orders` are derived from this function.
+    """
+    match event:
+        case StepEvent.SUCCEEDED:
+            return status or StepStatus.DONE
+        case StepEvent.DECLINED | StepEvent.FENCED:
+            return status or StepStatus.FAILED
+        case StepEvent.COMPENSATED:
+            return status and StepStatus.COMPENSATED
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """When a step was first tried (a retried one: when Temporal scheduled it), and which attempt this is, from 1."""
+
+    first_at: datetime
+    number: int
+
+
+@dataclass(frozen=True)
+class StepChange:
+    """What happened to a step. `quantities` by SKU are those that a reservation holds."""
+
+    step: StepName
+    event: StepEvent
+    detail: str
+    failure: Failure | None
+    attempt: Attempt
+    quantities: Mapping[str, int] | None = None
+
+
+class KeyReused(Exception):
+    """The idempotency key belongs to an earlier request with another body."""
+
+
+class OrderNotFound(LookupError):
+    """The order is not in MongoDB: it was removed, or is being restored."""
+
+
+class Money(Model):
+    """An amount in minor units (cents) of an ISO 4217 currency."""
+
+    amount: Annotated[int, Field(strict=True, ge=0, le=MAX_PRICE * MAX_QUANTITY * 50)]
+    currency: CurrencyCode
+
+
+class Address(Model):
+    name: Text
+    street: Text
+    city: Text
+    postal_code: Annotated[Text, StringConstraints(max_length=16)]
+    country: CountryCode
+
+
+class UnitPrice(Money):
+    """The price of a single unit; bounded, so that every total is within the bounds of `Money`."""
+
+    amount: Annotated[int, Field(strict=True, ge=0, le=MAX_PRICE)]
+
+
+class OrderedLine(Model):
+    sku: Identifier
+    quantity: Annotated[int, Field(strict=True, ge=1, le=MAX_QUANTITY)]
+
+
+class NewOrder(Model):
+    """An order as a caller places it. It has no prices: they come from the products."""
+
+    customer_id: Identifier
+    email: Email
+    payment_method: Identifier
+    lines: Annotated[list[OrderedLine], Field(min_length=1, max_length=50)]
+    shipping_address: Address
+
+    @field_validator("lines")
+    @classmethod
+    def _no_sku_twice(cls, lines: list[OrderedLine]) -> list[OrderedLine]:
+        skus = [line.sku for line in lines]
+        if doubled := {sku for sku in skus if skus.count(sku) > 1}:
+            raise ValueError(f"named twice: {', '.join(sorted(doubled))}")
+        return lines
+
+
+class Line(OrderedLine):
+    """A product of an order, with the unit price at the time the order was placed."""
+
+    name: Text
+    unit_price: UnitPrice
+
+
+class Failure(Model):
+    """Why an order did not complete: a code for programs and a sentence for people."""
+
+    code: str
+    message: str
+
+
+# Failure codes that the saga itself gives.
+CANCELLED = "cancelled"
+NOT_APPROVED = "not_approved"
+
+
+class Cancellation(BaseModel):
+    """A cancel that was accepted: from then on no step may take effect."""
+
+    reason: str | None = None
+    at: datetime
+
+
+class Approval(BaseModel):
+    """The first decision on an order that awaited approval."""
+
+    approved: bool
+    reason: str | None = None
+    at: datetime
+
+
+class StepRecord(Model):
+    """One step in an order's timeline: first attempt, decision (`at`), compensation, and the attempts it took.
+
+    A step that was fenced has had no attempt that counted: `attempts` is 0.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    step: StepName
+    status: StepStatus
+    first_attempt_at: datetime | None = None
+    at: datetime
+    attempts: int = 0
+    compensated_at: datetime | None = None
+    detail: str
+    failure: Annotated[Failure | None, Field(exclude=True)] = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def interrupted(self) -> bool:
+        """Stopped by a cancel or another step's failure before it took effect, rather than declined."""
+        return self.status is StepStatus.FAILED and self.failure is None
+
+
+class Order(Model):
+    """An order as MongoDB holds it and the API shows it, all but `email`, which only the mailer needs."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    order_id: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "order_id"))]
+    customer_id: Identifier
+    status: OrderStatus = OrderStatus.PLACED
+    total: Money
+    lines: Annotated[list[Line], Field(min_length=1, max_length=50)]
+    payment_method: Identifier
+    shipping_address: Address
+    email: Annotated[Email, Field(exclude=True)]
+    created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it: a text would not do
+    updated_at: Annotated[datetime, Field(strict=True)]
+    steps: list[StepRecord] = []
+    failure: Failure | None = None
+    cancellation: Annotated[Cancellation | None, Field(exclude=True)] = None
+    approval: Annotated[Approval | None, Field(exclude=True)] = None
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _steps_in_order(cls, steps: Any) -> Any:
+        """MongoDB holds the steps by name, so that a step cannot appear twice."""
+        if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
+            return [{"step": name, **steps[name]} for name in StepName if name in steps]
+        return steps
+
+    @field_validator("steps")
+    @classmethod
+    def _without_unbegun(cls, steps: list[StepRecord]) -> list[StepRecord]:
+        """A compensation fences every step. Only of the first one that did not take effect is that worth telling."""
+        effective = {record.step for record in steps if record.status is not StepStatus.FAILED}
+        names = list(StepName)
+        before = {record.step: names[: names.index(record.step)][-1:] for record in steps}
+        return [record for record in steps if not record.interrupted or effective.issuperset(before[record.step])]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cancellable(self) -> bool:
+        return self.status in CANCELLABLE and self.cancellation is None
+
+    @property
+    def stop_reason(self) -> Failure | None:
+        """Why no step may take effect any more: the order is cancelled or being compensated."""
+        if self.failure is None and self.cancellation:
+            return Failure(code=CANCELLED, message=self.cancellation.reason or CANCELLED)
+        if self.cancellation or self.status in STOPPED:
+            return self.failure or FENCED
+        return None
+
+    def step(self, name: StepName) -> StepRecord | None:
+        return next((record for record in self.steps if record.step is name), None)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Read an order document.
+
+        Raises:
+            ValueError (of which pydantic.ValidationError is one): the document is malformed (another program may have
+                written it).
+        """
+        order = cls.model_validate(document)
+        if len({line.sku for line in order.lines}) < len(order.lines):
+            raise ValueError("lines: a sku is named twice")
+        if {line.unit_price.currency for line in order.lines} != {order.total.currency}:
+            raise ValueError("lines: not all prices are in the currency of the total")
+        if order.total.amount != sum(line.quantity * line.unit_price.amount for line in order.lines):
+            raise ValueError("total is not the sum of the lines")
+        return order
+
+    @classmethod
+    def from_any_document(cls, document: Mapping[str, Any]) -> Order:
+        """Read an order document for display; a malformed one is shown as failed rather than hidden or an error."""
+        try:
+            return cls.from_document(document)
+        except ValueError as error:
+            return Order.model_construct(
+                email="",
+                order_id=str(document.get("_id"))[:64],
+                customer_id=str(document.get("customer_id"))[:64],
+                status=OrderStatus.FAILED,
+                total=Money(amount=0, currency="XXX"),  # ISO 4217: no currency
+                lines=[],
+                payment_method=str(document.get("payment_method"))[:64],
+                shipping_address=Address.model_construct(name="", street="", city="", postal_code="", country=""),
+                created_at=_time_of(document.get("created_at")),
+                updated_at=_time_of(document.get("updated_at")),
+                steps=[],
+                failure=Failure(code="malformed", message=why_malformed(error)),
+                cancellation=None,
+                approval=None,
+            )
+
+
+FENCED = Failure(code="fenced", message="the step was compensated before it took effect")
+
+
+def why_malformed(error: ValueError) -> str:
+    """The first thing that is wrong with a document, by field; never its values, which may be personal."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}"
+    return str(error)
+
+
+def _time_of(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromtimestamp(0, UTC)
+
+
+class Product(Model):
+    """A product: unit price and available quantity (in stock and not held by any order)."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    sku: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "sku"))]
+    name: Text
+    unit_price: UnitPrice
+    available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: orders may give back to any stock
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self | None:
+        """Read a product's document; a malformed one, which another program may have written, counts as none."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            logger.error("product %s is malformed: %s", document.get("_id"), why_malformed(error))
+            return None

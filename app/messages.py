@@ -1,0 +1,91 @@
+"""What travels through Temporal: inputs, results, signals, updates, queries.
+
+Ids and decisions, never personal data: they stay in workflow histories (G11). Standard library and pydantic only.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from app.domain import Failure, OrderStatus, StepName
+
+
+class Message(BaseModel):
+    """Unknown fields are ignored: during a rollout, an old worker meets messages of a new one."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class OrderInput(Message):
+    """The workflow's input: the id, and the few values that it branches on."""
+
+    order_id: str
+    needs_approval: bool
+    approval_timeout: timedelta
+
+
+class OrderRef(Message):
+    """The input of every step and every compensation: the rest of the order is read from MongoDB."""
+
+    order_id: str
+
+
+class CancelRequest(Message):
+    """`reason` is for cancels from Temporal's own tools; the API keeps reasons in MongoDB."""
+
+    reason: str | None = None
+
+
+class ApprovalDecision(Message):
+    """As `CancelRequest`: the API keeps the reason in MongoDB."""
+
+    approved: bool
+    reason: str | None = None
+
+
+class StatusUpdate(Message):
+    """A status that no step writes by itself, or a decision on an approval."""
+
+    order_id: str
+    status: OrderStatus
+    failure: Failure | None = None
+    approval: ApprovalDecision | None = None
+
+
+class OrderState(Message):
+    """The order as MongoDB has it: what the workflow goes by, as a write of its own may have come too late."""
+
+    status: OrderStatus
+    failure_code: str | None = None
+    approved: bool | None = None
+
+
+class AddressChange(Message):
+    """Names an address that waits in the order document: the address is personal and stays out of the history."""
+
+    order_id: str
+    number: int
+
+
+class OrderResult(Message):
+    """How an order ended. A business outcome is a result, not a failure of the workflow."""
+
+    order_id: str
+    status: OrderStatus
+    failure_code: str | None = None
+
+
+class OrderProgress(Message):
+    """Where the workflow is, and its answer to the query `status`."""
+
+    model_config = ConfigDict(frozen=False)
+
+    order_id: str
+    status: OrderStatus
+    step: StepName | None = None
+    waiting_for: str | None = None
+    compensated: list[StepName] = []
+    cancel_requested: bool = False
+    approved: bool | None = None

@@ -1,0 +1,211 @@
+"""The order workflows, as the API and the relay see them: start, signal, update, query.
+
+Every call has a deadline: Temporal that does not answer by then counts as unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, TemporalError
+from temporalio.service import RPCError, RPCStatusCode
+
+from app.domain import IDENTIFIER, Order
+from app.messages import (
+    AddressChange,
+    ApprovalDecision,
+    CancelRequest,
+    OrderInput,
+    OrderProgress,
+    OrderResult,
+)
+from app.temporal import IN_PROGRESS, ORDER_STATUS
+from app.workflows.order import OrderWorkflow
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+# Seconds.
+START_TIMEOUT = 0.8  # a POST answers within a second; the relay starts what was not started by then
+CALL_TIMEOUT = 1.8  # an endpoint that asks Temporal answers within two
+LIST_TIMEOUT = 10.0
+WORKFLOW_ID_PREFIX = "order-"
+IDS_PER_QUERY = 100
+
+
+class WorkflowClosed(Exception):
+    """The order's workflow has closed: it takes no update any more."""
+
+
+class UpdateRejected(Exception):
+    """The workflow's validator rejected an update; the message says why."""
+
+
+class TemporalUnavailable(Exception):
+    """Temporal, or a worker that is needed for the answer, did not answer in time."""
+
+
+def workflow_id(order_id: str) -> str:
+    return f"{WORKFLOW_ID_PREFIX}{order_id}"
+
+
+class OrderWorkflows:
+    def __init__(self, client: Client, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+
+    async def start(self, order: Order, timeout: float = START_TIMEOUT) -> None:
+        """Start the order's workflow; does nothing where it runs.
+
+        Raises:
+            TemporalUnavailable
+        """
+        async with _answered_within(timeout):
+            await self._client.start_workflow(
+                OrderWorkflow.run,
+                self._input(order),
+                **self._options(order),
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            )
+
+    async def cancel(self, order: Order) -> None:
+        """Signal `cancel`; starts the workflow where it does not run.
+
+        Raises:
+            TemporalUnavailable
+        """
+        await self._signal(order, "cancel", CancelRequest())
+
+    async def approve(self, order: Order, *, approved: bool) -> None:
+        """Signal `approve`; starts the workflow where it does not run.
+
+        Raises:
+            TemporalUnavailable
+        """
+        await self._signal(order, "approve", ApprovalDecision(approved=approved))
+
+    async def change_address(self, order: Order, change: AddressChange) -> bool:
+        """Update `change_shipping_address`; False when shipping began first.
+
+        Raises:
+            UpdateRejected, WorkflowClosed, TemporalUnavailable
+        """
+        async with _answered_within(CALL_TIMEOUT):
+            await self.start(order)
+            try:
+                return await self._handle(order.order_id).execute_update(
+                    OrderWorkflow.change_shipping_address, change, id=f"address-{change.number}"
+                )
+            except WorkflowUpdateFailedError as error:
+                if isinstance(error.cause, ApplicationError):
+                    raise UpdateRejected(error.cause.message) from error
+                raise
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    raise WorkflowClosed from error
+                raise
+
+    async def progress(self, order_id: str) -> OrderProgress:
+        """The workflow's own answer (query `status`).
+
+        Raises:
+            TemporalUnavailable: also where no workflow is known any more, or yet.
+        """
+        async with _answered_within(CALL_TIMEOUT):
+            return await self._handle(order_id).query(OrderWorkflow.status)
+
+    async def attempt(self, order_id: str) -> int | None:
+        """The attempt that runs or is waited for: the server counts them, the workflow does not know.
+
+        Raises:
+            TemporalUnavailable
+        """
+        async with _answered_within(CALL_TIMEOUT):
+            description = await self._handle(order_id).describe()
+        return max((activity.attempt for activity in description.raw_description.pending_activities), default=None)
+
+    async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
+        """The orders, or those among some, whose workflow runs. From Temporal's visibility, a moment late.
+
+        Raises:
+            TemporalUnavailable
+        """
+        query = f"ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.task_queue}'"
+        queries = [query]
+        if order_ids is not None:
+            # One that is no identifier has no workflow, and could say anything within the query.
+            ids = [f"'{workflow_id(order_id)}'" for order_id in order_ids if re.fullmatch(IDENTIFIER, order_id)]
+            chunks = [ids[begin : begin + IDS_PER_QUERY] for begin in range(0, len(ids), IDS_PER_QUERY)]
+            queries = [f"{query} AND WorkflowId IN ({', '.join(chunk)})" for chunk in chunks]
+        found: set[str] = set()
+        async with _answered_within(LIST_TIMEOUT):
+            for query in queries:
+                async for execution in self._client.list_workflows(query, page_size=1_000):
+                    found.add(execution.id.removeprefix(WORKFLOW_ID_PREFIX))
+        return found
+
+    def workflow_url(self, order_id: str) -> str | None:
+        """The workflow's page in Temporal's Web UI, where there is one."""
+        if not self._settings.temporal_ui_url:
+            return None
+        namespace = f"{self._settings.temporal_ui_url.rstrip('/')}/namespaces/{self._client.namespace}"
+        return f"{namespace}/workflows/{workflow_id(order_id)}"
+
+    async def ping(self) -> None:
+        """Raises: TemporalUnavailable."""
+        async with _answered_within(CALL_TIMEOUT):
+            await self._client.service_client.check_health()
+
+    async def _signal(self, order: Order, signal: str, argument: object) -> None:
+        async with _answered_within(CALL_TIMEOUT):
+            await self._client.start_workflow(
+                OrderWorkflow.run,
+                self._input(order),
+                **self._options(order),
+                start_signal=signal,
+                start_signal_args=[argument],
+            )
+
+    def _input(self, order: Order) -> OrderInput:
+        return OrderInput(
+            order_id=order.order_id,
+            needs_approval=order.total.amount >= self._settings.approval_threshold,
+            approval_timeout=self._settings.approval_timeout,
+        )
+
+    def _options(self, order: Order) -> dict[str, Any]:
+        return {
+            "id": workflow_id(order.order_id),
+            "task_queue": self._settings.task_queue,
+            # A workflow that was terminated, or whose order was removed and placed again, is started anew: MongoDB
+            # knows which steps took effect.
+            "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            "search_attributes": TypedSearchAttributes([SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
+        }
+
+    def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:
+        return self._client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))
+
+
+@asynccontextmanager
+async def _answered_within(seconds: float) -> AsyncIterator[None]:
+    """A deadline over all calls; turns the SDK's errors into `TemporalUnavailable`.
+
+    `rpc_timeout` would not do: it bounds each try of a call, neither their sum nor the first connection.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (TemporalError, RuntimeError, TimeoutError) as error:  # RuntimeError: never connected yet
+        raise TemporalUnavailable from error

@@ -1,0 +1,98 @@
+"""The products: unit prices and available quantities, in the collection `inventory`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pymongo import UpdateOne
+
+from app.domain import MAX_STOCK, KeyReused, Product
+from app.mongo import DuplicateKeyError, NotReplicated
+
+if TYPE_CHECKING:
+    from app.mongo import Mongo, Session
+
+
+class ProductNotFound(LookupError):
+    pass
+
+
+class StockLimitReached(Exception):
+    """The stock of a product cannot exceed `MAX_STOCK`."""
+
+
+class ProductRepository:
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self._products = mongo.inventory
+        self._restocks = mongo.restocks
+
+    async def all(self) -> list[Product]:
+        found = self._products.find().sort("_id", 1)
+        return [product async for document in found if (product := Product.from_document(document))]
+
+    async def by_sku(self, skus: Iterable[str]) -> dict[str, Product]:
+        """Those that exist."""
+        found = self._products.find({"_id": {"$in": list(skus)}})
+        return {product.sku: product async for document in found if (product := Product.from_document(document))}
+
+    async def get(self, sku: str) -> Product:
+        """Raises: ProductNotFound."""
+        products = await self.by_sku([sku])
+        if sku not in products:
+            raise ProductNotFound(sku)
+        return products[sku]
+
+    async def put(self, product: Product) -> bool:
+        """Create or replace a product; whether it was created."""
+        fields = product.model_dump(exclude={"sku"})
+        result = await self._products.update_one({"_id": product.sku}, {"$set": fields}, upsert=True)
+        return result.upserted_id is not None
+
+    async def add(self, sku: str, quantity: int, session: Session | None = None) -> None:
+        """Raises: ProductNotFound, StockLimitReached."""
+        fits = {"_id": sku, "available": {"$lte": MAX_STOCK - quantity}}
+        result = await self._products.update_one(fits, {"$inc": {"available": quantity}}, session=session)
+        if result.matched_count == 0:
+            await self.get(sku)
+            raise StockLimitReached
+
+    async def add_once(self, restock_id: str, fingerprint: str, sku: str, quantity: int) -> bool:
+        """As `add`, once per `restock_id`; whether it was done now rather than by an earlier request.
+
+        Raises:
+            KeyReused: the id belongs to another restock.
+            NotReplicated: an earlier request's restock may still be rolled back.
+            ProductNotFound, StockLimitReached
+        """
+
+        async def once(session: Session) -> None:
+            await self._restocks.insert_one({"_id": restock_id, "fingerprint": fingerprint}, session=session)
+            await self.add(sku, quantity, session)
+
+        try:
+            await self._mongo.run_transaction(once)
+        except DuplicateKeyError:
+            earlier = await self._restocks.find_one({"_id": restock_id})
+            if earlier is None:
+                raise NotReplicated from None
+            if earlier["fingerprint"] != fingerprint:
+                raise KeyReused from None
+            return False
+        return True
+
+    # --- within the transaction of a reservation
+
+    async def available(self, skus: Iterable[str], session: Session) -> dict[str, int]:
+        """Raises: TypeError: another program wrote a quantity that is not a whole number."""
+        found = self._products.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
+        stock = {document["_id"]: document.get("available") async for document in found}
+        for sku, quantity in stock.items():
+            if not isinstance(quantity, int):  # NaN, for one, would pass every comparison
+                raise TypeError(f"product {sku}: available is not a whole number")
+        return stock
+
+    async def change_available(self, changes: Mapping[str, int], session: Session) -> None:
+        writes = [UpdateOne({"_id": sku}, {"$inc": {"available": change}}) for sku, change in changes.items()]
+        await self._products.bulk_write(writes, session=session)

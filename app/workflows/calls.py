@@ -1,0 +1,79 @@
+"""How the saga calls its activities, and shows its status in Temporal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from app.domain import OrderStatus
+    from app.messages import AddressChange, ApprovalDecision, OrderProgress, OrderRef, OrderState, StatusUpdate
+    from app.temporal import IN_PROGRESS, ORDER_STATUS
+    from app.workflows import steps
+    from app.workflows.steps import Step
+
+# A forward status between two steps is not shown: each change costs an event of the history.
+NOT_SHOWN = {OrderStatus.PLACED, *(step.status for step in steps.STEPS)} - {OrderStatus.COMPLETED}
+
+TIMED_OUT = ApprovalDecision(approved=False, reason="no answer in time")
+
+
+def start(step: Step, order_id: str) -> workflow.ActivityHandle[Any]:
+    """Start a step. Cancelling it does not wait for the attempt in flight, which then runs into a fence."""
+    handle = workflow.start_activity_method(
+        step.activity,
+        OrderRef(order_id=order_id),
+        start_to_close_timeout=step.start_to_close,
+        schedule_to_close_timeout=step.schedule_to_close,
+        retry_policy=step.retry_policy,
+        summary=step.name,
+    )
+    handle.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, also when it is not awaited
+    return handle
+
+
+async def compensate(step: Step, progress: OrderProgress, *, forever: bool = False) -> bool:
+    """Compensate a step and tell `progress` of it; False when it kept failing and `forever` is not asked for."""
+    assert step.compensation is not None
+    try:
+        await workflow.execute_activity_method(
+            step.compensation,
+            OrderRef(order_id=progress.order_id),
+            start_to_close_timeout=steps.SHORT_ATTEMPT,
+            retry_policy=steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION,
+            summary=f"compensate {step.name}",
+        )
+    except ActivityError:
+        return False
+    progress.compensated.append(step.name)
+    return True
+
+
+async def update_status(update: StatusUpdate) -> OrderState:
+    return await workflow.execute_activity_method(
+        steps.UPDATE_STATUS,
+        update,
+        start_to_close_timeout=steps.SHORT_ATTEMPT,
+        retry_policy=steps.RETRY_FOREVER,
+        summary=update.status,
+    )
+
+
+async def change_address(change: AddressChange) -> bool:
+    """Raises: temporalio.exceptions.ActivityError: MongoDB did not answer in time."""
+    return await workflow.execute_activity_method(
+        steps.CHANGE_ADDRESS,
+        change,
+        start_to_close_timeout=steps.SHORT_ATTEMPT,
+        schedule_to_close_timeout=steps.ADDRESS_CHANGE_TIMEOUT,
+        summary="change address",
+    )
+
+
+def show_status(status: OrderStatus, *, waiting: bool = True) -> None:
+    """Set the search attribute, if it has changed; a decision that came ends `awaiting_approval`."""
+    shown = IN_PROGRESS if status in NOT_SHOWN or not waiting else status.value
+    if workflow.info().typed_search_attributes.get(ORDER_STATUS) != shown:
+        workflow.upsert_search_attributes([ORDER_STATUS.value_set(shown)])
