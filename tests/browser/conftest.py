@@ -133,8 +133,12 @@ class Desk:
         await expect(self.status).to_have_text(status)
 
     def stop(self, word: str) -> Locator:
-        """A stop of the drawing: a step, an undo, the beginning or an end."""
+        """A stop of the drawing: a step, a compensation, the beginning or an end."""
         return self.view.locator(".stop", has=self.page.get_by_text(word, exact=True))
+
+    def stops(self, column: str) -> Locator:
+        """The titles of a column of the drawing, from top to bottom."""
+        return self.view.locator(f"li > {column} b:visible")
 
     @property
     def order_id(self) -> str:

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server
 from tests.browser.conftest import ApiServer, Desk, a_desk, serving
@@ -17,12 +17,18 @@ from tests.support import Shop, order_document
 
 pytestmark = pytest.mark.usefixtures("worker")
 
+FORWARD, BACK = ".stop:first-child", ".turn + .stop"  # the left and the right column of the drawing
+IS_GREY = """(stop) => {
+  const style = getComputedStyle(stop);
+  return style.getPropertyValue("--tone") === style.getPropertyValue("--soft");
+}"""
 
-async def test_an_order_is_placed_and_watched_to_its_end(desk: Desk) -> None:
+
+async def test_place_order_shows_each_step_done(desk: Desk) -> None:
     await desk.open()
     await desk.place()
     await desk.shows("Completed")
-    for step in ("Reserve stock", "Charge payment", "Create shipment", "Send confirmation", "Completed"):
+    for step in ("Reserve inventory", "Charge payment", "Create shipment", "Send confirmation", "Completed"):
         await expect(desk.stop(step)).to_have_attribute("data-state", "done")
     await expect(desk.stop("Refund payment")).to_contain_text("not needed")
     await expect(desk.rows.first).to_contain_text("Completed")
@@ -33,27 +39,42 @@ async def test_an_order_is_placed_and_watched_to_its_end(desk: Desk) -> None:
     await expect(desk.stop("Send confirmation")).to_contain_text("done")
 
 
-async def test_a_declined_card_shows_what_failed_and_what_was_undone(desk: Desk) -> None:
+async def test_place_with_declined_card_shows_failed_step_and_compensations(desk: Desk) -> None:
     await desk.open()
     await desk.place(payment="Declined")
     await desk.shows("Failed")
     await expect(desk.view).to_contain_text("Payment declined")
     await expect(desk.stop("Charge payment")).to_contain_text("failed")
-    await expect(desk.stop("Release stock")).to_contain_text("undone")
-    await expect(desk.stop("Refund payment")).to_contain_text("nothing to undo")
+    await expect(desk.stop("Release inventory")).to_contain_text("compensated")
+    await expect(desk.stop("Refund payment")).to_contain_text("nothing to compensate")
     await expect(desk.stop("Create shipment")).to_contain_text("not reached")
 
 
-async def test_an_address_that_nobody_serves_undoes_the_payment_too(desk: Desk) -> None:
+async def test_compensated_step_shows_both_times_and_attempts(desk: Desk, shop: Shop) -> None:
+    placed = datetime.now(UTC) - timedelta(minutes=1)
+    reserved = {
+        "status": "compensated",
+        "at": placed + timedelta(milliseconds=120),
+        "compensated_at": placed + timedelta(seconds=3),
+        "attempts": 3,
+        "detail": "reserved",
+    }
+    order = await shop.place(status="cancelled", created_at=placed, steps={"reserve_inventory": reserved})
+    await desk.open(f"#/orders/{order.order_id}")
+    await expect(desk.stop("Reserve inventory")).to_contain_text(re.compile(r"done .*\+120.ms, 3 attempts"))
+    await expect(desk.stop("Release inventory")).to_contain_text(re.compile(r"compensated .*\+3\.0.s"))
+
+
+async def test_place_to_unserviceable_address_shows_payment_compensated(desk: Desk) -> None:
     await desk.open()
     await desk.place(delivery="Nobody delivers")
     await desk.shows("Failed")
     await expect(desk.stop("Create shipment")).to_contain_text("failed")
-    await expect(desk.stop("Refund payment")).to_contain_text("undone")
-    await expect(desk.stop("Release stock")).to_contain_text("undone")
+    await expect(desk.stop("Refund payment")).to_contain_text("compensated")
+    await expect(desk.stop("Release inventory")).to_contain_text("compensated")
 
 
-async def test_an_order_is_cancelled_during_an_outage(desk: Desk) -> None:
+async def test_cancel_during_outage_shows_step_as_interrupted(desk: Desk) -> None:
     await desk.open()
     await desk.place(payment="Outage")
     await desk.shows("Reserved")
@@ -63,10 +84,61 @@ async def test_an_order_is_cancelled_during_an_outage(desk: Desk) -> None:
     await desk.confirm("Cancel order")
     await desk.shows("Cancelled")
     await expect(desk.view).to_contain_text("found it cheaper")
-    await expect(desk.stop("Release stock")).to_contain_text("undone")
+    charge = desk.stop("Charge payment")
+    await expect(charge).to_have_attribute("data-state", "interrupted")
+    await expect(charge).to_contain_text("interrupted")
+    assert await charge.evaluate(IS_GREY)
+    await expect(desk.stop("Refund payment")).to_contain_text("nothing to compensate")
+    await expect(desk.stop("Release inventory")).to_contain_text("compensated")
+    await expect(desk.stop("Create shipment")).to_contain_text("not reached")
 
 
-async def test_a_large_order_waits_for_a_person_who_approves(desk: Desk) -> None:
+async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
+    """Steps that this page has never heard of: one with a compensation, one without, after `charge_payment`."""
+    added = [added_step("check_fraud", "CloseFraudCase"), added_step("print_label", None)]
+
+    async def answer_with_added_steps(route: Route) -> None:
+        response = await route.fetch()
+        steps = (await response.json())["steps"]
+        await route.fulfill(response=response, json={"steps": [*steps[:2], *added, *steps[2:]]})
+
+    await desk.page.route("**/saga", answer_with_added_steps)
+    await desk.open()
+    await expect(desk.stops(FORWARD)).to_have_text(
+        [
+            "Placed",
+            "Reserve inventory",
+            "Charge payment",
+            "Check fraud",
+            "Print label",
+            "Create shipment",
+            "Send confirmation",
+            "Completed",
+        ]
+    )
+    await expect(desk.stops(BACK)).to_have_text(
+        ["All compensated", "Release inventory", "Refund payment", "Close fraud case", "Cancel shipment"]
+    )
+    await expect(desk.view.get_by_text("No compensation from here on")).to_have_count(1)
+    await desk.place()
+    await desk.shows("Completed")
+    await expect(desk.stop("Charge payment")).to_have_attribute("data-state", "done")
+    await expect(desk.stop("Check fraud")).to_have_attribute("data-state", "idle")
+    await desk.page.get_by_label("Status").select_option("Check fraud passed")
+    await expect(desk.rows).to_have_count(0)
+
+
+def added_step(name: str, compensation: str | None) -> dict[str, Any]:
+    return {
+        "step": name,
+        "activity": "Anything",
+        "compensation": compensation,
+        "starts_from": "charged",
+        "status": f"{name}_passed",
+    }
+
+
+async def test_approve_large_order_completes_it(desk: Desk) -> None:
     await desk.open()
     await desk.place(BIKE=1)
     await desk.shows("Awaiting approval")
@@ -76,7 +148,7 @@ async def test_a_large_order_waits_for_a_person_who_approves(desk: Desk) -> None
     await expect(desk.stop("Approval")).to_contain_text("approved")
 
 
-async def test_a_large_order_is_declined_with_a_reason(desk: Desk) -> None:
+async def test_decline_large_order_shows_reason(desk: Desk) -> None:
     await desk.open()
     await desk.place(BIKE=1)
     await desk.press("Decline")
@@ -86,7 +158,7 @@ async def test_a_large_order_is_declined_with_a_reason(desk: Desk) -> None:
     await expect(desk.view).to_contain_text("over budget")
 
 
-async def test_the_address_changes_until_shipping_begins(desk: Desk) -> None:
+async def test_change_address_is_offered_until_shipping_begins(desk: Desk) -> None:
     await desk.open()
     await desk.place(delivery="Works", BIKE=1)
     await desk.press("Change address")
@@ -104,7 +176,7 @@ async def test_the_address_changes_until_shipping_begins(desk: Desk) -> None:
     await expect(desk.view.get_by_role("button", name="Change address")).to_be_hidden()
 
 
-async def test_a_refusal_is_shown_in_words(desk: Desk, shop: Shop) -> None:
+async def test_cancel_after_completion_shows_refusal(desk: Desk, shop: Shop) -> None:
     await desk.open()
     await desk.place(BIKE=1)
     await desk.press("Cancel order")
@@ -115,7 +187,7 @@ async def test_a_refusal_is_shown_in_words(desk: Desk, shop: Shop) -> None:
     await expect(desk.dialog.get_by_role("alert")).to_contain_text("completed")
 
 
-async def test_the_api_s_objection_stands_beside_the_field(desk: Desk) -> None:
+async def test_place_with_invalid_fields_shows_error_beside_field(desk: Desk) -> None:
     await desk.open()
     await desk.form.get_by_label("Country").fill("Germany")
     await desk.form.get_by_label("Quantity of MUG").fill("-1")
@@ -130,14 +202,14 @@ async def test_the_api_s_objection_stands_beside_the_field(desk: Desk) -> None:
     await expect(desk.form.get_by_role("group", name="Articles")).to_contain_text("at least 1 item")
 
 
-async def test_a_double_click_makes_one_order(desk: Desk, shop: Shop) -> None:
+async def test_double_click_places_one_order(desk: Desk, shop: Shop) -> None:
     await desk.open()
     await desk.page.get_by_role("button", name="Place order").dblclick()
     await desk.shows("Completed")
     assert await shop.mongo.orders.count_documents({}) == 1
 
 
-async def test_twenty_at_random(desk: Desk) -> None:
+async def test_place_twenty_at_random(desk: Desk) -> None:
     await desk.page.add_init_script("Math.random = () => 0")  # all alike, and none that lasts
     await desk.open()
     await desk.press("Place 20 at random")
@@ -145,7 +217,7 @@ async def test_twenty_at_random(desk: Desk) -> None:
     await expect(desk.news).to_have_text("20 orders placed.")
 
 
-async def test_orders_are_filtered_and_older_ones_come_as_one_scrolls(desk: Desk, shop: Shop) -> None:
+async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop: Shop) -> None:
     await fill_with_orders(shop, 70, status="completed")
     await desk.open("#/orders")
     await expect(desk.rows).not_to_have_count(70)
@@ -163,7 +235,7 @@ async def test_orders_are_filtered_and_older_ones_come_as_one_scrolls(desk: Desk
     await expect(desk.rows).to_have_count(0)
 
 
-async def test_the_stock_is_live_and_restocked_by_a_click(desk: Desk, shop: Shop) -> None:
+async def test_restock_click_updates_live_stock(desk: Desk, shop: Shop) -> None:
     await desk.open()
     mug = desk.page.locator("#articles li", has_text="MUG")
     await expect(mug).to_contain_text("100 in stock")
@@ -176,7 +248,7 @@ async def test_the_stock_is_live_and_restocked_by_a_click(desk: Desk, shop: Shop
     await expect(mug.get_by_text("Only")).to_be_hidden()
 
 
-async def test_the_api_goes_away_and_comes_back(desk: Desk, api_server: ApiServer, shop: Shop) -> None:
+async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_server: ApiServer, shop: Shop) -> None:
     await desk.open()
     await desk.place(payment="Outage")
     await desk.shows("Reserved")
@@ -185,7 +257,7 @@ async def test_the_api_goes_away_and_comes_back(desk: Desk, api_server: ApiServe
     await desk.press("Place order")
     await expect(desk.form.get_by_role("alert")).to_contain_text("The API does not answer")
     # What happens in the meantime is missed, and shown later.
-    await shop.sagas.cancel(await shop.order(desk.order_id), "while nobody could see it")
+    await shop.workflows.cancel(await shop.orders.request_cancellation(desk.order_id, "while the API is away"))
     await shop.reaches(desk.order_id, OrderStatus.CANCELLED)
     await shop.place(customer_id="cus_meanwhile")
 
@@ -196,7 +268,7 @@ async def test_the_api_goes_away_and_comes_back(desk: Desk, api_server: ApiServe
     await expect(desk.news).to_have_text("Connected again. 2 orders changed meanwhile.")
 
 
-async def test_what_a_customer_typed_stays_text(desk: Desk, shop: Shop) -> None:
+async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> None:
     markup = '<img src=x onerror="document.body.remove()">'
     address = {"name": markup, "street": markup, "city": markup, "postal_code": "<b>1</b>", "country": "DE"}
     await shop.mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"name": markup}})
@@ -212,7 +284,7 @@ async def test_what_a_customer_typed_stays_text(desk: Desk, shop: Shop) -> None:
     await expect(desk.page.locator("main img, main address b")).to_have_count(0)
 
 
-async def test_the_keyboard_is_enough(desk: Desk, shop: Shop) -> None:
+async def test_keyboard_alone_places_and_opens_orders(desk: Desk, shop: Shop) -> None:
     async def tab_to(name: str) -> None:
         for _ in range(60):
             await desk.page.keyboard.press("Tab")
@@ -246,7 +318,7 @@ async def test_the_keyboard_is_enough(desk: Desk, shop: Shop) -> None:
     await expect(desk.view.get_by_role("heading")).to_be_focused()
 
 
-async def test_a_dialog_is_answered_and_left_by_keyboard(desk: Desk) -> None:
+async def test_keyboard_confirms_and_leaves_dialog(desk: Desk) -> None:
     await desk.open()
     await desk.place(payment="Outage")
     cancel = desk.view.get_by_role("button", name="Cancel order")
@@ -261,7 +333,7 @@ async def test_a_dialog_is_answered_and_left_by_keyboard(desk: Desk) -> None:
     await expect(desk.view.get_by_role("heading")).to_be_focused()  # the button is gone
 
 
-async def test_an_api_that_wants_a_key_gets_it(
+async def test_api_key_is_asked_for_and_sent(
     browser: Browser, settings: Settings, temporal_server: Server, shop: Shop
 ) -> None:
     await shop.stock()

@@ -16,12 +16,12 @@ from tests.support import Shop
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
-FIRST_VIEW = 60_000  # bytes, uncompressed
+FIRST_VIEW = 80_000  # bytes, uncompressed
 DRAWN_WITHIN = 300  # ms on loopback
 LIVE_UPDATE = 5  # ms of script for one order that changed, with 500 on the page
 
 
-async def test_the_first_view_is_light_and_comes_from_here_alone(desk: Desk) -> None:
+async def test_first_view_is_small_and_loads_nothing_from_elsewhere(desk: Desk) -> None:
     responses: list[Response] = []
 
     def keep(response: Response) -> None:
@@ -37,7 +37,7 @@ async def test_the_first_view_is_light_and_comes_from_here_alone(desk: Desk) -> 
     assert "unsafe" not in policy
 
 
-async def test_the_first_view_is_drawn_at_once(browser: Browser, api_server: ApiServer) -> None:
+async def test_first_view_is_drawn_quickly(browser: Browser, api_server: ApiServer) -> None:
     times = []
     for _ in range(3):  # the best of three: the machine has other things to do
         async with a_desk(browser, api_server.url) as desk:
@@ -47,7 +47,7 @@ async def test_the_first_view_is_drawn_at_once(browser: Browser, api_server: Api
     assert min(times) < DRAWN_WITHIN
 
 
-async def test_five_hundred_orders_stay_smooth(desk: Desk, shop: Shop) -> None:
+async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk, shop: Shop) -> None:
     await fill_with_orders(shop, 500, status="reserved")
     await desk.page.add_init_script(
         """window.updates = [];
@@ -95,7 +95,9 @@ async def test_five_hundred_orders_stay_smooth(desk: Desk, shop: Shop) -> None:
     ],
     ids=["wide-light", "wide-dark", "phone"],
 )
-async def test_everyone_can_use_it(browser: Browser, api_server: ApiServer, context: dict[str, Any]) -> None:
+async def test_axe_finds_no_violation(
+    browser: Browser, api_server: ApiServer, shop: Shop, context: dict[str, Any]
+) -> None:
     """axe, on every state of the page; nothing is wider than the screen."""
 
     async def check() -> None:
@@ -104,8 +106,16 @@ async def test_everyone_can_use_it(browser: Browser, api_server: ApiServer, cont
         assert [(finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]] == []
         assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
+    compensated = {"status": "compensated", "at": datetime.now(UTC), "compensated_at": datetime.now(UTC), "detail": "-"}
+    interrupted = {"status": "failed", "at": datetime.now(UTC), "detail": "-"}
+    steps = {"reserve_inventory": compensated, "charge_payment": interrupted}
+    cancelled = await shop.place(status="cancelled", steps=steps)
+
     async with a_desk(browser, api_server.url, reduced_motion="reduce", **context) as desk:
-        await desk.open()
+        await desk.open(f"#/orders/{cancelled.order_id}")
+        await expect(desk.stop("Charge payment")).to_contain_text("interrupted")
+        await check()
+        await desk.page.goto(f"{desk.url}/#/new")
         await check()
         await desk.form.get_by_label("Country").fill("Germany")
         await desk.press("Place order")
@@ -123,5 +133,5 @@ async def test_everyone_can_use_it(browser: Browser, api_server: ApiServer, cont
         await check()
         await desk.page.keyboard.press("Escape")
         await desk.page.goto(f"{desk.url}/#/orders")
-        await expect(desk.rows).to_have_count(2)
+        await expect(desk.rows).to_have_count(3)
         await check()
