@@ -19,13 +19,13 @@ from rich.text import Text
 from dev.sample_stock import authorization
 from dev.stack import run, running_or_new
 
-STEPS = {
-    "reserve_inventory": "Reserve inventory",
-    "charge_payment": "Charge payment",
-    "create_shipment": "Create shipment",
-    "send_confirmation": "Send confirmation",
+SIGNS = {
+    "done": ("✔", "green"),
+    "failed": ("✘", "red"),
+    "compensated": ("↩", "yellow"),
+    "interrupted": ("◌", "dim"),
+    "": ("·", "dim"),
 }
-SIGNS = {"done": ("✔", "green"), "failed": ("✘", "red"), "undone": ("↩", "yellow"), "": ("·", "dim")}
 FINAL = {"completed", "failed", "cancelled"}
 PATIENCE = 30  # seconds for one order; the slowest takes about one
 
@@ -96,8 +96,8 @@ ACTS = [
 ]
 
 
-async def play(act: Act, number: int, http: httpx.AsyncClient, console: Console) -> bool:
-    """Place the order, draw it until it is final, and tell whether it ended as it should."""
+async def play(act: Act, number: int, saga: list[str], http: httpx.AsyncClient, console: Console) -> bool:
+    """Place the order, draw it until it is final, and tell whether it ended as it should. `saga` names the steps."""
     response = await http.post(
         "/orders",
         json={
@@ -123,7 +123,7 @@ async def play(act: Act, number: int, http: httpx.AsyncClient, console: Console)
                 await http.post(f"/orders/{order['order_id']}/{act.post}", json=act.body)
                 notes.append(f"POST /orders/{{order_id}}/{act.post} {json.dumps(act.body)}")
             over = order["status"] in FINAL or time.monotonic() - begin > PATIENCE
-            live.update(drawing(act, number, order, notes, over=over), refresh=True)
+            live.update(drawing(act, number, saga, order, notes, over=over), refresh=True)
             if over:
                 return as_it_should(act, order)
             await asyncio.sleep(0.05)
@@ -135,17 +135,18 @@ def as_it_should(act: Act, order: dict[str, Any]) -> bool:
     return bool(order["status"] == act.status and failure == act.failure)
 
 
-def drawing(act: Act, number: int, order: dict[str, Any], notes: list[str], *, over: bool) -> Group:
+def drawing(act: Act, number: int, saga: list[str], order: dict[str, Any], notes: list[str], *, over: bool) -> Group:
     taken = {step["step"]: step for step in order["steps"]}
     steps = Table.grid(padding=(0, 2))
-    for name, title in STEPS.items():
-        step = taken.get(name, {"status": "", "detail": ""})
-        sign, style = SIGNS[step["status"]]
+    for name in saga:
+        step = taken.get(name, {"status": "", "detail": "", "interrupted": False})
+        status = "interrupted" if step["interrupted"] else step["status"]
+        sign, style = SIGNS[status]
         steps.add_row(
             "  ",
             Text(sign, style),
-            Text(title, style),
-            Text(step["status"], style),
+            Text(name.replace("_", " ").capitalize(), style),
+            Text(status, style),
             Text(step["detail"], "dim"),
         )
     ending = Text(f"    = {order['status']}", "bold")
@@ -165,9 +166,10 @@ async def demo() -> int:
     ):
         for sku, article in ARTICLES.items():
             (await http.put(f"/inventory/{sku}", json=article)).raise_for_status()
+        saga = [row["step"] for row in (await http.get("/saga")).raise_for_status().json()["steps"]]
         results = []
         for number, act in enumerate(ACTS, 1):
-            results.append(await play(act, number, http, console))
+            results.append(await play(act, number, saga, http, console))
             console.print("" if console.is_terminal else "\n")
     console.print(f"{sum(results)} of {len(results)} orders ended as they should")
     return 0 if all(results) else 1
