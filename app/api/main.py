@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.orders import OrderRepository
 from app.products import ProductRepository
 from app.settings import Settings
 
+CLOSE_TIMEOUT = 2.0  # seconds
 STATIC = Path(__file__).parent / "static"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -39,7 +41,8 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         app.state.clients = Clients(settings, mongo, OrderRepository(mongo), ProductRepository(mongo), workflows)
         app.state.hub = events.Hub(mongo)
         yield
-        mongo.close()
+        with suppress(TimeoutError):  # closing tells the server, which may not answer
+            await asyncio.wait_for(asyncio.to_thread(mongo.close), CLOSE_TIMEOUT)
 
     app = FastAPI(
         title="Order saga",
