@@ -1,4 +1,4 @@
-"""Faults, made where they happen: in the server (fail points), or in what lies outside (a gateway)."""
+"""Faults where they happen: in the server (fail points) or in a gateway; and what a test sees of the server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from app.domain import Address, Money
 from app.gateways.carrier import Carrier
 from app.gateways.payment import PaymentGateway
-from app.models import Address, Money
-from app.mongo import Mongo
+from app.mongo import Document, Mongo
 
-# How a command fails. `errorCode` and `closeConnection` come before it had any effect; an error of the write concern
-# comes after it: the command was carried out, but the caller cannot know.
+# How a command fails. `errorCode` and `closeConnection` come before any effect; an error of the write concern comes
+# after it: the command was carried out, but the caller cannot know.
 AFTER_THE_EFFECT = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
 BEFORE_THE_EFFECT = {"errorCode": 8000}  # one that the driver does not retry by itself
+UNCOUNTED = ["sandbox", "system.profile", "$cmd"]
 
 
 @asynccontextmanager
@@ -36,8 +37,22 @@ async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: A
     assert before["count"] > 0, f"none of {commands} was called"
 
 
+@asynccontextmanager
+async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
+    """The commands on this test's database, all but those on the sandbox's books, as mongod's profiler saw them."""
+    await mongo.database.command("profile", 2)
+    commands: list[Document] = []
+    try:
+        yield commands
+    finally:
+        await mongo.database.command("profile", 0)
+    seen = mongo.database["system.profile"].find({"ns": {"$nin": [f"{mongo.database.name}.{n}" for n in UNCOUNTED]}})
+    commands += [entry["command"] async for entry in seen.sort("ts", 1)]
+    await mongo.database["system.profile"].drop()
+
+
 class Gate:
-    """Somebody comes to it and is held until it is opened."""
+    """Holds a caller until it is opened."""
 
     def __init__(self) -> None:
         self._reached = asyncio.Event()
@@ -54,8 +69,8 @@ class Gate:
         self._opened.set()
 
 
-class Outside:
-    """Payment service and carrier in front of others, at which the next call can be held, lost or refused."""
+class FaultyServices:
+    """Payment service and carrier in front of others; the next call can be held, lost or answered with an error."""
 
     def __init__(self, payments: PaymentGateway, carrier: Carrier) -> None:
         self._payments = payments
@@ -63,7 +78,9 @@ class Outside:
         self.calls = 0
         self.before: list[Gate] = []
         self.after: list[Gate] = []
-        self.instead: list[Exception] = []
+        self.errors: list[Exception] = []
+        self.before_compensation: list[Gate] = []
+        self.compensation_errors: list[Exception] = []
         self.lost_replies = 0
 
     def hold_next(self, point: str) -> Gate:
@@ -71,17 +88,28 @@ class Outside:
         (self.before if point == "before the gateway acts" else self.after).append(gate)
         return gate
 
-    async def charge(self, key: str, amount: Money, payment_method: str) -> str:
-        return await self._call(lambda: self._payments.charge(key, amount, payment_method))
+    async def charge(self, idempotency_key: str, amount: Money, payment_method: str) -> str:
+        return await self._call(lambda: self._payments.charge(idempotency_key, amount, payment_method))
 
-    async def ship(self, key: str, address: Address) -> str:
-        return await self._call(lambda: self._carrier.ship(key, address))
+    async def ship(self, idempotency_key: str, address: Address) -> str:
+        return await self._call(lambda: self._carrier.ship(idempotency_key, address))
 
-    async def refund(self, key: str) -> bool:
-        return await self._payments.refund(key)
+    def hold_next_compensation(self) -> Gate:
+        self.before_compensation.append(Gate())
+        return self.before_compensation[-1]
 
-    async def cancel(self, key: str) -> bool:
-        return await self._carrier.cancel(key)
+    async def refund(self, idempotency_key: str) -> bool:
+        await self._before_compensation()
+        return await self._payments.refund(idempotency_key)
+
+    async def cancel(self, idempotency_key: str) -> bool:
+        await self._before_compensation()
+        return await self._carrier.cancel(idempotency_key)
+
+    async def _before_compensation(self) -> None:
+        if self.before_compensation:
+            await self.before_compensation.pop().hold()
+        self._raise_next(self.compensation_errors)
 
     async def _call(self, call: Callable[[], Awaitable[str]]) -> str:
         self.calls += 1
@@ -89,8 +117,7 @@ class Outside:
         after = self.after.pop() if self.after else None
         if before:
             await before.hold()
-        if self.instead:
-            raise self.instead.pop()
+        self._raise_next(self.errors)
         result = await call()
         if after:
             await after.hold()
@@ -99,25 +126,30 @@ class Outside:
             raise ConnectionResetError("the reply was lost")
         return result
 
+    @staticmethod
+    def _raise_next(errors: list[Exception]) -> None:
+        if errors:
+            raise errors.pop(0)
+
 
 class PlainService:
-    """A payment service and carrier that does a thing once for a key, but refuses nothing after its refund."""
+    """A payment service and carrier that acts once per key, but refuses nothing after its refund."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
         self.returned: set[str] = set()
 
-    async def charge(self, key: str, amount: Money, payment_method: str) -> str:
-        return self._take(key)
+    async def charge(self, idempotency_key: str, amount: Money, payment_method: str) -> str:
+        return self._take(idempotency_key)
 
-    async def ship(self, key: str, address: Address) -> str:
-        return self._take(key)
+    async def ship(self, idempotency_key: str, address: Address) -> str:
+        return self._take(idempotency_key)
 
-    async def refund(self, key: str) -> bool:
-        return self._give_back(key)
+    async def refund(self, idempotency_key: str) -> bool:
+        return self._give_back(idempotency_key)
 
-    async def cancel(self, key: str) -> bool:
-        return self._give_back(key)
+    async def cancel(self, idempotency_key: str) -> bool:
+        return self._give_back(idempotency_key)
 
     def _take(self, key: str) -> str:
         self.taken.add(key)

@@ -1,4 +1,4 @@
-"""The confirmation: once, and the order is completed with it, whatever gets lost on the way (G3)."""
+"""The confirmation: once, and the order is completed with it, whatever fails on the way (G3)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from pymongo.errors import PyMongoError
 from temporalio.exceptions import ApplicationError
 
 from app.activities.notifications import Notifications
-from app.gateways import Refused
-from app.models import Order, OrderRef
+from app.domain import Order
+from app.gateways import Declined
+from app.messages import OrderRef
 from app.mongo import Mongo
-from app.orders import Orders
-from tests.activities.faults import BEFORE_THE_EFFECT, Gate, failing
-from tests.support import order_document, steps_of
+from app.orders import OrderRepository
+from tests.activities.attempts import attempt
+from tests.activities.faults import AFTER_THE_EFFECT, BEFORE_THE_EFFECT, Gate, failing, recorded_commands
+from tests.support import dependencies, eventually, order_document, steps_of
 
 
 class Mailer:
-    """Knows its keys, and can be held, or refuse."""
+    """Sends once per key; can be held, or decline."""
 
     def __init__(self) -> None:
         self.sent: set[str] = set()
         self.calls = 0
         self.gates: list[Gate] = []
-        self.refuses = False
+        self.declines = False
 
-    async def send_confirmation(self, key: str, order: Order) -> None:
+    async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
         self.calls += 1
         if self.gates:
             await self.gates.pop().hold()
-        if self.refuses:
-            raise Refused("no such mailbox")
-        self.sent.add(key)
+        if self.declines:
+            raise Declined("no such mailbox")
+        self.sent.add(idempotency_key)
 
 
 @pytest.fixture
@@ -49,45 +51,63 @@ def mailer() -> Mailer:
 
 @pytest.fixture
 def notifications(mongo: Mongo, mailer: Mailer) -> Notifications:
-    return Notifications(mongo, Orders(mongo), mailer)
+    return Notifications(dependencies(mongo, mailer=mailer))
 
 
-async def test_sent_once(mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
-    for _ in range(2):
-        await notifications.confirm(ref)
-    order = await Orders(mongo).require(ref.order_id)
+async def test_confirmation_repeated_is_sent_once(
+    mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef
+) -> None:
+    for number in (1, 2):
+        await attempt(notifications.confirm, ref, number)
+    order = await OrderRepository(mongo).get(ref.order_id)
     assert (order.status, steps_of(order)) == ("completed", {"send_confirmation": "done"})
     assert mailer.calls == 1
 
 
-async def test_two_attempts_overlap(notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
+async def test_two_attempts_overlapping_send_once(notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
     gate = Gate()
     mailer.gates = [gate]
-    late = asyncio.create_task(notifications.confirm(ref))
+    late = asyncio.create_task(attempt(notifications.confirm, ref))
     await gate.reached()
-    await notifications.confirm(ref)
+    await attempt(notifications.confirm, ref, 2)
     gate.open()
     await late
-    assert mailer.sent == {ref.order_id}  # the same key: the service sends one
+    assert mailer.sent == {ref.order_id}  # one key: the service sends one
 
 
-async def test_sent_but_the_order_was_not_told(
-    mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef
+@pytest.mark.parametrize("fault", [BEFORE_THE_EFFECT, AFTER_THE_EFFECT], ids=["before", "after"])
+async def test_attempt_dying_at_its_record_completes_when_repeated(
+    mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef, fault: dict[str, object]
 ) -> None:
-    async with failing(mongo, "update", **BEFORE_THE_EFFECT):
+    async with failing(mongo, "findAndModify", **fault):
         with pytest.raises(PyMongoError):
-            await notifications.confirm(ref)
-    await notifications.confirm(ref)
-    assert mailer.calls == 1
-    assert (await Orders(mongo).require(ref.order_id)).status == "completed"
+            await attempt(notifications.confirm, ref)
+    orders = OrderRepository(mongo)
+    if fault is AFTER_THE_EFFECT:  # on the majority within a moment
+        await eventually(lambda: orders.get(ref.order_id), lambda order: bool(order.steps))
+    await attempt(notifications.confirm, ref, 2)
+    assert mailer.calls == (2 if fault is BEFORE_THE_EFFECT else 1)
+    assert mailer.sent == {ref.order_id}
+    assert (await orders.get(ref.order_id)).status == "completed"
 
 
-async def test_a_refusal_is_final(mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
-    mailer.refuses = True
-    for _ in range(2):
-        with pytest.raises(ApplicationError, match="no such mailbox") as refused:
-            await notifications.confirm(ref)
-        assert refused.value.non_retryable
-    order = await Orders(mongo).require(ref.order_id)
-    assert (order.status, order.steps[0].detail) == ("shipped", "no such mailbox")
+async def test_decline_is_final(mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
+    mailer.declines = True
+    for number in (1, 2):
+        with pytest.raises(ApplicationError, match="no such mailbox") as declined:
+            await attempt(notifications.confirm, ref, number)
+        assert declined.value.non_retryable
+    order = await OrderRepository(mongo).get(ref.order_id)
+    assert order.status == "shipped"
+    assert [(step.detail, step.interrupted) for step in order.steps] == [("no such mailbox", False)]
     assert mailer.calls == 1
+
+
+async def test_confirmation_costs_one_read_and_one_majority_write(
+    mongo: Mongo, notifications: Notifications, ref: OrderRef
+) -> None:
+    async with recorded_commands(mongo) as commands:
+        await attempt(notifications.confirm, ref)
+    read, write = commands
+    assert (read["find"], read["readConcern"]["level"]) == ("orders", "majority")
+    assert (write["findAndModify"], write["writeConcern"]["w"]) == ("orders", "majority")
