@@ -297,11 +297,10 @@ class Order(Model):
     @field_validator("steps")
     @classmethod
     def _without_unbegun(cls, steps: list[StepRecord]) -> list[StepRecord]:
-        """A compensation fences every step. Only of the first one that did not take effect is that worth telling."""
-        effective = {record.step for record in steps if record.status is not StepStatus.FAILED}
-        names = list(StepName)
-        before = {record.step: names[: names.index(record.step)][-1:] for record in steps}
-        return [record for record in steps if not record.interrupted or effective.issuperset(before[record.step])]
+        """A compensation fences every step. A fence is shown only where the step before it took effect."""
+        took_effect = {record.step for record in steps if record.status is not StepStatus.FAILED}
+        before = dict(zip(list(StepName)[1:], StepName, strict=False))
+        return [record for record in steps if not record.interrupted or before.get(record.step) in took_effect]
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 # Motor runs each call on a thread, by default 5 for each core. A worker runs 100 activities at once and the API as many
@@ -183,8 +183,12 @@ class Mongo:
             pymongo.errors.OperationFailure: it cannot begin where the options say, for instance because that is too
                 long ago (error 286); what happened in between has to be looked up.
         """
-        async with source.watch(pipeline, **options) as stream:
+        stream = source.watch(pipeline, **options)
+        try:
             yield Changes(stream)
+        finally:
+            with suppress(PyMongoError):  # raised here, it would replace a cancellation
+                await stream.close()
 
 
 class Changes:

@@ -147,7 +147,7 @@ class Shop:
 
 def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:
     """The sandbox gateways, or others in their place: `payments`, `carrier`, `mailer`."""
-    sandboxes = {
+    sandboxes: dict[str, Any] = {
         "payments": SandboxPayments(mongo.sandbox),
         "carrier": SandboxCarrier(mongo.sandbox),
         "mailer": SandboxMailer(mongo.sandbox),

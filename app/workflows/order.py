@@ -56,10 +56,10 @@ class OrderWorkflow:
                 await self._run(step)
         except OrderStopped as stopped:
             state = await self._update(OrderStatus.COMPENSATING, stopped.failure)
+            self._progress.cancel_requested = state.failure_code == CANCELLED
             if state.status not in {OrderStatus.SHIPPED, OrderStatus.COMPLETED}:
                 return await self._compensate(state)
-            self._progress.cancel_requested = False  # refused: the shipment exists
-            self._cancel = asyncio.Future()
+            self._cancel = asyncio.Future()  # refused: the shipment exists
         try:
             for step in FINAL_STEPS:
                 await self._run(step)

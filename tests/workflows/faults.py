@@ -1,8 +1,8 @@
 """Gateways that fail on cue, and the worker that uses them.
 
-A fault is made where it would happen: in the gateway's call, which has its effect in the sandbox's books or has not, and
-then answers, answers late, or never. An activity that calls no gateway has its fault at the report to Temporal. Neither
-the workflow nor the activities know of it.
+A fault is made where it would happen: in the gateway's call, which takes effect in the sandbox's books or does not, and
+then answers, answers late, or never. An activity that calls no gateway has its fault at the report to Temporal.
+Neither the workflow nor the activities know of it.
 """
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ class FaultyGateways(Interceptor):
         self.shop = shop
         self.faults = faults
         bundle = sandbox_gateways(shop.mongo)
-        self.gateways = Gateways(
-            **{field.name: _Faulty(getattr(bundle, field.name), faults) for field in fields(bundle)}
-        )
+        faulty: dict[str, Any] = {each.name: _Faulty(getattr(bundle, each.name), faults) for each in fields(bundle)}
+        self.gateways = Gateways(**faulty)
 
     def worker(self, **changes: Any) -> Worker:
         """The worker of `worker.py` with these gateways; `changes` are options of `temporalio.worker.Worker`."""
@@ -169,7 +168,7 @@ async def at_the_end_of(
     then: Callable[[Handle], Awaitable[None]],
 ) -> Handle:
     """Start an order, and do something so that its workflow learns of it together with the end of a step."""
-    pause = Pause()
+    pause = Pause(done=True)
     gateways.faults[step] = pause
     worker.start(workflows=[])
     worker.start(activities=[])
