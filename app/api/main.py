@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,8 +41,11 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         app.state.clients = Clients(settings, mongo, OrderRepository(mongo), ProductRepository(mongo), workflows)
         app.state.hub = events.Hub(mongo)
         yield
-        with suppress(TimeoutError):  # closing tells the server, which may not answer
-            await asyncio.wait_for(asyncio.to_thread(mongo.close), CLOSE_TIMEOUT)
+        # Closing waits for MongoDB, which may not answer. Awaited, it would give uvicorn time to log a traceback for
+        # each event stream that it has just cancelled.
+        closing = Thread(target=mongo.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT)
 
     app = FastAPI(
         title="Order saga",
