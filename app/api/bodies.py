@@ -46,16 +46,11 @@ async def _parse_body(request: Request) -> None:
         raise UnsupportedMediaType("send the body as Content-Type: application/json, which is always UTF-8")
     try:
         request._json = json.loads(body.decode(), object_pairs_hook=_unique_fields)  # where FastAPI finds it parsed
-    except json.JSONDecodeError as error:  # a byte order mark, too
-        raise Invalid.field("body", f"is not JSON: {error}") from error
-    except RecursionError as error:  # how deep is too deep depends on the version of Python
-        raise Invalid.field("body", "is nested too deeply") from error
-    except ValueError as error:
-        raise Invalid.field("body", "must be UTF-8, and its numbers of a reasonable length") from error
+    except (ValueError, RecursionError) as error:  # how deep is too deep depends on the version of Python
+        raise Invalid.field("body", f"cannot be read as JSON: {error}") from error
 
 
 def _unique_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(fields)
-    if len(unique) < len(fields):
-        raise Invalid.field("body", "has a duplicate field")
-    return unique
+    if len(dict(fields)) < len(fields):
+        raise ValueError("duplicate field")
+    return dict(fields)

@@ -66,15 +66,8 @@ class Deadline(HttpMiddleware):
     """Answer 503 when no response has begun within `DEADLINE`. Once begun, it may last: an event stream does."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
         async def send_in_time(message: Message) -> None:
-            nonlocal started
-            if deadline.expired():  # the application is being cancelled: a response begun now would be cut short
-                raise TimeoutError
-            if not started:
-                deadline.reschedule(None)
-                started = True
+            deadline.reschedule(None)  # an error once the deadline has expired: the response would be cut short
             await send(message)
 
         try:
@@ -83,9 +76,9 @@ class Deadline(HttpMiddleware):
         except Exception:
             if not deadline.expired():
                 raise
-        if deadline.expired():  # whatever the application made of the cancellation
-            message = "no answer in time; try again, with the same Idempotency-Key if you sent one"
-            await problems.unavailable(message)(scope, receive, send)
+        if deadline.expired():  # whatever the application made of its cancellation
+            detail = "no answer in time; try again, with the same Idempotency-Key if you sent one"
+            await problems.unavailable(detail)(scope, receive, send)
 
 
 class BodyLimit(HttpMiddleware):
