@@ -23,8 +23,9 @@ class Settings(BaseSettings):
 
     # An order of this total or more, in minor units of whatever currency, waits for a person.
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
-    # How long it waits, in seconds or as ISO 8601 duration (P1D); no answer by then is a no.
-    approval_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=24)
+    # How long it waits, in seconds or as ISO 8601 duration (P1D); a timeout counts as a rejection. Temporal has no
+    # timers of 10,000 years or more: a workflow would retry its task for ever.
+    approval_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))] = timedelta(hours=24)
 
     # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens everything, whoever has placed an
     # order; what a caller has of its own are its idempotency keys.

@@ -32,7 +32,8 @@ def test_approval_timeout_without_variable_is_a_day(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0.0", "-1", "-P1D", "PT0S", "soon", "1e3", "nan", "inf", "9" * 400, "1.5.1", "."]
+    "text",
+    ["", "0", "0.0", "-1", "-P1D", "PT0S", "P11Y", "999999999", "soon", "1e3", "nan", "inf", "9" * 400, "1.5.1", "."],
 )
 def test_wrong_approval_timeout_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPROVAL_TIMEOUT", text)
