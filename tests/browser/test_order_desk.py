@@ -156,6 +156,8 @@ async def test_decline_large_order_shows_reason(desk: Desk) -> None:
     await desk.confirm("Decline")
     await desk.shows("Failed")
     await expect(desk.view).to_contain_text("over budget")
+    await expect(desk.stop("Approval")).to_contain_text("not approved")
+    await expect(desk.stop("Reserve inventory")).to_contain_text("not reached")
 
 
 async def test_change_address_is_offered_until_shipping_begins(desk: Desk) -> None:
