@@ -248,9 +248,15 @@ class OrderRepository:
         return record, order.stop_reason
 
     async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
-        """Several orders within a transaction, in which the caller has read their steps."""
+        """Several orders within a transaction, in which the caller has read their steps.
+
+        Raises:
+            OrderNotFound: one of them was removed meanwhile.
+        """
         writes = [UpdateOne({"_id": order_id}, [{"$set": _step_fields(change)}]) for order_id, change in changes]
-        await self._orders.bulk_write(writes, ordered=False, session=session)
+        result = await self._orders.bulk_write(writes, ordered=False, session=session)
+        if result.matched_count < len(writes):
+            raise OrderNotFound
 
     async def records(self, step: StepName, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
         """The raw records of a step by order id, within a transaction."""

@@ -89,7 +89,7 @@ class ProductRepository:
         found = self._products.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
         stock = {document["_id"]: document.get("available") async for document in found}
         for sku, quantity in stock.items():
-            if not isinstance(quantity, int):  # NaN, for one, would pass every comparison
+            if not isinstance(quantity, int) or isinstance(quantity, bool):  # NaN would pass every comparison
                 raise TypeError(f"product {sku}: available is not a whole number")
         return stock
 

@@ -8,6 +8,7 @@ comes first leaves the fence that a late reservation runs into (G4).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from temporalio import activity
 
 from app.activities.group_commit import GroupCommit
 from app.activities.order_step import Dependencies, current_attempt, declined_error
-from app.domain import FENCED, Attempt, Failure, StepChange, StepEvent, StepName, StepStatus
+from app.domain import FENCED, Attempt, Failure, OrderNotFound, StepChange, StepEvent, StepName, StepStatus
 from app.messages import OrderRef
 
 if TYPE_CHECKING:
@@ -60,15 +61,16 @@ class Inventory:
         order = await self._orders.get(ref.order_id)
         if order.stop_reason is not None:
             raise declined_error(order.stop_reason)
-        if order.step(STEP) is None:
-            quantities = {line.sku: line.quantity for line in order.lines}
-            reservation = await self._requests.submit(Request(ref.order_id, current_attempt(), quantities))
-            if reservation.status is not StepStatus.DONE:
-                raise declined_error(reservation.failure or FENCED)
+        quantities = {line.sku: line.quantity for line in order.lines}
+        request = Request(ref.order_id, current_attempt(), quantities)
+        record = order.step(STEP) or await self._requests.submit(request)
+        if record.status is not StepStatus.DONE:
+            raise declined_error(record.failure or FENCED)
 
     @activity.defn(name="ReleaseInventory")
     async def release(self, ref: OrderRef) -> None:
-        await self._requests.submit(Request(ref.order_id, current_attempt()))
+        with suppress(OrderNotFound):  # removed: it holds nothing
+            await self._requests.submit(Request(ref.order_id, current_attempt()))
 
     async def _commit(self, requests: Sequence[Request]) -> list[Reservation]:
         return await self._mongo.run_transaction(lambda session: self._decide_all(requests, session))

@@ -8,6 +8,7 @@ Neither the workflow nor the activities know of it.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from datetime import timedelta
@@ -17,9 +18,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from temporalio import activity
 from temporalio.api.activity.v1 import ActivityOptions
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.api.workflowservice.v1 import UpdateActivityOptionsRequest
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, UpdateActivityOptionsRequest
 from temporalio.client import WorkflowHandle
 from temporalio.worker import (
     ActivityInboundInterceptor,
@@ -180,6 +181,28 @@ async def at_the_end_of(
     await eventually(lambda: pending(handle), lambda activities: not activities)
     worker.start(activities=[])
     return handle
+
+
+# --- resets
+
+
+async def reset_points(handle: Handle) -> list[int]:
+    """The events to which the workflow can be reset: each end of a workflow task."""
+    history = await handle.fetch_history()
+    ended = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    return [event.event_id for event in history.events if event.event_type == ended]
+
+
+async def reset(handle: Handle, event_id: int) -> None:
+    """As `temporal workflow reset`: signals that came later are applied again."""
+    request = ResetWorkflowExecutionRequest(
+        namespace="default",
+        workflow_execution=WorkflowExecution(workflow_id=handle.id),
+        reason="a test",
+        workflow_task_finish_event_id=event_id,
+        request_id=secrets.token_hex(8),
+    )
+    await handle._client.workflow_service.reset_workflow_execution(request)
 
 
 # --- Temporal's side of a pending activity

@@ -1,4 +1,4 @@
-"""Many orders at once, and whatever comes to pass in any order: the guarantees hold at every instant (G3 to G7)."""
+"""Many orders, troubles, cancels and resets in random order: the guarantees hold at every instant (G3 to G7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from temporalio.client import WorkflowFailureError
 from temporalio.service import RPCError
 from temporalio.testing import TimeSkipper
 
-from app.models import FINAL, ApprovalDecision, OrderStatus
+from app.domain import TERMINAL, OrderStatus, StepName, StepStatus
+from app.gateways import Unavailable
+from app.messages import ApprovalDecision
 from app.mongo import Session
 from app.workflows.order import OrderWorkflow
 from tests.support import ADDRESS, Shop
@@ -34,11 +36,12 @@ from tests.workflows.faults import (
     SHIP,
     UNSHIP,
     Call,
+    FaultyGateways,
     Handle,
-    Hands,
-    Services,
+    RestartableWorker,
     T,
-    Unavailable,
+    reset,
+    reset_points,
 )
 
 ACTIVITIES = [RESERVE, CHARGE, SHIP, CONFIRM, RELEASE, REFUND, UNSHIP]
@@ -67,7 +70,7 @@ class World:
         self.shop = shop
         self.skipper = skipper
         self.troubles = {name: Trouble() for name in ACTIVITIES}
-        self.hands = Hands(Services(shop, **self.troubles))
+        self.restartable = RestartableWorker(FaultyGateways(shop, **self.troubles))
         self.examples = 0
         self._loop = loop
 
@@ -93,15 +96,15 @@ class RandomOrders(RuleBasedStateMachine):
 
     @rule(
         target=orders,
-        pieces=st.integers(1, 5),
+        quantity=st.integers(1, 5),
         payment_method=st.sampled_from(["pm_card_ok", "pm_card_ok", "pm_card_declined", "pm_card_flaky"]),
         postal_code=st.sampled_from(["SW1Y 4JH", "SW1Y 4JH", "00000"]),
         price=st.sampled_from([1_000, 1_000, LARGE]),
     )
-    def place(self, pieces: int, payment_method: str, postal_code: str, price: int) -> Handle:
+    def place(self, quantity: int, payment_method: str, postal_code: str, price: int) -> Handle:
         address = {**ADDRESS, "postal_code": postal_code}
         handle = self.world.do(
-            self.shop.start({self.sku: pieces}, price=price, payment_method=payment_method, shipping_address=address)
+            self.shop.start({self.sku: quantity}, price=price, payment_method=payment_method, shipping_address=address)
         )
         self.handles.append(handle)
         return handle
@@ -115,15 +118,26 @@ class RandomOrders(RuleBasedStateMachine):
     def cancel_by_temporal(self, handle: Handle) -> None:
         self.world.do(handle.cancel())
 
+    @rule(handle=orders)
+    def cancel_by_api(self, handle: Handle) -> None:
+        order_id = handle.id.removeprefix("order-")
+        self.world.do(self.shop.orders.request_cancellation(order_id, None))
+
+    @rule(handle=orders, point=st.integers(0, 10))
+    def reset(self, handle: Handle, point: int) -> None:
+        points = self.world.do(reset_points(handle))
+        if points:
+            self.world.do(reset(handle, points[point % len(points)]))
+
     @rule(handle=orders, approved=st.booleans())
     def approve(self, handle: Handle, approved: bool) -> None:
         with suppress(RPCError):
             self.world.do(handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=approved)))
 
-    @rule(pieces=st.integers(1, 5))
-    def restock(self, pieces: int) -> None:
-        self.world.do(self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": pieces}}))
-        self.stocked += pieces
+    @rule(quantity=st.integers(1, 5))
+    def restock(self, quantity: int) -> None:
+        self.world.do(self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": quantity}}))
+        self.stocked += quantity
 
     @rule(activity=st.sampled_from(ACTIVITIES), plan=st.lists(st.booleans(), min_size=1, max_size=3))
     def trouble(self, activity: str, plan: list[bool]) -> None:
@@ -131,7 +145,7 @@ class RandomOrders(RuleBasedStateMachine):
 
     @rule()
     def lose_the_worker(self) -> None:
-        self.world.do(self.world.hands.stop())
+        self.world.do(self.world.restartable.stop())
         self.world.do(self._new_worker())
 
     @rule(seconds=st.sampled_from([0.02, 0.1]))
@@ -139,7 +153,7 @@ class RandomOrders(RuleBasedStateMachine):
         self.world.do(asyncio.sleep(seconds))
 
     async def _new_worker(self) -> None:
-        self.world.hands.start()
+        self.world.restartable.start()
 
     @invariant()
     def stock_is_conserved(self) -> None:
@@ -152,7 +166,7 @@ class RandomOrders(RuleBasedStateMachine):
         self.world.do(self._money())
 
     def teardown(self) -> None:
-        """Time passes, what is broken is mended: every order ends, and all is right."""
+        """Time passes and troubles end: every order ends, and all is right."""
         for trouble in self.world.troubles.values():
             trouble.plan = []
         self.world.do(self._all_end())
@@ -164,10 +178,13 @@ class RandomOrders(RuleBasedStateMachine):
 
         async def look(session: Session) -> tuple[int, int]:
             """Both on one snapshot."""
-            article = await mongo.inventory.find_one({"_id": self.sku}, session=session)
-            assert article is not None
-            reservations = mongo.reservations.find({"state": "reserved", "lines.sku": self.sku}, session=session)
-            return article["available"], sum([r["lines"][0]["quantity"] async for r in reservations])
+            product = await mongo.inventory.find_one({"_id": self.sku}, session=session)
+            assert product is not None
+            reserved = {"steps.reserve_inventory.status": "done", "steps.reserve_inventory.quantities.sku": self.sku}
+            orders = [order async for order in mongo.orders.find(reserved, session=session)]
+            return product["available"], sum(
+                o["steps"]["reserve_inventory"]["quantities"][0]["quantity"] for o in orders
+            )
 
         return await mongo.run_transaction(look)
 
@@ -188,23 +205,23 @@ class RandomOrders(RuleBasedStateMachine):
     async def _all_right(self) -> None:
         for handle in self.handles:
             order = await self.shop.order(handle)
-            assert order.status in FINAL
+            assert order.status in TERMINAL
             shipped = order.status is OrderStatus.COMPLETED
             assert await self.shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
-            reservation: dict[str, Any] = await self.shop.mongo.reservations.find_one({"_id": order.order_id}) or {}
-            assert (reservation.get("state") == "reserved") == shipped
+            reservation = order.step(StepName.RESERVE_INVENTORY)
+            assert bool(reservation and reservation.status is StepStatus.DONE) == shipped
             assert shipped or all(step.status != "done" for step in order.steps)
 
 
 @pytest.fixture
 async def world(shop: Shop, skipper: TimeSkipper) -> Any:
     world = World(shop, skipper, asyncio.get_running_loop())
-    async with world.hands:
-        world.hands.start()
+    async with world.restartable:
+        world.restartable.start()
         yield world
 
 
-def test_whatever_happens_in_any_order(world: World) -> None:
+def test_random_orders_troubles_and_resets_keep_the_guarantees(world: World) -> None:
     machine = type("Machine", (RandomOrders,), {"world": world})
     run_state_machine_as_test(
         machine,

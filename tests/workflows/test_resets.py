@@ -1,0 +1,146 @@
+"""`temporal workflow reset`, to any point, of an order in any state: stock and money come out right (G3 to G7).
+
+A run after a reset does not know what an earlier run began, so MongoDB has to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowFailureError
+
+from app.domain import TERMINAL, OrderStatus
+from app.messages import ApprovalDecision
+from app.workflows.order import OrderWorkflow
+from tests.support import ADDRESS, Shop, eventually
+from tests.workflows.faults import FaultyGateways, Handle, Pause, reset, reset_points
+
+LARGE = 50_000  # needs an approval
+CARRIER_DOWN = {"shipping_address": {**ADDRESS, "postal_code": "99999"}}
+UNSERVICEABLE: dict[str, Any] = {"shipping_address": {**ADDRESS, "postal_code": "00000"}}
+
+Then = Callable[[Shop, Handle], Awaitable[object]]
+
+
+async def _nothing(shop: Shop, handle: Handle) -> None: ...
+
+
+async def _signal(shop: Shop, handle: Handle) -> None:
+    await handle.signal(OrderWorkflow.cancel)
+
+
+async def _temporal(shop: Shop, handle: Handle) -> None:
+    await handle.cancel()
+
+
+async def _api(shop: Shop, handle: Handle) -> None:
+    order = await shop.orders.request_cancellation(handle.id.removeprefix("order-"), "changed my mind")
+    if order.cancellation and order.status not in TERMINAL:
+        await shop.workflows.cancel(order)
+
+
+async def _approve(shop: Shop, handle: Handle) -> None:
+    await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+    await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+
+
+AFTER_RESET: dict[str, Then] = {"nothing": _nothing, "signal": _signal, "temporal": _temporal, "api": _api}
+
+
+@dataclass(frozen=True)
+class State:
+    """An order, the status at which it is reset, and what is done to get it there."""
+
+    status: OrderStatus
+    order: dict[str, Any] = field(default_factory=dict)
+    at_first: Then = _nothing
+    at: OrderStatus | None = None
+    then: Then = _nothing
+
+
+STATES = {
+    "completed": State(OrderStatus.COMPLETED),
+    "completed, cancel refused": State(OrderStatus.COMPLETED, at=OrderStatus.COMPLETED, then=_signal),
+    "approved": State(OrderStatus.COMPLETED, {"price": LARGE}, at_first=_approve),
+    "declined": State(OrderStatus.FAILED, {"payment_method": "pm_card_declined"}),
+    "unserviceable": State(OrderStatus.FAILED, UNSERVICEABLE),
+    "awaiting approval": State(OrderStatus.AWAITING_APPROVAL, {"price": LARGE}),
+    "charging": State(OrderStatus.RESERVED, {"payment_method": "pm_card_outage"}),
+    "shipping": State(OrderStatus.CHARGED, CARRIER_DOWN),
+    "approved and shipping": State(OrderStatus.CHARGED, CARRIER_DOWN | {"price": LARGE}, at_first=_approve),
+    "cancelled": State(OrderStatus.CANCELLED, CARRIER_DOWN, at=OrderStatus.CHARGED, then=_signal),
+    "cancelled by the API": State(OrderStatus.CANCELLED, CARRIER_DOWN, at=OrderStatus.CHARGED, then=_api),
+}
+
+
+@pytest.mark.parametrize("after", AFTER_RESET)
+@pytest.mark.parametrize("state", STATES)
+async def test_reset_to_any_point_keeps_stock_and_money_right(shop: Shop, worker: None, state: str, after: str) -> None:
+    await shop.stock(available=1_000)
+    first = await _reach(shop, STATES[state])
+    last = len(await reset_points(first)) - 1
+    points = range(last + 1) if after == "nothing" else sorted({0, last // 2, last})
+    handles = [first, *await asyncio.gather(*(_reach(shop, STATES[state]) for _ in points[1:]))]
+    resets = zip(handles, points, strict=True)
+    await asyncio.gather(*(_reset(shop, handle, point, STATES[state], AFTER_RESET[after]) for handle, point in resets))
+    completed = [h for h in handles if (await shop.order(h)).status is OrderStatus.COMPLETED]
+    assert (await shop.available(), await shop.held()) == (1_000 - len(completed), len(completed))
+
+
+async def _reach(shop: Shop, state: State) -> Handle:
+    handle = await shop.start({"MUG": 1}, **state.order)
+    await state.at_first(shop, handle)
+    if state.at:
+        await shop.reaches(handle, state.at)
+        with suppress(Exception):  # a workflow that has closed takes no signal: that is a refusal, too
+            await state.then(shop, handle)
+    await shop.reaches(handle, state.status)
+    if state.status in TERMINAL:
+        await _closed(handle)
+    return handle
+
+
+async def _closed(handle: Handle) -> None:
+    with suppress(WorkflowFailureError):
+        await handle.result()
+
+
+async def _reset(shop: Shop, handle: Handle, point: int, state: State, after: Then) -> None:
+    points = await reset_points(handle)
+    await reset(handle, points[min(point, len(points) - 1)])
+    await after(shop, handle)
+    if state.status not in TERMINAL and after is _nothing:
+        # It waits where it waited before, and goes on from there.
+        await eventually(lambda: handle.query(OrderWorkflow.status), lambda told: told.status is state.status)
+        assert (await shop.order(handle)).status is state.status
+        await _api(shop, handle)
+    await _closed(handle)
+
+    order = await shop.reaches(handle, *TERMINAL)
+    assert order.status is (state.status if state.status in TERMINAL else OrderStatus.CANCELLED)
+    shipped = order.status is OrderStatus.COMPLETED
+    assert {record.status for record in order.steps} <= ({"done"} if shipped else {"compensated", "failed"})
+    assert await shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
+    parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    assert parcel.get("shipped", False) - parcel.get("called_off", False) == shipped
+    result = (await handle.query(OrderWorkflow.status)).status
+    assert result is order.status
+
+
+async def test_reset_during_compensation_compensates_to_the_end(shop: Shop) -> None:
+    """An attempt of the run before the reset is still in flight then."""
+    await shop.stock(available=10)
+    refund = Pause()
+    async with FaultyGateways(shop, RefundPayment=refund).worker():
+        handle = await shop.start({"MUG": 1}, **UNSERVICEABLE)
+        await refund.reached.wait()
+        await reset(handle, (await reset_points(handle))[0])
+        result = await handle.result()
+        refund.go_on.set()
+    assert (result.status, result.failure_code) == (OrderStatus.FAILED, "address_unserviceable")
+    assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)
