@@ -39,7 +39,7 @@ async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: A
 
 @asynccontextmanager
 async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
-    """The commands on this test's database, all but those on the sandbox's books, as mongod's profiler saw them."""
+    """What mongod's profiler saw of this test's database, without the sandbox's books."""
     await mongo.database.command("profile", 2)
     commands: list[Document] = []
     try:
@@ -47,7 +47,7 @@ async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
     finally:
         await mongo.database.command("profile", 0)
     seen = mongo.database["system.profile"].find({"ns": {"$nin": [f"{mongo.database.name}.{n}" for n in UNCOUNTED]}})
-    commands += [entry["command"] async for entry in seen.sort("ts", 1)]
+    commands += [entry async for entry in seen.sort("ts", 1)]
     await mongo.database["system.profile"].drop()
 
 

@@ -523,17 +523,17 @@ async def test_attempt_costs_one_read_and_one_majority_write(stage: Stage) -> No
     order_id = await stage.order()
     async with recorded_commands(stage.mongo) as commands:
         assert await stage.attempt(order_id) == "done"
-    read, write = commands
+    read, write = [entry["command"] for entry in commands]
     assert (read["find"], read["readConcern"]["level"]) == ("orders", "majority")
     assert (write["findAndModify"], write["writeConcern"]["w"]) == ("orders", "majority")
 
     async with recorded_commands(stage.mongo) as commands:
         assert await stage.attempt(order_id, 2) == "done"
-    assert [next(iter(command)) for command in commands] == ["find"]
+    assert [next(iter(entry["command"])) for entry in commands] == ["find"]
 
     async with recorded_commands(stage.mongo) as commands:
         await stage.compensate_only(order_id)
-    assert [next(iter(command)) for command in commands] == ["findAndModify", "findAndModify"]
+    assert [next(iter(entry["command"])) for entry in commands] == ["findAndModify", "findAndModify"]
 
 
 def _declined(code: str) -> Declined:

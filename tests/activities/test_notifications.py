@@ -108,6 +108,6 @@ async def test_confirmation_costs_one_read_and_one_majority_write(
 ) -> None:
     async with recorded_commands(mongo) as commands:
         await attempt(notifications.confirm, ref)
-    read, write = commands
+    read, write = [entry["command"] for entry in commands]
     assert (read["find"], read["readConcern"]["level"]) == ("orders", "majority")
     assert (write["findAndModify"], write["writeConcern"]["w"]) == ("orders", "majority")

@@ -1,7 +1,7 @@
 """Reservations: all or nothing, at most once, never after their release, and the stock always even (G3, G4, G5).
 
-Two `Inventory` here are two worker processes as far as group commit goes: each commits by itself, over connections of
-its own, so that a fault can befall one of them.
+Two `Inventory` stand for two worker processes: each has a group commit and connections of its own, so that a fault can
+hit one of them.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pymongo.errors import PyMongoError
-from temporalio.exceptions import ApplicationError
-from temporalio.testing import ActivityEnvironment
+from pymongo.read_concern import ReadConcern
 
 from app.activities.inventory import Inventory
-from app.models import OrderRef, OrderStatus
+from app.domain import OrderStatus, StepRecord
+from app.messages import OrderRef
 from app.mongo import Document, Mongo
-from app.orders import Orders
+from app.orders import OrderRepository
 from dev.servers import Server
-from tests.activities.faults import BEFORE_THE_EFFECT, failing
-from tests.support import eventually, order_document, steps_of
+from tests.activities.attempts import SCHEDULED, STARTED, attempt, outcome
+from tests.activities.faults import BEFORE_THE_EFFECT, failing, recorded_commands
+from tests.support import dependencies, eventually, order_document, steps_of
 
 # The commit was carried out, but the process that asked for it never learns that.
 COMMITTED: dict[str, Any] = {"writeConcernError": {"code": 8000, "errmsg": "gone"}}
 COMMANDS = ("find", "update", "commitTransaction")
 
-# Where an attempt is held: between its two reads, which are of one instant all the same; when it has read that nothing
-# is reserved, before its first write; and with all written, not committed.
-POINTS: dict[str, tuple[Document, dict[str, int]]] = {
-    "between reads": ({"command.find": "inventory"}, {"skip": 2}),
-    "between reading and writing": ({"command.update": "reservations"}, {"times": 1}),
-    "before the commit": ({"command.commitTransaction": 1}, {"times": 1}),
+# Where an attempt is held: between the two reads of its transaction, which are of one instant all the same; when it has
+# read that nothing is reserved, before its first write; and with all written, not committed.
+POINTS = {
+    "between reads": ("find", "inventory"),
+    "between reading and writing": ("update", "orders"),
+    "before the commit": ("commitTransaction", None),
 }
 HELD_FOR = 500  # milliseconds, far longer than what the test does meanwhile
 
@@ -45,162 +45,260 @@ HELD_FOR = 500  # milliseconds, far longer than what the test does meanwhile
 @dataclass
 class Warehouse:
     mongo: Mongo
-    orders: Orders
+    orders: OrderRepository
     inventory: Inventory
     other: Inventory
 
     async def stock(self, **available: Any) -> None:
-        for sku, pieces in available.items():
-            await self.mongo.inventory.insert_one({"_id": sku, "available": pieces})
+        for sku, quantity in available.items():
+            await self.mongo.inventory.insert_one({"_id": sku, "available": quantity})
 
-    async def order(self, **pieces: int) -> str:
-        document = order_document(pieces)
+    async def order(self, **quantities: int) -> str:
+        document = order_document(quantities)
         await self.mongo.orders.insert_one(document)
         order_id: str = document["_id"]
         return order_id
 
-    async def reserve(self, order_id: str, inventory: Inventory | None = None) -> str:
-        """Returns `reserved`, or the code with which it will never be."""
-        try:
-            await ActivityEnvironment().run((inventory or self.inventory).reserve, OrderRef(order_id=order_id))
-        except ApplicationError as error:
-            return f"{error.type}" if error.non_retryable else "retried"
-        return "reserved"
+    async def reserve(self, order_id: str, inventory: Inventory | None = None, number: int = 1) -> str:
+        """`done`, or the code of a final failure."""
+        return await outcome((inventory or self.inventory).reserve, order_id, number)
 
     async def release(self, order_id: str, inventory: Inventory | None = None) -> None:
-        await ActivityEnvironment().run((inventory or self.inventory).release, OrderRef(order_id=order_id))
+        before = await self.record(order_id)
+        await attempt((inventory or self.inventory).release, OrderRef(order_id=order_id), 7)
+        if before:  # nothing of the timeline is overwritten
+            assert _without_release(await self.record(order_id)) == _without_release(before)
 
     async def available(self) -> dict[str, Any]:
-        return {article["_id"]: article["available"] async for article in self.mongo.inventory.find()}
+        return {product["_id"]: product["available"] async for product in self.mongo.inventory.find()}
 
-    async def reservation(self, order_id: str) -> dict[str, Any]:
-        return await self.mongo.reservations.find_one({"_id": order_id}) or {}
+    async def record(self, order_id: str) -> Document:
+        document = await self.mongo.orders.find_one({"_id": order_id}) or {}
+        record: Document = document.get("steps", {}).get("reserve_inventory", {})
+        return record
 
-    async def says(self, order_id: str) -> tuple[OrderStatus, str | None]:
-        """The order's status, and what its timeline says of this step."""
-        order = await self.orders.require(order_id)
+    async def timeline(self, order_id: str) -> tuple[OrderStatus, str | None]:
+        """The order's status, and that of this step."""
+        order = await self.orders.get(order_id)
         return order.status, steps_of(order).get("reserve_inventory")
 
+    async def shown(self, order_id: str) -> StepRecord:
+        (record,) = (await self.orders.get(order_id)).steps
+        return record
+
     async def is_reserved(self, order_id: str) -> None:
-        reservation = await self.reservation(order_id)
-        assert reservation["state"] == "reserved"
-        assert "expires_at" not in reservation
-        assert await self.says(order_id) == ("reserved", "done")
+        record = await self.record(order_id)
+        assert record["status"] == "done"
+        assert "compensated_at" not in record
+        order = await self.orders.get(order_id)
+        assert record["quantities"] == [line.model_dump(include={"sku", "quantity"}) for line in order.lines]
+        assert await self.timeline(order_id) == ("reserved", "done")
+
+
+def _without_release(record: Document) -> Document:
+    return {field: value for field, value in record.items() if field not in {"status", "compensated_at"}}
 
 
 @pytest.fixture
 async def warehouse(mongo: Mongo, mongod: Server) -> AsyncIterator[Warehouse]:
-    for name in ("orders", "inventory", "reservations"):
+    for name in ("orders", "inventory"):
         await mongo.database.create_collection(name)
     other = Mongo(mongod.address, mongo.database.name)
-    yield Warehouse(mongo, Orders(mongo), Inventory(mongo, Orders(mongo)), Inventory(other, Orders(other)))
+    yield Warehouse(mongo, OrderRepository(mongo), Inventory(dependencies(mongo)), Inventory(dependencies(other)))
     other.close()
 
 
 @asynccontextmanager
 async def held(warehouse: Warehouse, order_id: str, point: str) -> AsyncIterator[asyncio.Task[str]]:
     """An attempt of the first process that has come to this point, where the server holds it for a while."""
-    arrived, mode = POINTS[point]
-    (command,) = arrived
-    fault = {"blockConnection": True, "blockTimeMS": HELD_FOR}
-    async with failing(warehouse.mongo, command.removeprefix("command."), mode=mode, **fault):
-        attempt = asyncio.create_task(warehouse.reserve(order_id))
-        mine = {"appName": warehouse.mongo.database.name, "active": True, **arrived}
+    command, collection = POINTS[point]
+    fault: Document = {"blockConnection": True, "blockTimeMS": HELD_FOR}
+    if collection:  # without it, the server's own reads of its sessions would be held as well
+        fault["namespace"] = f"{warehouse.mongo.database.name}.{collection}"
+    async with failing(warehouse.mongo, command, mode={"times": 1}, **fault):
+        late = asyncio.create_task(warehouse.reserve(order_id))
+        mine = {"appName": warehouse.mongo.database.name, "active": True, f"command.{command}": collection or 1}
         await eventually(lambda: _running(warehouse.mongo, mine))
-        yield attempt
+        yield late
 
 
 async def _running(mongo: Mongo, operation: Document) -> list[Document]:
-    found = mongo.client.admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": operation}])
+    admin = mongo.client.get_database("admin", read_concern=ReadConcern("local"))
+    found = admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": operation}])
     return [operation async for operation in found]
 
 
-async def test_reserved_once_and_released_once(warehouse: Warehouse) -> None:
+async def test_reservation_and_release_repeated_act_once(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=5)
     order_id = await warehouse.order(MUG=3, TEE=5)
-    for _ in range(2):
-        assert await warehouse.reserve(order_id) == "reserved"
+    for number in (3, 4):
+        assert await warehouse.reserve(order_id, number=number) == "done"
         await warehouse.is_reserved(order_id)
         assert await warehouse.available() == {"MUG": 7, "TEE": 0}
-    timelines = []
+    reserved = await warehouse.shown(order_id)
+    assert (reserved.first_attempt_at, reserved.attempts, reserved.detail) == (SCHEDULED, 3, "reserved")
     for _ in range(2):
         await warehouse.release(order_id)
         assert await warehouse.available() == {"MUG": 10, "TEE": 5}
-        timelines.append((await warehouse.orders.require(order_id)).steps)
-    assert timelines[0] == timelines[1]
-    assert await warehouse.says(order_id) == ("reserved", "undone")
-    assert "expires_at" not in await warehouse.reservation(order_id)
+    released = await warehouse.shown(order_id)
+    assert released.compensated_at is not None
+    assert reserved.at <= released.compensated_at
+    changed = {"status": released.status, "compensated_at": released.compensated_at}
+    assert released == reserved.model_copy(update=changed)
+    assert await warehouse.timeline(order_id) == ("reserved", "compensated")
     assert await warehouse.reserve(order_id) == "fenced"
     assert await warehouse.available() == {"MUG": 10, "TEE": 5}
 
 
-async def test_the_release_comes_first(warehouse: Warehouse) -> None:
+async def test_release_first_stops_every_attempt(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     await warehouse.release(order_id)
     assert await warehouse.reserve(order_id) == "fenced"
     assert await warehouse.available() == {"MUG": 10}
-    assert await warehouse.says(order_id) == ("placed", "failed")
-    assert (await warehouse.reservation(order_id))["expires_at"] > datetime.now(UTC)
+    record = await warehouse.record(order_id)
+    assert (record["status"], record["detail"]) == ("failed", "stopped before it took effect")
+    assert record.keys() == {"status", "detail", "at"}
+    assert (await warehouse.orders.get(order_id)).status == "placed"
 
 
-async def test_no_stock_is_final_and_all_or_nothing(warehouse: Warehouse) -> None:
+async def test_out_of_stock_is_final_and_all_or_nothing(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=1)
     order_id = await warehouse.order(MUG=3, TEE=2, LAMP=1)
-    for _ in range(2):
-        assert await warehouse.reserve(order_id) == "out_of_stock"
+    for number in (1, 2):
+        assert await warehouse.reserve(order_id, number=number) == "out_of_stock"
         assert await warehouse.available() == {"MUG": 10, "TEE": 1}
         await warehouse.mongo.inventory.update_many({}, {"$max": {"available": 1}})
-    order = await warehouse.orders.require(order_id)
-    assert (order.status, order.steps[0].detail) == ("placed", "not enough in stock: TEE, LAMP")
+    order = await warehouse.orders.get(order_id)
+    (record,) = order.steps
+    assert (order.status, record.status, record.detail) == ("placed", "failed", "not enough in stock: TEE, LAMP")
+    assert (record.first_attempt_at, record.attempts, record.interrupted) == (STARTED, 1, False)
     await warehouse.stock(LAMP=9)
-    assert await warehouse.reserve(order_id) == "out_of_stock"  # what was said to the customer stays said
-    assert (await warehouse.reservation(order_id))["expires_at"] > datetime.now(UTC)
+    assert await warehouse.reserve(order_id, number=3) == "out_of_stock"  # the customer was told so
     await warehouse.release(order_id)
-    assert await warehouse.orders.require(order_id) == order
+    assert await warehouse.orders.get(order_id) == order
+
+
+async def test_reservation_and_release_in_one_batch_was_never_done(warehouse: Warehouse) -> None:
+    await warehouse.stock(MUG=10)
+    first, order_id = await warehouse.order(MUG=1), await warehouse.order(MUG=3)
+    async with held(warehouse, first, "before the commit") as running:
+        reservation = asyncio.create_task(warehouse.reserve(order_id))
+        await _queued(warehouse, 1)
+        release = asyncio.create_task(warehouse.release(order_id))
+        await _queued(warehouse, 2)
+        assert not running.done()
+    assert await running == "done"
+    assert await reservation == "fenced"
+    await release
+    record = await warehouse.record(order_id)
+    assert record.keys() == {"status", "detail", "at"}
+    assert (record["status"], record["detail"]) == ("failed", "stopped before it took effect")
+    assert (await warehouse.orders.get(order_id)).status == "placed"
+    assert await warehouse.available() == {"MUG": 9}
+
+
+async def _queued(warehouse: Warehouse, count: int) -> None:
+    async def look() -> int:
+        return len(warehouse.inventory._requests._waiting)
+
+    await eventually(look, lambda seen: seen == count, within=HELD_FOR / 1_000)
+
+
+async def test_release_returns_what_was_reserved_whatever_the_lines_say_later(warehouse: Warehouse) -> None:
+    await warehouse.stock(MUG=10, TEE=5)
+    order_id = await warehouse.order(MUG=3)
+    assert await warehouse.reserve(order_id) == "done"
+    edited = order_document({"MUG": 1, "TEE": 2})
+    fields = {field: edited[field] for field in ("lines", "total")}
+    await warehouse.mongo.orders.update_one({"_id": order_id}, {"$set": fields})
+    assert await warehouse.reserve(order_id, number=2) == "done"
+    assert await warehouse.available() == {"MUG": 7, "TEE": 5}
+    await warehouse.release(order_id)
+    assert await warehouse.available() == {"MUG": 10, "TEE": 5}
+
+
+async def test_cancelled_order_is_not_reserved(warehouse: Warehouse) -> None:
+    await warehouse.stock(MUG=10)
+    before, after = await warehouse.order(MUG=3), await warehouse.order(MUG=2)
+    await warehouse.orders.request_cancellation(before, None)
+    assert await warehouse.reserve(after) == "done"
+    await warehouse.orders.request_cancellation(after, None)
+    for order_id in (before, after):
+        assert await warehouse.reserve(order_id) == "cancelled"
+    assert await warehouse.record(before) == {}
+    assert await warehouse.available() == {"MUG": 8}
+
+
+@pytest.mark.parametrize("point", ["between reads", "between reading and writing"])
+async def test_cancel_during_the_transaction_stops_the_order_there(warehouse: Warehouse, point: str) -> None:
+    await warehouse.stock(MUG=10)
+    order_id = await warehouse.order(MUG=3)
+    async with held(warehouse, order_id, point) as late:
+        assert (await warehouse.orders.request_cancellation(order_id, None)).cancellation is not None
+        assert not late.done()
+        await late
+    assert await warehouse.timeline(order_id) == ("placed", "done")  # not reserved: the cancel was accepted
+    assert await warehouse.reserve(order_id, number=2) == "cancelled"
+    await warehouse.release(order_id)
+    assert await warehouse.timeline(order_id) == ("placed", "compensated")
+    assert await warehouse.available() == {"MUG": 10}
+
+
+async def test_order_removed_during_the_transaction_takes_no_stock(warehouse: Warehouse) -> None:
+    await warehouse.stock(MUG=10)
+    order_id = await warehouse.order(MUG=3)
+    async with held(warehouse, order_id, "between reads") as late:
+        await warehouse.mongo.orders.delete_one({"_id": order_id})
+        assert not late.done()
+        await asyncio.wait([late])
+    assert late.exception() is not None
+    assert await warehouse.available() == {"MUG": 10}
+    await warehouse.release(order_id)  # the compensation of an order that is gone
+    assert await warehouse.available() == {"MUG": 10}
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_an_attempt_is_held_while_the_release_runs(warehouse: Warehouse, point: str) -> None:
+async def test_attempt_held_during_release_is_fenced_or_released(warehouse: Warehouse, point: str) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, point) as late:
         await warehouse.release(order_id, warehouse.other)
         if point == "before the commit":  # the release had to wait for it, and found it
-            assert await late == "reserved"
-            assert await warehouse.says(order_id) == ("reserved", "undone")
+            assert await late == "done"
+            assert await warehouse.timeline(order_id) == ("reserved", "compensated")
         else:
             assert not late.done()
             assert await late == "fenced"
-            assert await warehouse.says(order_id) == ("placed", "failed")
+            assert (await warehouse.record(order_id))["status"] == "failed"
     assert await warehouse.available() == {"MUG": 10}
-    assert (await warehouse.reservation(order_id))["state"] == "released"
+    assert (await warehouse.record(order_id))["status"] in {"failed", "compensated"}
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_an_attempt_is_held_while_its_retry_runs(warehouse: Warehouse, point: str) -> None:
+async def test_attempt_held_during_retry_reserves_once(warehouse: Warehouse, point: str) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, point) as late:
-        assert await warehouse.reserve(order_id, warehouse.other) == "reserved"
-        assert await late == "reserved"
+        assert await warehouse.reserve(order_id, warehouse.other) == "done"
+        assert await late == "done"
     await warehouse.is_reserved(order_id)
     assert await warehouse.available() == {"MUG": 7}
 
 
-async def test_an_attempt_is_held_while_its_retry_and_the_release_run(warehouse: Warehouse) -> None:
+async def test_attempt_held_during_retry_and_release_is_fenced(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, "between reading and writing") as late:
-        assert await warehouse.reserve(order_id, warehouse.other) == "reserved"
+        assert await warehouse.reserve(order_id, warehouse.other) == "done"
         await warehouse.release(order_id, warehouse.other)
         assert not late.done()
         assert await late == "fenced"
     assert await warehouse.available() == {"MUG": 10}
-    assert await warehouse.says(order_id) == ("reserved", "undone")
+    assert await warehouse.timeline(order_id) == ("reserved", "compensated")
 
 
-async def test_attempts_and_releases_in_any_order_at_once(warehouse: Warehouse) -> None:
+async def test_attempts_and_releases_at_once_leave_nothing(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=30)
     order_ids = [await warehouse.order(MUG=2) for _ in range(10)]
     both = (warehouse.inventory, warehouse.other)
@@ -212,11 +310,14 @@ async def test_attempts_and_releases_in_any_order_at_once(warehouse: Warehouse) 
     random.shuffle(work)
     await asyncio.gather(*work)
     assert await warehouse.available() == {"MUG": 30}
-    assert await warehouse.mongo.reservations.count_documents({"state": "released"}) == len(order_ids)
+    ended = {"steps.reserve_inventory.status": {"$in": ["failed", "compensated"]}}
+    assert await warehouse.mongo.orders.count_documents(ended) == len(order_ids)
 
 
 @pytest.mark.parametrize("fault", [BEFORE_THE_EFFECT, COMMITTED], ids=["before", "after"])
-async def test_an_attempt_dies_at_any_command(warehouse: Warehouse, fault: dict[str, Any]) -> None:
+async def test_attempt_dying_at_any_command_can_be_repeated_or_released(
+    warehouse: Warehouse, fault: dict[str, Any]
+) -> None:
     await warehouse.stock(MUG=100)
     points = 0
     for after_commands in range(8):
@@ -227,22 +328,22 @@ async def test_an_attempt_dies_at_any_command(warehouse: Warehouse, fault: dict[
                     await warehouse.reserve(order_id)
                     points -= 1
             points += 1
-        assert await warehouse.reserve(again) == "reserved"
+        assert await warehouse.reserve(again) == "done"
         await warehouse.is_reserved(again)
         await warehouse.release(released)
         await warehouse.release(released)
         assert await warehouse.reserve(released) == "fenced"
         assert await warehouse.available() == {"MUG": 100 - after_commands - 1}
-    # Read the order, the reservation and the stock; write the same three; commit. Reads have no effect to die after.
-    assert points == 2 * (7 if fault is BEFORE_THE_EFFECT else 4)
+    # Read the order, its record, the stock; write record and stock; commit. Reads have no effect to die after.
+    assert points == 2 * (6 if fault is BEFORE_THE_EFFECT else 3)
 
 
 @pytest.mark.parametrize("available", ["many", None, float("nan"), 10.5, True])
-async def test_a_broken_article_fails_its_own_orders_only(warehouse: Warehouse, available: Any) -> None:
-    """And only until it is repaired: nothing that was written for these orders is final."""
+async def test_malformed_product_fails_its_own_orders_only(warehouse: Warehouse, available: Any) -> None:
+    """And only until it is repaired: nothing final is written for these orders."""
     await warehouse.stock(MUG=100, ODD=10)
     held = await warehouse.order(ODD=2)
-    assert await warehouse.reserve(held) == "reserved"
+    assert await warehouse.reserve(held) == "done"
     await warehouse.mongo.inventory.update_one({"_id": "ODD"}, {"$set": {"available": available}})
 
     good = [await warehouse.order(MUG=1) for _ in range(20)]
@@ -254,33 +355,42 @@ async def test_a_broken_article_fails_its_own_orders_only(warehouse: Warehouse, 
         return_exceptions=True,
     )
     by_order = dict(zip(in_turn, results, strict=False))
-    assert [by_order[order_id] for order_id in good] == ["reserved"] * 20
+    assert [by_order[order_id] for order_id in good] == ["done"] * 20
     assert all(isinstance(by_order[order_id], Exception) for order_id in odd)
     assert isinstance(results[-1], Exception)
 
     await warehouse.mongo.inventory.update_one({"_id": "ODD"}, {"$set": {"available": 8}})
     await warehouse.release(held)
-    assert [await warehouse.reserve(order_id) for order_id in odd] == ["reserved", "reserved"]
+    assert [await warehouse.reserve(order_id) for order_id in odd] == ["done", "done"]
     assert await warehouse.available() == {"MUG": 78, "ODD": 8}
 
 
-async def test_a_broken_reservation_fails_its_own_order_only(warehouse: Warehouse) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"quantities": "some"}, {"quantities": [{"sku": "MUG"}]}, {"status": "odd"}, {"failure": 5}]
+)
+async def test_malformed_reservation_fails_its_own_order_only(warehouse: Warehouse, changes: Document) -> None:
+    """In one batch with others, to which it is a release: an attempt reads the order first."""
     await warehouse.stock(MUG=100)
+    first, odd = await warehouse.order(MUG=1), await warehouse.order(MUG=1)
     good = [await warehouse.order(MUG=1) for _ in range(10)]
-    odd = await warehouse.order(MUG=1)
-    await warehouse.mongo.reservations.insert_one({"_id": odd, "state": "reserved", "lines": "some"})
-    results = await asyncio.gather(
-        *(warehouse.reserve(order_id) for order_id in [*good[:5], odd, *good[5:]]), return_exceptions=True
-    )
-    assert isinstance(results.pop(5), Exception)
-    assert results == ["reserved"] * 10
+    assert await warehouse.reserve(odd) == "done"
+    fields = {f"steps.reserve_inventory.{field}": value for field, value in changes.items()}
+    await warehouse.mongo.orders.update_one({"_id": odd}, {"$set": fields})
+    async with held(warehouse, first, "before the commit"):
+        attempts = [asyncio.create_task(warehouse.reserve(order_id)) for order_id in good]
+        release = asyncio.create_task(warehouse.release(odd))
+        await _queued(warehouse, 11)
+    assert await asyncio.gather(*attempts) == ["done"] * 10
+    with pytest.raises((TypeError, KeyError, ValueError)):
+        await release
+    assert await warehouse.available() == {"MUG": 88}
 
 
-async def test_what_the_database_refuses_fails_its_own_order_only(warehouse: Warehouse) -> None:
-    """A rule of the owner's on a collection, which one order breaks and nobody can see before it is written."""
+async def test_write_refused_by_a_validator_fails_its_own_order_only(warehouse: Warehouse) -> None:
+    """A validator on the collection, which one order breaks as it is written."""
     await warehouse.stock(MUG=100)
     await warehouse.mongo.database.command(
-        "collMod", "reservations", validator={"lines.quantity": {"$not": {"$gt": 5}}}
+        "collMod", "orders", validator={"steps.reserve_inventory.quantities.quantity": {"$not": {"$gt": 5}}}
     )
     good = [await warehouse.order(MUG=1) for _ in range(10)]
     odd = await warehouse.order(MUG=6)
@@ -288,23 +398,24 @@ async def test_what_the_database_refuses_fails_its_own_order_only(warehouse: War
         *(warehouse.reserve(order_id) for order_id in [*good[:5], odd, *good[5:]]), return_exceptions=True
     )
     assert isinstance(results.pop(5), PyMongoError)
-    assert results == ["reserved"] * 10
+    assert results == ["done"] * 10
     assert await warehouse.available() == {"MUG": 90}
 
 
-async def test_pieces_of_an_article_that_is_not_kept_any_more(warehouse: Warehouse) -> None:
-    """They go nowhere; above all not to another order, which could never be delivered."""
+async def test_quantities_of_a_removed_product_go_nowhere(warehouse: Warehouse) -> None:
+    """Above all not to another order, which could never be delivered."""
     await warehouse.stock(OLD=2, MUG=10)
-    first, other, late = [await warehouse.order(**pieces) for pieces in ({"OLD": 2}, {"MUG": 1}, {"OLD": 1})]
-    assert await warehouse.reserve(first) == "reserved"
+    lines: list[dict[str, int]] = [{"OLD": 2}, {"MUG": 1}, {"OLD": 1}]
+    first, other, late = [await warehouse.order(**quantities) for quantities in lines]
+    assert await warehouse.reserve(first) == "done"
     await warehouse.mongo.inventory.delete_one({"_id": "OLD"})
     results = await asyncio.gather(warehouse.reserve(other), warehouse.release(first), warehouse.reserve(late))
-    assert list(results) == ["reserved", None, "out_of_stock"]
+    assert list(results) == ["done", None, "out_of_stock"]
     assert await warehouse.available() == {"MUG": 9}
 
 
-async def test_available_and_held_are_what_was_stocked_at_every_instant(warehouse: Warehouse) -> None:
-    """G5, as a reader sees it who looks at one snapshot after another while everything happens at once."""
+async def test_available_and_held_equal_stocked_at_every_instant(warehouse: Warehouse) -> None:
+    """G5, as one snapshot after another shows it during a storm."""
     stocked = {"MUG": 12, "TEE": 12}
     await warehouse.stock(**stocked)
     order_ids = [
@@ -328,14 +439,32 @@ async def test_available_and_held_are_what_was_stocked_at_every_instant(warehous
 
 
 async def _stocked(mongo: Mongo) -> dict[str, int]:
-    """Available + held by article, on one snapshot."""
+    """Available + held by SKU, on one snapshot."""
 
     async def look(session: Any) -> dict[str, int]:
-        pieces = {a["_id"]: a["available"] async for a in mongo.inventory.find(session=session)}
-        assert all(available >= 0 for available in pieces.values())
-        async for reservation in mongo.reservations.find({"state": "reserved"}, session=session):
-            for line in reservation["lines"]:
-                pieces[line["sku"]] += line["quantity"]
-        return pieces
+        stocked = {product["_id"]: product["available"] async for product in mongo.inventory.find(session=session)}
+        assert all(available >= 0 for available in stocked.values())
+        async for order in mongo.orders.find({"steps.reserve_inventory.status": "done"}, session=session):
+            for line in order["steps"]["reserve_inventory"]["quantities"]:
+                stocked[line["sku"]] += line["quantity"]
+        return stocked
 
     return await mongo.run_transaction(look)
+
+
+async def test_reservation_costs_one_read_and_one_transaction(warehouse: Warehouse) -> None:
+    await warehouse.stock(MUG=10, TEE=10)
+    first, second = await warehouse.order(MUG=1, TEE=1), await warehouse.order(MUG=1)
+    assert await warehouse.reserve(second) == "done"  # connections are made
+    for work, expected in (
+        (warehouse.reserve(first), ["query orders", *TRANSACTION]),
+        (warehouse.reserve(first), ["query orders"]),
+        (attempt(warehouse.inventory.release, OrderRef(order_id=first)), TRANSACTION),
+        (attempt(warehouse.inventory.release, OrderRef(order_id=first)), TRANSACTION[:2]),
+    ):
+        async with recorded_commands(warehouse.mongo) as commands:
+            await work
+        assert [f"{entry['op']} {entry['ns'].partition('.')[2]}" for entry in commands] == expected
+
+
+TRANSACTION = ["query orders", "query inventory", "update orders", "update inventory", "update inventory"]  # and commit
