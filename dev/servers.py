@@ -1,4 +1,4 @@
-"""Real servers as child processes: mongod as a one-member replica set, and Temporal's dev server.
+"""Real servers as child processes: mongod as a replica set of one or several members, and Temporal's dev server.
 
 `make dev`, the tests and `make chaos` start them from here. Each listens on 127.0.0.1 only, and on Linux dies
 with the process that started it, however that one ended.
@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -147,13 +148,13 @@ class Server:
         except BaseException as error:
             await self.kill()
             if isinstance(error, TimeoutError):
-                last = _last_words(self.log_text())
+                last = _last_error(self.log_text())
                 raise ServerError(
                     f"{self.name} did not answer within {timeout:.0f} s: {last} (log: {self.log})"
                 ) from None
             raise
         if self.exited:
-            raise ServerError(self.epitaph())
+            raise ServerError(self.exit_reason())
         return self
 
     @property
@@ -194,8 +195,8 @@ class Server:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
-    def epitaph(self) -> str:
-        """One line on a process that has ended by itself: which, why, and the remedy where it is known."""
+    def exit_reason(self) -> str:
+        """Why a process ended by itself, in one line, with the remedy if it is known."""
         text = self.log_text()
         if "DBPathInUse" in text:
             return f"another {self.name} uses the same data: stop that one, or choose another folder with DEV_DIR"
@@ -206,10 +207,10 @@ class Server:
         code = self._process.returncode
         if code == -signal.SIGILL:
             return f"{self.name} needs a processor with AVX: set MONGODB_URI to one that runs elsewhere"
-        return f"{self.name} has ended (exit code {code}): {_last_words(text)} (log: {self.log})"
+        return f"{self.name} has ended (exit code {code}): {_last_error(text)} (log: {self.log})"
 
 
-def _last_words(log: str) -> str:
+def _last_error(log: str) -> str:
     """The line of a log that most likely tells why a process ended."""
     lines = [_message(line) for line in log.splitlines() if line.strip()]
     errors = [text for text, is_error in lines if is_error]
@@ -239,26 +240,9 @@ async def start_mongod(
     Data stays in `data_dir` and is found there again. `test_commands` allows `configureFailPoint`. The log is
     `mongod.log` in `log_dir`, which is beside the data if not given.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    parameters = {
-        "diagnosticDataCollectionEnabled": "false",
-        "shutdownTimeoutMillisForSignaledShutdown": "100",  # no other member waits for it to hand over
-        "enableTestCommands": str(int(test_commands)),
-    }
-    server = await Server.start(
-        "mongod",
-        [
-            find_mongod(), "--dbpath", data_dir, "--bind_ip", HOST, "--port", str(port), "--nounixsocket",
-            "--replSet", "rs0", "--oplogSize", "200", "--wiredTigerCacheSizeGB", "0.25", "--quiet",
-            *(word for name, value in parameters.items() for word in ("--setParameter", f"{name}={value}")),
-        ],
-        address=f"mongodb://{HOST}:{port}/?replicaSet=rs0",
-        log=(log_dir or data_dir.parent) / "mongod.log",
-    )  # fmt: skip
-
-    async def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((HOST, port)) == 0
+    log = (log_dir or data_dir.parent) / "mongod.log"
+    address = f"mongodb://{HOST}:{port}/?replicaSet=rs0"
+    server = await _start_member("mongod", data_dir, port, address=address, log=log, test_commands=test_commands)
 
     async def takes_writes() -> bool:
         try:
@@ -266,10 +250,37 @@ async def start_mongod(
         except PyMongoError:  # it answers otherwise than usual while it starts
             return False
 
-    await server.until(listens)  # a client that was refused would wait half a second before it tries again
     client: AsyncMongoClient[dict[str, Any]]
     async with AsyncMongoClient(HOST, port, directConnection=True) as client:
         return await server.until(takes_writes)
+
+
+async def _start_member(
+    name: str, data_dir: Path, port: int, *, address: str, log: Path, test_commands: bool = False
+) -> Server:
+    """Start one mongod of replica set `rs0`, and wait until it listens."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    parameters = {
+        "diagnosticDataCollectionEnabled": "false",
+        "shutdownTimeoutMillisForSignaledShutdown": "100",  # do not wait for another member to take over
+        "enableTestCommands": str(int(test_commands)),
+    }
+    server = await Server.start(
+        name,
+        [
+            find_mongod(), "--dbpath", data_dir, "--bind_ip", HOST, "--port", str(port), "--nounixsocket",
+            "--replSet", "rs0", "--oplogSize", "200", "--wiredTigerCacheSizeGB", "0.25", "--quiet",
+            *(word for name, value in parameters.items() for word in ("--setParameter", f"{name}={value}")),
+        ],
+        address=address,
+        log=log,
+    )  # fmt: skip
+
+    async def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((HOST, port)) == 0
+
+    return await server.until(listens)  # a client that was refused would wait half a second before it tries again
 
 
 async def _is_primary(client: AsyncMongoClient[dict[str, Any]], address: str) -> bool:
@@ -292,6 +303,113 @@ async def _is_primary(client: AsyncMongoClient[dict[str, Any]], address: str) ->
         config["members"][0]["host"] = address
         await client.admin.command("replSetReconfig", config, force=True)
     return False
+
+
+class ReplicaSet:
+    """Several mongods as replica set `rs0`. Start it with `ReplicaSet.start`.
+
+    Each of `members` is a Server to kill, stop or pause; `restart` starts one again on its data.
+    """
+
+    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+        self.uri = f"mongodb://{','.join(f'{HOST}:{port}' for port in ports)}/?replicaSet=rs0"
+        self.members: list[Server] = []
+        self._folder = folder
+        self._ports = list(ports)
+
+    @classmethod
+    async def start(cls, folder: Path, ports: Sequence[int], *, election_timeout: float = 1.0) -> Self:
+        """Start one member for each port, and wait until there is a primary and all others follow it.
+
+        Data and logs are in `folder`. `election_timeout`, in seconds: after this time without a primary the others
+        elect one, and a primary that hears of no majority steps down.
+        """
+        replica_set = cls(folder, ports)
+        members = [{"_id": index, "host": f"{HOST}:{port}"} for index, port in enumerate(ports)]
+        settings = {"electionTimeoutMillis": round(election_timeout * 1000), "heartbeatIntervalMillis": 200}
+        config = {"_id": "rs0", "members": members, "settings": settings}
+        try:
+            for index in range(len(ports)):
+                replica_set.members.append(await replica_set._start(index))
+            await replica_set.command(replica_set.members[0], {"replSetInitiate": config})
+            await replica_set.elect(replica_set.members[0])
+            await replica_set.until_complete()
+        except BaseException:
+            await replica_set.stop()
+            raise
+        return replica_set
+
+    async def command(self, member: Server, command: dict[str, Any]) -> dict[str, Any]:
+        """Run an admin command on this very member."""
+        client: AsyncMongoClient[dict[str, Any]]
+        async with AsyncMongoClient(
+            member.address, serverSelectionTimeoutMS=1_000, connectTimeoutMS=1_000, socketTimeoutMS=10_000
+        ) as client:
+            answer: dict[str, Any] = await client.admin.command(command)
+            return answer
+
+    async def primary(self, timeout: float = 30) -> Server:
+        """Wait for a member that takes writes. Of two that claim to, the one that was elected last."""
+        async with asyncio.timeout(timeout):
+            while True:
+                answers = await self._hello()
+                primaries = {index: hello for index, hello in answers.items() if hello["isWritablePrimary"]}
+                if primaries:
+                    return self.members[max(primaries, key=lambda index: primaries[index]["electionId"])]
+                await asyncio.sleep(0.05)
+
+    async def until_complete(self, timeout: float = 30) -> Server:
+        """Wait until each member follows the same primary, or is it. Returns the primary."""
+        async with asyncio.timeout(timeout):
+            while True:
+                answers = (await self._hello()).values()
+                primaries = {hello.get("primary") for hello in answers}
+                ready = all(hello["isWritablePrimary"] or hello["secondary"] for hello in answers)
+                if ready and len(answers) == len(self._ports) and len(primaries) == 1 and None not in primaries:
+                    return await self.primary()
+                await asyncio.sleep(0.05)
+
+    async def elect(self, member: Server, timeout: float = 30) -> None:
+        """Make this member the primary, as soon as a majority votes for it."""
+        async with asyncio.timeout(timeout):
+            while not (await self.command(member, {"hello": 1}))["isWritablePrimary"]:
+                with suppress(OperationFailure):  # not yet, for instance because it lags behind
+                    await self.command(member, {"replSetStepUp": 1})
+                await asyncio.sleep(0.05)
+
+    async def step_down(self) -> Server:
+        """Make the primary step down, as an operator does. Returns the one that was primary."""
+        primary = await self.primary()
+        await self.command(primary, {"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 2, "force": True})
+        return primary
+
+    async def restart(self, member: Server) -> Server:
+        """Start a member that has ended again on its data. Returns what takes its place in `members`."""
+        index = self.members.index(member)
+        self.members[index] = await self._start(index)
+        return self.members[index]
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(member.stop() for member in self.members))
+
+    async def _start(self, index: int) -> Server:
+        name, port = f"mongod-{index + 1}", self._ports[index]
+        address = f"mongodb://{HOST}:{port}/?directConnection=true"
+        log = self._folder / f"{name}.log"
+        return await _start_member(name, self._folder / name, port, address=address, log=log)
+
+    async def _hello(self) -> dict[int, dict[str, Any]]:
+        """What each member says of itself, by index; without those that do not answer."""
+
+        async def hello(member: Server) -> dict[str, Any] | None:
+            try:
+                async with asyncio.timeout(1):  # a paused one accepts connections all the same
+                    return await self.command(member, {"hello": 1})
+            except (PyMongoError, TimeoutError):
+                return None
+
+        answers = await asyncio.gather(*(hello(member) for member in self.members))
+        return {index: answer for index, answer in enumerate(answers) if answer}
 
 
 # --- Temporal
