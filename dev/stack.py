@@ -25,9 +25,6 @@ from dev.servers import HOST, Server, ServerError, check_port, free_port, start_
 
 ROOT = Path(__file__).parent.parent
 
-# In the order in which they are stopped: first whoever depends on the others.
-NAMES = ("api", "worker", "temporal", "mongod")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -40,6 +37,7 @@ class Config:
     mongodb_port: int = 27017
     temporal_address: str = ""
     mongodb_uri: str = ""
+    workers: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)  # more environment for worker and API
 
     @classmethod
@@ -68,7 +66,9 @@ class Config:
         return config
 
     @classmethod
-    def on_free_ports(cls, dev_dir: Path, settings: Mapping[str, str] | None = None) -> Self:
+    def on_free_ports(
+        cls, dev_dir: Path, settings: Mapping[str, str] | None = None, *, mongodb_uri: str = "", workers: int = 1
+    ) -> Self:
         """A stack beside all others, without the Web UI."""
         return cls(
             dev_dir=dev_dir,
@@ -76,6 +76,8 @@ class Config:
             temporal_port=free_port(),
             temporal_ui_port=None,
             mongodb_port=free_port(),
+            mongodb_uri=mongodb_uri,
+            workers=workers,
             settings=settings or {},
         )
 
@@ -93,6 +95,10 @@ class Stack:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.processes: dict[str, Server] = {}
+        # In the order in which they are stopped: first what depends on the others.
+        workers = ["worker", *(f"worker-{number}" for number in range(2, config.workers + 1))]
+        given = {"temporal": config.temporal_address, "mongod": config.mongodb_uri}
+        self.names = ["api", *workers, *(name for name, address in given.items() if not address)]
         self.api_url = f"http://{HOST}:{config.api_port}"
         self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
         self.mongodb_uri = config.mongodb_uri or f"mongodb://{HOST}:{config.mongodb_port}/?replicaSet=rs0"
@@ -100,17 +106,16 @@ class Stack:
         if config.temporal_ui_port and not config.temporal_address:
             self.temporal_ui_url = f"http://{HOST}:{config.temporal_ui_port}"
         self.logs = config.dev_dir / "logs"
+        self.temporal_data = config.dev_dir / "temporal.db"
 
     async def __aenter__(self) -> Self:
-        given = {"temporal": self.config.temporal_address, "mongod": self.config.mongodb_uri}
         try:
             for old in self.logs.glob("*.log"):
                 old.unlink()
             # All at once: worker and API load their code while the servers start, and wait for them if need be.
             async with asyncio.TaskGroup() as group:
-                for name in NAMES:
-                    if not given.get(name):
-                        group.create_task(self.start(name))
+                for name in self.names:
+                    group.create_task(self.start(name))
             await asyncio.to_thread(load_sample_stock, self.api_url)
         except BaseException as error:
             await self.stop()
@@ -129,7 +134,7 @@ class Stack:
         await self.stop()
 
     async def start(self, name: str) -> Server:
-        """Start one of NAMES, also again after it was stopped, and wait until it is ready."""
+        """Start one of `names`, also again after it was stopped, and wait until it is ready."""
         config = self.config
         match name:
             case "mongod":
@@ -138,20 +143,18 @@ class Stack:
                 start = start_temporal(
                     config.temporal_port,
                     ui_port=config.temporal_ui_port,
-                    db_file=config.dev_dir / "temporal.db",
+                    db_file=self.temporal_data,
                     log_dir=self.logs,
                 )
-            case "worker":
-                start = self._start_worker()
             case "api":
                 start = self._start_api()
             case _:
-                raise ValueError(name)
+                start = self._start_worker(name)
         self.processes[name] = await start
         return self.processes[name]
 
-    async def _start_worker(self) -> Server:
-        server = await self._python("worker", "worker.py")
+    async def _start_worker(self, name: str) -> Server:
+        server = await self._python(name, "worker.py")
 
         async def ready() -> bool:
             return "worker ready" in server.log_text()
@@ -196,14 +199,14 @@ class Stack:
         ends = {asyncio.create_task(server.wait()): server for server in self.processes.values()}
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            raise ServerError(ends[done.pop()].epitaph())
+            raise ServerError(ends[done.pop()].exit_reason())
         finally:
             for task in ends:
                 task.cancel()
 
     async def stop(self) -> None:
         """Stop what runs, in order."""
-        for name in NAMES:
+        for name in self.names:
             if server := self.processes.get(name):
                 await server.stop(timeout=15)  # the worker lets activities end first, for up to 10 s
 
