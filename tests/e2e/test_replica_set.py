@@ -1,0 +1,244 @@
+"""G1, G2, G3 on a replica set of three members: a write that is rolled back, and failovers under load."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pymongo import AsyncMongoClient
+
+from dev.servers import ReplicaSet, Server, free_port
+from dev.stack import Config, Stack
+from tests.support import eventually, order_body
+
+TERMINAL = {"completed", "failed", "cancelled"}
+SKU = "MUG"
+
+
+@asynccontextmanager
+async def running(folder: Path, election_timeout: float) -> AsyncIterator[tuple[ReplicaSet, Stack, httpx.AsyncClient]]:
+    """Three mongods, and on them Temporal, worker and API as processes; a client of the API."""
+    ports = [free_port() for _ in range(3)]
+    replica_set = await ReplicaSet.start(folder / "mongodb", ports, election_timeout=election_timeout)
+    try:
+        config = Config.on_free_ports(folder, mongodb_uri=replica_set.uri)
+        async with Stack(config) as stack, httpx.AsyncClient(base_url=stack.api_url, timeout=10) as api:
+            yield replica_set, stack, api
+    finally:
+        await replica_set.stop()
+
+
+async def stock(api: httpx.AsyncClient, available: int) -> None:
+    product = {"name": "Mug", "unit_price": {"amount": 1_000, "currency": "EUR"}, "available": available}
+    (await api.put(f"/inventory/{SKU}", json=product)).raise_for_status()
+
+
+# --- rollback
+
+
+class KeyedRequests:
+    """An order of two mugs and a restock of five, each with its idempotency key, sent as often as is asked for."""
+
+    def __init__(self, api: httpx.AsyncClient) -> None:
+        self._api = api
+        self._headers = {"Idempotency-Key": secrets.token_hex(8)}
+        self.customer_id = f"cus_{secrets.token_hex(4)}"
+
+    async def place(self) -> httpx.Response:
+        body = order_body(customer_id=self.customer_id)
+        return await self._api.post("/orders", json=body, headers=self._headers)
+
+    async def restock(self) -> httpx.Response:
+        return await self._api.post(f"/inventory/{SKU}/restock", json={"quantity": 5}, headers=self._headers)
+
+    async def are_unavailable(self) -> None:
+        answers = await asyncio.gather(self.place(), self.restock())
+        seen = [(answer.status_code, answer.headers.get("Retry-After")) for answer in answers]
+        assert seen == [(503, "2"), (503, "2")], [answer.text for answer in answers]
+
+
+async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledged(tmp_path: Path) -> None:
+    # The primary must still be one when both requests were sent twice, and each takes up to 3 s.
+    async with running(tmp_path, election_timeout=12) as (replica_set, _, api):
+        await stock(api, available=100)
+        requests = KeyedRequests(api)
+        old = await replica_set.primary()
+        others = [member for member in replica_set.members if member is not old]
+        await asyncio.gather(*(member.kill() for member in others))
+
+        await requests.are_unavailable()
+        assert await stored_locally(old, requests.customer_id) == 1  # what is going to be rolled back
+        await requests.are_unavailable()
+        assert (await replica_set.command(old, {"hello": 1}))["isWritablePrimary"]
+
+        await old.kill()
+        others = [await replica_set.restart(member) for member in others]
+        await replica_set.elect(others[0])
+        placed = await eventually(requests.place, lambda answer: answer.status_code == 202)
+        await eventually(requests.restock, lambda answer: answer.status_code == 200)
+        order_id = placed.json()["order_id"]
+        assert (await terminal_order(api, order_id))["status"] == "completed"
+
+        old = await replica_set.restart(old)
+        rolled_back = await eventually(lambda: rollback_of(old), within=30)
+        assert {"orders.orders", "orders.restocks", "orders.inventory"} <= rolled_back
+
+        # The member that had the lost writes answers like the others.
+        await replica_set.elect(old)
+        assert (await terminal_order(api, order_id))["status"] == "completed"
+        again = await eventually(requests.place, lambda answer: answer.status_code == 202)
+        assert again.json()["order_id"] == order_id
+        await eventually(requests.restock, lambda answer: answer.status_code == 200)
+        assert (await api.get(f"/inventory/{SKU}")).json()["available"] == 100 - 2 + 5
+        assert len((await api.get("/orders", params={"customer_id": requests.customer_id})).json()["items"]) == 1
+
+
+async def stored_locally(member: Server, customer_id: str) -> int:
+    """How many orders of this customer this very member has, whether or not a majority has them."""
+    async with AsyncMongoClient[dict[str, Any]](member.address) as client:
+        return await client["orders"]["orders"].count_documents({"customer_id": customer_id})
+
+
+async def rollback_of(member: Server) -> set[str]:
+    """The collections of which this member has rolled something back; empty until it has done all."""
+    log = member.log_text()
+    return set(re.findall(r'rollback file.*?"namespace":"(.*?)"', log)) if "Rollback successful" in log else set()
+
+
+async def terminal_order(api: httpx.AsyncClient, order_id: str) -> dict[str, Any]:
+    return await eventually(lambda: order_of(api, order_id), lambda order: order.get("status") in TERMINAL, within=45)
+
+
+async def order_of(api: httpx.AsyncClient, order_id: str) -> dict[str, Any]:
+    order: dict[str, Any] = (await api.get(f"/orders/{order_id}")).json()
+    return order
+
+
+# --- failovers under load
+
+
+class Customers:
+    """Place one order after another, and repeat each request with its key until it is accepted."""
+
+    def __init__(self, api: httpx.AsyncClient) -> None:
+        self._api = api
+        self._done = asyncio.Event()
+        self.accepted: dict[str, str] = {}  # order id by key
+        self.answers = Counter[int]()
+        self.unexpected: list[str] = []
+
+    @asynccontextmanager
+    async def ordering(self, customers: int) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(customers):
+                group.create_task(self._order())
+            try:
+                yield
+            finally:
+                self._done.set()
+
+    async def placed(self, count: int) -> None:
+        """Wait until this many orders have been accepted."""
+        async with asyncio.timeout(30):
+            while len(self.accepted) < count:  # noqa: ASYNC110 - an event for each count is no simpler
+                await asyncio.sleep(0.05)
+
+    async def _order(self) -> None:
+        while not self._done.is_set():
+            key = secrets.token_hex(8)
+            headers = {"Idempotency-Key": key}
+            while True:
+                began = time.monotonic()
+                answer = await self._api.post("/orders", json=order_body(), headers=headers)
+                took = time.monotonic() - began
+                self.answers[answer.status_code] += 1
+                if answer.status_code == 202:
+                    self.accepted[key] = answer.json()["order_id"]
+                    break
+                if answer.status_code != 503 or took > 4:
+                    self.unexpected.append(f"{answer.status_code} after {took:.1f} s: {answer.text}")
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # all of them together stay below what two slow cores can do
+
+
+async def test_failovers_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, election_timeout=1) as (replica_set, stack, api):
+        await stock(api, available=10_000)
+        customers = Customers(api)
+        async with customers.ordering(4):
+            for fail_over in (kill_primary, pause_primary, step_down, roll_back):
+                before = len(customers.accepted)
+                await fail_over(replica_set)
+                await customers.placed(before + 10)
+                await replica_set.until_complete()
+
+        assert customers.unexpected == []
+        assert len(set(customers.accepted.values())) == len(customers.accepted)
+        orders = [await terminal_order(api, order_id) for order_id in customers.accepted.values()]
+        assert {order["status"] for order in orders} == {"completed"}
+        assert await uneven(replica_set, {order["order_id"]: order["total"]["amount"] for order in orders}) == []
+        assert [name for name, process in stack.processes.items() if process.exited] == []
+
+
+async def kill_primary(replica_set: ReplicaSet) -> None:
+    primary = await replica_set.primary()
+    await primary.kill()
+    await replica_set.primary()
+    await replica_set.restart(primary)
+
+
+async def roll_back(replica_set: ReplicaSet) -> None:
+    """End all members, the primary last: what it alone has written is rolled back."""
+    primary = await replica_set.primary()
+    secondaries = [member for member in replica_set.members if member is not primary]
+    await asyncio.gather(*(member.kill() for member in secondaries))
+    await asyncio.sleep(0.6)  # of the election timeout: it is still primary, and takes writes
+    await primary.kill()
+    await asyncio.sleep(2.5)  # longer than the API's driver waits for a primary
+    await asyncio.gather(*(replica_set.restart(member) for member in secondaries))
+    await replica_set.primary()
+    primary = await replica_set.restart(primary)
+    assert "orders.orders" in await eventually(lambda: rollback_of(primary))
+
+
+async def pause_primary(replica_set: ReplicaSet) -> None:
+    primary = await replica_set.primary()
+    primary.pause()
+    try:
+        await replica_set.primary()
+    finally:
+        primary.resume()
+
+
+async def step_down(replica_set: ReplicaSet) -> None:
+    await replica_set.step_down()
+    await replica_set.primary()
+
+
+async def uneven(replica_set: ReplicaSet, totals: dict[str, int]) -> list[str]:
+    """Where stock or money do not agree with these completed orders."""
+    wrong = []
+    async with AsyncMongoClient[dict[str, Any]](replica_set.uri) as client:
+        database = client["orders"]
+        if (stored := await database.orders.count_documents({})) != len(totals):
+            wrong.append(f"{stored} orders are stored")
+        held = 0
+        async for order in database.orders.find({"steps.reserve_inventory.status": "done"}):
+            held += sum(line["quantity"] for line in order["steps"]["reserve_inventory"]["quantities"])
+        product = await database.inventory.find_one({"_id": SKU}) or {}
+        if held != 2 * len(totals) or product["available"] + held != 10_000:
+            wrong.append(f"{product['available']} mugs are available, {held} are held")
+        payments = {entry["_id"]: entry async for entry in database.sandbox.find()}
+    for order_id, total in totals.items():
+        payment = payments.get(f"payment:{order_id}", {})
+        if (paid := payment.get("captured", 0) - payment.get("refunded", 0)) != total:
+            wrong.append(f"{order_id}: {paid} were paid of {total}")
+    return wrong
