@@ -344,7 +344,7 @@ class Order(Model):
         except ValueError as error:
             return Order.model_construct(
                 email="",
-                order_id=str(document.get("_id"))[:64],
+                order_id=str(document.get("_id"))[:200],
                 customer_id=str(document.get("customer_id"))[:64],
                 status=OrderStatus.FAILED,
                 total=Money(amount=0, currency="XXX"),  # ISO 4217: no currency

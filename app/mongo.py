@@ -183,7 +183,7 @@ class Mongo:
             pymongo.errors.OperationFailure: it cannot begin where the options say, for instance because that is too
                 long ago (error 286); what happened in between has to be looked up.
         """
-        stream = source.watch(pipeline, **options)
+        stream = await source.watch(pipeline, **options).__aenter__()  # opened here, not by the first `next`
         try:
             yield Changes(stream)
         finally:

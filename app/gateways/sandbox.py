@@ -8,7 +8,7 @@
     postal_code      00000              no carrier delivers there
                      99999              the carrier is down, until the order is cancelled
 
-`books` holds one document per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
+`books` holds a document per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The relay: whatever inserts an order document, it gets its saga, and no order waits for another (G1)."""
+"""The relay: every open order gets a running workflow, whatever inserted it and whatever was lost (G1)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId
 from temporalio.service import RPCError
 
-from app import temporal
-from app.models import OrderStatus
+from app import relay, temporal
+from app.domain import OrderStatus
 from app.mongo import Document
-from app.relay import TOKEN, Relay
-from app.sagas import Sagas
+from app.order_workflows import OrderWorkflows
+from app.relay import OutboxRelay
 from tests.support import Shop, eventually, order_document
 
 
 @asynccontextmanager
 async def relaying(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
     """A relay, as worker.py runs one; it may not end by itself."""
-    running = asyncio.create_task(Relay(shop.mongo, shop.orders, shop.sagas).run())
+    running = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, shop.workflows).run())
     try:
         yield running
         assert not running.done(), "the relay ended"
@@ -42,11 +42,6 @@ async def relay(shop: Shop, worker: None) -> AsyncIterator[None]:
         yield
 
 
-async def token(shop: Shop) -> Document | None:
-    kept = await shop.mongo.relay.find_one({"_id": TOKEN})
-    return kept["token"] if kept else None
-
-
 async def raw_document(shop: Shop, order_id: Any) -> Document:
     document = await shop.mongo.orders.find_one({"_id": order_id})
     assert document is not None
@@ -57,7 +52,7 @@ async def raw_document(shop: Shop, order_id: Any) -> Document:
 
 
 @pytest.mark.usefixtures("relay")
-async def test_an_order_of_another_program_gets_its_saga(shop: Shop) -> None:
+async def test_order_inserted_by_another_program_gets_its_workflow(shop: Shop) -> None:
     document = order_document()
     for unknown_elsewhere in ("status", "created_at", "updated_at"):
         del document[unknown_elsewhere]
@@ -102,7 +97,7 @@ MALFORMED: list[tuple[Document, str]] = [
 
 
 @pytest.mark.usefixtures("relay")
-async def test_malformed_documents_are_marked_and_stop_nobody(shop: Shop, api: httpx.AsyncClient) -> None:
+async def test_malformed_documents_are_marked_and_hold_up_no_other(shop: Shop, api: httpx.AsyncClient) -> None:
     for document, _ in MALFORMED:
         await shop.mongo.orders.insert_one(document)
     good = await shop.place()
@@ -132,7 +127,7 @@ async def test_malformed_documents_are_marked_and_stop_nobody(shop: Shop, api: h
 
 
 @pytest.mark.usefixtures("relay")
-async def test_an_order_that_comes_back_from_a_backup_is_not_run_again(shop: Shop) -> None:
+async def test_final_order_restored_from_a_backup_is_not_run_again(shop: Shop) -> None:
     await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
     restored = order_document(status="completed")
     await shop.mongo.orders.insert_one(restored)
@@ -144,7 +139,7 @@ async def test_an_order_that_comes_back_from_a_backup_is_not_run_again(shop: Sho
 # --- Temporal
 
 
-async def test_several_relays_at_once_start_each_saga_once(shop: Shop, worker: None) -> None:
+async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None) -> None:
     await shop.stock(available=1_000)
     async with AsyncExitStack() as stack:
         for _ in range(4):
@@ -157,84 +152,50 @@ async def test_several_relays_at_once_start_each_saga_once(shop: Shop, worker: N
     assert count.count == 25
 
 
-async def test_an_order_whose_start_always_fails_keeps_no_other_waiting(shop: Shop, worker: None) -> None:
+async def test_order_whose_start_keeps_failing_holds_up_no_other(shop: Shop, worker: None) -> None:
     await shop.stock(available=10)
 
-    class Particular(Sagas):
-        """Real starts, but the first order's goes to a namespace that is not there."""
+    class Particular(OrderWorkflows):
+        """Real starts, but those of one order go to a namespace that does not exist."""
 
-        async def start(self, order: Any, patience: float = 1) -> None:
-            await (lost if order.order_id == "unlucky" else shop.sagas).start(order, patience)
+        async def start(self, order: Any, timeout: float = 1) -> None:
+            await (lost if order.order_id == "unlucky" else shop.workflows).start(order, timeout)
 
     elsewhere = await temporal.connect(target_host=shop.client.service_client.config.target_host, namespace="nowhere")
-    lost = Sagas(elsewhere, shop.settings)
+    lost = OrderWorkflows(elsewhere, shop.settings)
     await shop.place(_id="unlucky")
-    relay = asyncio.create_task(Relay(shop.mongo, shop.orders, Particular(shop.client, shop.settings)).run())
+    relay = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, Particular(shop.client, shop.settings)).run())
     try:
         for _ in range(3):
             order = await shop.place({"MUG": 1})
             await shop.reaches(order.order_id, OrderStatus.COMPLETED)
         assert (await shop.order("unlucky")).status is OrderStatus.PLACED
-        lost = shop.sagas  # the cause is gone
+        lost = shop.workflows  # the cause is gone
         await shop.reaches("unlucky", OrderStatus.COMPLETED)
     finally:
         relay.cancel()
         await asyncio.wait([relay])
 
 
-# --- the resume token
+# --- what was lost
 
 
-@pytest.mark.usefixtures("relay")
-async def test_the_place_in_the_stream_is_kept(shop: Shop) -> None:
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # found by the sweep, perhaps
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
-    first = await eventually(lambda: token(shop))
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
-    await eventually(lambda: token(shop), lambda kept: kept != first)
-
-
-async def test_what_came_while_no_relay_ran_is_not_passed_over(shop: Shop, worker: None) -> None:
+async def test_orders_inserted_while_no_relay_ran_are_started(shop: Shop, worker: None) -> None:
     await shop.stock()
     async with relaying(shop):
         await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
-        await eventually(lambda: token(shop))
     missed = await shop.place()
-    strange = order_document(status="lost")  # no sweep looks for this status: only the stream tells of it
-    await shop.mongo.orders.insert_one(strange)
+    malformed = order_document(status="lost")
+    await shop.mongo.orders.insert_one(malformed)
     async with relaying(shop):
         await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
-        await eventually(lambda: raw_document(shop, strange["_id"]), lambda found: found["status"] == "failed")
-
-
-BAD_TOKENS = {
-    "of another collection": None,  # filled in by the test
-    "too old": "8263A0C8E0000000012B0229296E04",
-    "no token at all": "banana",
-    "of another type": 5,
-}
-
-
-@pytest.mark.parametrize("kind", BAD_TOKENS)
-async def test_a_token_that_is_of_no_use_is_dropped(shop: Shop, worker: None, kind: str) -> None:
-    await shop.stock()
-    data: Any = {"_data": BAD_TOKENS[kind]}
-    if kind == "of another collection":
-        async with shop.mongo.watch(shop.mongo.inventory, []) as changes:
-            await shop.stock()
-            await changes.next()
-            data = changes.resume_token
-    await shop.mongo.relay.insert_one({"_id": TOKEN, "token": data})
-    missed = await shop.place()
-    async with relaying(shop):
-        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
-        order = await shop.place()
-        await shop.reaches(order.order_id, OrderStatus.COMPLETED)
-        await eventually(lambda: token(shop), lambda kept: kept not in (data, None))
+        await eventually(lambda: raw_document(shop, malformed["_id"]), lambda found: found["status"] == "failed")
 
 
 @pytest.mark.usefixtures("relay")
-async def test_it_goes_on_after_the_collection_was_dropped(shop: Shop) -> None:
+async def test_relay_goes_on_and_indexes_come_back_after_a_collection_was_dropped(shop: Shop) -> None:
     await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    indexes = await shop.mongo.orders.index_information()
     await shop.mongo.orders.drop()
     await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    assert await shop.mongo.orders.index_information() == indexes

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from dev.servers import Server, find_temporal
 from tests.support import Shop
-from tests.workflows.faults import Handle, Pause, Services
+from tests.workflows.faults import FaultyGateways, Handle, Pause
 
 Temporal = Callable[..., Awaitable[str]]
 
@@ -45,7 +45,7 @@ async def charging(shop: Shop) -> AsyncIterator[Handle]:
     """An order whose payment is being charged."""
     await shop.stock(available=10)
     pause = Pause(done=True)
-    async with Services(shop, ChargePayment=pause).worker():
+    async with FaultyGateways(shop, ChargePayment=pause).worker():
         handle = await shop.start()
         await pause.reached.wait()
         yield handle
@@ -69,8 +69,9 @@ async def test_signal_cancel(
 ) -> None:
     await temporal_command("signal", "--workflow-id", charging.id, "--name", "cancel", *words)
     result = await charging.result()
-    assert result.failure is not None
-    assert (result.status, result.failure.message) == (OrderStatus.CANCELLED, reason)
+    order = await shop.order(charging)
+    assert order.failure is not None
+    assert (result.status, order.failure.message) == (OrderStatus.CANCELLED, reason)
     assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)
 
 
