@@ -1,7 +1,7 @@
-"""Hot stock: how many reservations of one article there can be a second, by group commit and by plain transactions.
+"""Hot stock: reservations per second of one product, by group commit and by plain transactions.
 
-The plain way is the textbook's: each order takes its pieces, writes its reservation and its timeline in a transaction
-of its own. Both are retried by the same `run_transaction`, on the same server, right after each other.
+The plain way is the textbook's: each order takes its quantity and writes its record in a transaction of its own. Both
+are retried by the same `run_transaction`, on the same server, right after each other.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.activities.inventory import RESERVED, STEP, Inventory
-from app.models import OrderRef, OrderStatus
+from temporalio.testing import ActivityEnvironment
+
+from app.activities.inventory import STEP, Inventory
+from app.activities.order_step import Dependencies
+from app.domain import Attempt, OrderStatus, StepChange, StepEvent
+from app.gateways.sandbox import sandbox
+from app.messages import OrderRef
 from app.mongo import Document, Mongo, Session
-from app.orders import Orders, done
+from app.orders import OrderRepository
+from app.products import ProductRepository
 
 SKU = "HOT"
 CALLERS = 64
-ROUNDS = 3  # of which the best counts: what else runs on the machine can only slow them
+ROUNDS = 3  # the best one counts: other load on the machine can only slow them
 PLAIN_ORDERS = 64
 GROUPED_ORDERS = 640  # more, as they are faster: both take long enough to be measured
 
@@ -29,7 +35,7 @@ Reserve = Callable[[str], Awaitable[None]]
 
 @dataclass(frozen=True)
 class HotStock:
-    """Reservations a second."""
+    """Reservations per second."""
 
     plain: float
     grouped: float
@@ -40,18 +46,19 @@ class HotStock:
 
 
 async def measure(mongo: Mongo) -> HotStock:
-    """Reserve one piece each for many orders, `CALLERS` at a time, both ways. Takes a few seconds.
+    """Reserve one unit each for many orders, `CALLERS` at a time, both ways. Takes a few seconds.
 
-    Uses the stock, orders and reservations of this database: give it one of its own.
+    Uses the stock and the orders of this database: give it one of its own.
 
     Raises:
         RuntimeError: the stock does not come out even; then the figures mean nothing.
     """
-    orders = Orders(mongo)
-    inventory = Inventory(mongo, orders)
+    orders = OrderRepository(mongo)
+    async with sandbox(mongo) as gateways:
+        inventory = Inventory(Dependencies(mongo, orders, ProductRepository(mongo), gateways))
 
     async def grouped(order_id: str) -> None:
-        await inventory.reserve(OrderRef(order_id=order_id))
+        await ActivityEnvironment().run(inventory.reserve, OrderRef(order_id=order_id))
 
     async def plain(order_id: str) -> None:
         await reserve_alone(mongo, orders, order_id)
@@ -61,35 +68,33 @@ async def measure(mongo: Mongo) -> HotStock:
         (await _rate(mongo, plain, PLAIN_ORDERS), await _rate(mongo, grouped, GROUPED_ORDERS)) for _ in range(ROUNDS)
     ]
     result = HotStock(max(plain for plain, _ in rounds), max(grouped for _, grouped in rounds))
-    article = await mongo.inventory.find_one({"_id": SKU})
-    if article is None or article["available"] != 0:
-        raise RuntimeError(f"the stock does not come out even: {article}")
+    product = await mongo.inventory.find_one({"_id": SKU})
+    if product is None or product["available"] != 0:
+        raise RuntimeError(f"the stock does not come out even: {product}")
     return result
 
 
-async def reserve_alone(mongo: Mongo, orders: Orders, order_id: str) -> None:
-    """Reserve for one order in a transaction of its own: what group commit is measured against."""
-    order = await orders.require(order_id)
+async def reserve_alone(mongo: Mongo, orders: OrderRepository, order_id: str) -> None:
+    """Reserve for one order in a transaction of its own: the measure of group commit."""
+    order = await orders.get(order_id)
+    quantities = {line.sku: line.quantity for line in order.lines}
+    attempt = Attempt(datetime.now(UTC), 1)
+    reserved = StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, quantities)
 
     async def work(session: Session) -> None:
-        for line in order.lines:
+        for sku, quantity in quantities.items():
             taken = await mongo.inventory.update_one(
-                {"_id": line.sku, "available": {"$gte": line.quantity}},
-                {"$inc": {"available": -line.quantity}},
-                session=session,
+                {"_id": sku, "available": {"$gte": quantity}}, {"$inc": {"available": -quantity}}, session=session
             )
             if taken.modified_count == 0:
                 raise LookupError("out of stock")
-        lines = [{"sku": line.sku, "quantity": line.quantity} for line in order.lines]
-        reservation: Document = {"_id": order_id, "state": RESERVED, "lines": lines}
-        await mongo.reservations.insert_one(reservation, session=session)
-        await orders.tell_all({order_id: done(STEP, OrderStatus.RESERVED, RESERVED)}, session)
+        await orders.change_steps([(order_id, reserved)], session)
 
     await mongo.run_transaction(work, within=60)
 
 
 async def _rate(mongo: Mongo, reserve: Reserve, count: int) -> float:
-    """Reserve for `count` new orders, for which there is just enough stock. Returns orders a second."""
+    """Reserve for `count` new orders, with just enough stock; orders per second."""
     documents = [_order() for _ in range(count)]
     await mongo.orders.insert_many(documents)
     await mongo.inventory.update_one({"_id": SKU}, {"$inc": {"available": count}}, upsert=True)

@@ -1,34 +1,33 @@
-"""A worker process, as far as reservations go: `python -m tests.activities.reserver URI DATABASE ORDER_ID...`
+"""The part of a worker process that reserves: `python -m tests.activities.reserver URI DATABASE ORDER_ID...`
 
-Reserves for all orders at once, releases every third again, and prints how each reservation went.
+Reserves for all orders at once, releases every third again, and prints the outcome of each.
 """
 
 import asyncio
 import json
 import sys
 
-from temporalio.exceptions import ApplicationError
-
 from app.activities.inventory import Inventory
-from app.models import OrderRef
+from app.activities.order_step import Dependencies
+from app.gateways.sandbox import sandbox
+from app.messages import OrderRef
 from app.mongo import Mongo
-from app.orders import Orders
+from app.orders import OrderRepository
+from app.products import ProductRepository
+from tests.activities.attempts import attempt, outcome
 
 
 async def main(uri: str, database: str, *order_ids: str) -> None:
     mongo = Mongo(uri, database)
-    inventory = Inventory(mongo, Orders(mongo))
+    async with sandbox(mongo) as gateways:
+        inventory = Inventory(Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), gateways))
 
     async def reserve(number: int, order_id: str) -> str:
-        ref = OrderRef(order_id=order_id)
-        try:
-            await inventory.reserve(ref)
-        except ApplicationError as error:
-            return str(error.type)
-        if number % 3 == 0:
-            await inventory.release(ref)
+        result = await outcome(inventory.reserve, order_id)
+        if result == "done" and number % 3 == 0:
+            await attempt(inventory.release, OrderRef(order_id=order_id))
             return "released"
-        return "reserved"
+        return result
 
     await mongo.ping()
     print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""`Mongo.run_transaction`, with faults that the server itself makes."""
+"""`Mongo.run_transaction`, with faults made in the server."""
 
 from __future__ import annotations
 
@@ -30,50 +30,52 @@ class Work:
     async def __call__(self, session: Session) -> int:
         self.runs += 1
         await self._mongo.orders.insert_one({"run": self.runs}, session=session)
-        await self._mongo.payments.insert_one({"run": self.runs}, session=session)
+        await self._mongo.restocks.insert_one({"run": self.runs}, session=session)
         return self.runs
 
     async def effects(self) -> list[int]:
         """Which of the runs took effect, in both collections alike."""
         orders = [document["run"] async for document in self._mongo.orders.find()]
-        payments = [document["run"] async for document in self._mongo.payments.find()]
-        assert orders == payments
+        restocks = [document["run"] async for document in self._mongo.restocks.find()]
+        assert orders == restocks
         return orders
 
 
 @pytest.fixture
 async def work(mongo: Mongo) -> Work:
     await mongo.database.create_collection("orders")
-    await mongo.database.create_collection("payments")
+    await mongo.database.create_collection("restocks")
     return Work(mongo)
 
 
-async def test_it_takes_effect_once(mongo: Mongo, work: Work) -> None:
+async def test_transaction_takes_effect_once(mongo: Mongo, work: Work) -> None:
     assert await mongo.run_transaction(work) == 1
     assert await work.effects() == [1]
 
 
 @pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
-async def test_the_reply_to_the_commit_is_lost(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
+async def test_lost_reply_to_the_commit_retries_the_commit_alone(
+    mongo: Mongo, work: Work, fault: dict[str, Any]
+) -> None:
     async with failing(mongo, "commitTransaction", mode={"times": 3}, **fault):  # the driver alone tries twice
         assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
     assert await work.effects() == [1]
 
 
 @pytest.mark.parametrize("command", ["insert", "commitTransaction"])
-async def test_a_write_conflict(mongo: Mongo, work: Work, command: str) -> None:
+async def test_write_conflict_retries_the_whole(mongo: Mongo, work: Work, command: str) -> None:
     async with failing(mongo, command, mode={"times": 3}, **TRANSIENT):
         assert await mongo.run_transaction(work) == 4
     assert await work.effects() == [4]
 
 
-async def test_two_that_want_the_same_document_both_have_it(mongo: Mongo) -> None:
+async def test_transactions_on_one_document_all_take_effect(mongo: Mongo) -> None:
     await mongo.inventory.insert_one({"_id": "MUG", "available": 0})
 
     async def increment(session: Session) -> None:
-        article = await mongo.inventory.find_one({"_id": "MUG"}, session=session)
-        assert article is not None
-        available = article["available"] + 1
+        product = await mongo.inventory.find_one({"_id": "MUG"}, session=session)
+        assert product is not None
+        available = product["available"] + 1
         await mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"available": available}}, session=session)
 
     await asyncio.gather(*(mongo.run_transaction(increment) for _ in range(20)))
@@ -81,8 +83,8 @@ async def test_two_that_want_the_same_document_both_have_it(mongo: Mongo) -> Non
 
 
 @pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
-async def test_motor_s_own_with_transaction_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
-    """Why there is a `run_transaction`. When this fails, Motor has learnt it and the template needs its own no more."""
+async def test_with_transaction_of_motor_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
+    """The reason for `run_transaction`. When this fails, Motor retries the commit, and the template can use its own."""
     session: AsyncIOMotorClientSession
     async with (
         await mongo.client.start_session() as session,
@@ -96,7 +98,7 @@ async def test_motor_s_own_with_transaction_gives_up_at_commit(mongo: Mongo, wor
     assert await work.effects() == []
 
 
-async def test_an_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
+async def test_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
     async def fails(session: Session) -> None:
         await work(session)
         raise LookupError("not what it should be")
@@ -109,7 +111,7 @@ async def test_an_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
     assert await work.effects() == [2]
 
 
-async def test_a_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Work) -> None:
+async def test_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Work) -> None:
     async with failing(mongo, "insert", errorCode=121):  # DocumentValidationFailure
         with pytest.raises(OperationFailure):
             await mongo.run_transaction(work)
@@ -117,7 +119,7 @@ async def test_a_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Wo
     assert await work.effects() == []
 
 
-async def test_there_is_an_end(mongo: Mongo, work: Work) -> None:
+async def test_retries_end(mongo: Mongo, work: Work) -> None:
     """After `within` seconds the last error is raised, and says that trying later may help."""
     async with failing(mongo, "insert", **TRANSIENT):
         with pytest.raises(OperationFailure) as conflict:
@@ -127,16 +129,16 @@ async def test_there_is_an_end(mongo: Mongo, work: Work) -> None:
     assert await work.effects() == []
 
 
-async def test_there_is_an_end_to_asking_whether_a_commit_took_effect(mongo: Mongo, work: Work) -> None:
+async def test_retries_of_the_commit_end(mongo: Mongo, work: Work) -> None:
     async with failing(mongo, "commitTransaction", **AFTER_THE_EFFECT):
         with pytest.raises(OperationFailure) as unknown:
             await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
     assert is_unavailable(unknown.value)
     assert work.runs == 1
-    assert await work.effects() == [1]  # it did, and the caller does not know
+    assert await work.effects() == [1]  # unknown to the caller
 
 
-async def test_a_caller_that_is_cancelled_leaves_and_the_transaction_ends_well(mongo: Mongo, work: Work) -> None:
+async def test_cancelled_caller_does_not_cancel_the_transaction(mongo: Mongo, work: Work) -> None:
     gate, finished = Gate(), asyncio.Event()
 
     async def held(session: Session) -> None:
@@ -157,7 +159,7 @@ async def test_a_caller_that_is_cancelled_leaves_and_the_transaction_ends_well(m
 
 @pytest.fixture
 async def lone_mongo(tmp_path: Path) -> AsyncIterator[Mongo]:
-    """On a server of its own, whose troubles are nobody else's."""
+    """On a server of its own, so that its failures affect no other test."""
     server = await start_mongod(tmp_path / "data", free_port(), test_commands=True)
     mongo = Mongo(server.address, "test")
     yield mongo
@@ -165,7 +167,7 @@ async def lone_mongo(tmp_path: Path) -> AsyncIterator[Mongo]:
     await server.kill()
 
 
-async def test_the_primary_steps_down_in_the_middle(lone_mongo: Mongo) -> None:
+async def test_step_down_of_the_primary_retries_the_whole(lone_mongo: Mongo) -> None:
     mongo = lone_mongo
     await mongo.create_indexes()
     work = Work(mongo)
@@ -181,5 +183,5 @@ async def test_the_primary_steps_down_in_the_middle(lone_mongo: Mongo) -> None:
 
 
 async def _step_down(mongo: Mongo) -> None:
-    """The only member resigns for a second, and is then elected again."""
+    """The only member steps down for a second, and is then elected again."""
     await mongo.client.admin.command({"replSetStepDown": 1, "force": True})

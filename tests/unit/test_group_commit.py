@@ -1,4 +1,4 @@
-"""Who is served when, with a commit that ends when the test says so."""
+"""The order in which requests are served, with a commit that ends on cue."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support import eventually
 
 
 class Outage(Exception):
-    """Nobody's fault."""
+    """Concerns the whole batch."""
 
 
 class Commits:
-    """Keeps what it was given. Held while `running` is not set; fails where a request is poison, or all is away."""
+    """Records its batches. Held while `running` is not set; fails on a poisoned request, or while `away`."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -58,12 +58,12 @@ async def commits() -> Commits:
     return Commits()
 
 
-async def test_who_waits_is_in_the_next_batch_whatever_the_others_want(commits: Commits) -> None:
+async def test_waiting_requests_are_all_in_the_next_batch(commits: Commits) -> None:
     first = commits.submit("hot0")
     await commits.until(batches=1, asked=1)
     crowd = commits.submit(*(f"hot{number}" for number in range(1, 200)))
     other = commits.submit("cold")
-    await commits.until(batches=1, asked=201)  # nobody goes beside the one that runs
+    await commits.until(batches=1, asked=201)  # one commit at a time
     commits.running.set()
     assert await asyncio.gather(*first, *crowd, *other) == [f"HOT{n}" for n in range(200)] + ["COLD"]
     assert [len(batch) for batch in commits.batches] == [1, 200]
@@ -71,7 +71,7 @@ async def test_who_waits_is_in_the_next_batch_whatever_the_others_want(commits: 
     assert commits.most_at_once == 1
 
 
-async def test_one_that_comes_when_nobody_waits_goes_at_once(commits: Commits) -> None:
+async def test_lone_request_is_committed_at_once(commits: Commits) -> None:
     commits.running.set()
     for request in ("a", "b"):
         (answer,) = commits.submit(request)
@@ -79,7 +79,7 @@ async def test_one_that_comes_when_nobody_waits_goes_at_once(commits: Commits) -
     assert commits.batches == [["a"], ["b"]]
 
 
-async def test_a_batch_has_an_end_and_nobody_starves(commits: Commits) -> None:
+async def test_batches_are_bounded_and_in_order(commits: Commits) -> None:
     commits.running.set()
     requests = [f"r{number}" for number in range(2 * LARGEST + 5)]
     await asyncio.gather(*commits.submit(*requests))
@@ -87,7 +87,7 @@ async def test_a_batch_has_an_end_and_nobody_starves(commits: Commits) -> None:
     assert [len(batch) for batch in commits.batches] == [LARGEST, LARGEST, 5]
 
 
-async def test_a_poisoned_request_fails_alone(commits: Commits) -> None:
+async def test_poisoned_request_fails_alone(commits: Commits) -> None:
     commits.running.set()
     requests = [*(f"r{number}" for number in range(63)), "poison"]
     results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
@@ -96,15 +96,15 @@ async def test_a_poisoned_request_fails_alone(commits: Commits) -> None:
     assert len(commits.batches) == 1 + 2 * 6  # halved six times, not tried one by one
 
 
-async def test_several_poisoned_requests_fail_each_for_itself(commits: Commits) -> None:
+async def test_poisoned_requests_fail_each_with_its_own_error(commits: Commits) -> None:
     commits.running.set()
     requests = ["poison0", "a", "b", "poison1", "poison2", "c"]
     results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
     assert [str(result) for result in results] == ["poison0", "A", "B", "poison1", "poison2", "C"]
 
 
-async def test_an_outage_is_everybody_s_and_over_at_once(commits: Commits) -> None:
-    """Not to be tried for each alone: that would take as many times as long."""
+async def test_outage_fails_the_whole_batch_at_once(commits: Commits) -> None:
+    """Retrying each request alone would take as many times as long."""
     commits.running.set()
     commits.away = True
     results = await asyncio.gather(*commits.submit("a", "b", "c"), return_exceptions=True)
@@ -115,7 +115,7 @@ async def test_an_outage_is_everybody_s_and_over_at_once(commits: Commits) -> No
     assert await answer == "D"
 
 
-async def test_a_caller_who_leaves_does_not_disturb_the_others(commits: Commits) -> None:
+async def test_cancelled_caller_does_not_affect_the_others(commits: Commits) -> None:
     (running,) = commits.submit("a")
     await commits.until(batches=1, asked=1)
     leaves, stays = commits.submit("b", "c")
@@ -124,10 +124,10 @@ async def test_a_caller_who_leaves_does_not_disturb_the_others(commits: Commits)
     leaves.cancel()
     commits.running.set()
     assert await stays == "C"
-    assert commits.batches == [["a"], ["b", "c"]]  # it was asked for, so it is done
+    assert commits.batches == [["a"], ["b", "c"]]  # it was submitted, so it is committed
 
 
-async def test_a_commit_that_answers_for_too_few_fails_them_and_goes_on(commits: Commits) -> None:
+async def test_commit_with_too_few_results_fails_the_batch_only(commits: Commits) -> None:
     async def forgetful(requests: Sequence[str]) -> list[str]:
         return []
 

@@ -1,41 +1,51 @@
-"""The table of statuses: an order always gets on, and what is final stays."""
+"""The table of statuses: every order can end, and an end is final."""
 
 from __future__ import annotations
 
 import pytest
 
-from app.models import CANCELLABLE, FINAL, MAY_FOLLOW, OrderStatus
+from app.domain import ALLOWED_FROM, CANCELLABLE, STOPPED, TERMINAL, OrderStatus
 
 
 def _reachable(status: OrderStatus) -> set[OrderStatus]:
-    """Every status that an order in this one may still come to."""
+    """Every status that an order in this one may still reach."""
     found: set[OrderStatus] = set()
     waiting = [status]
     while waiting:
         now = waiting.pop()
-        following = {after for after, before in MAY_FOLLOW.items() if now in before} - found
+        following = {after for after, before in ALLOWED_FROM.items() if now in before} - found
         found |= following
         waiting += following
     return found
 
 
 @pytest.mark.parametrize("status", OrderStatus)
-def test_no_way_leads_back(status: OrderStatus) -> None:
+def test_no_status_is_reached_twice(status: OrderStatus) -> None:
     assert status not in _reachable(status)
 
 
 @pytest.mark.parametrize("status", OrderStatus)
-def test_what_is_final_stays_and_all_else_can_end(status: OrderStatus) -> None:
-    assert bool(_reachable(status) & FINAL) == (status not in FINAL)
+def test_terminal_status_stays_and_every_other_can_end(status: OrderStatus) -> None:
+    assert bool(_reachable(status) & TERMINAL) == (status not in TERMINAL)
 
 
 @pytest.mark.parametrize("status", OrderStatus)
-def test_what_is_being_undone_cannot_go_on(status: OrderStatus) -> None:
+def test_compensating_order_cannot_go_forward(status: OrderStatus) -> None:
     if status in {OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION}:
         assert _reachable(status) <= {OrderStatus.NEEDS_ATTENTION, OrderStatus.FAILED, OrderStatus.CANCELLED}
 
 
 @pytest.mark.parametrize("status", CANCELLABLE)
-def test_what_can_be_cancelled_can_become_cancelled(status: OrderStatus) -> None:
+def test_cancellable_order_can_become_cancelled(status: OrderStatus) -> None:
     assert OrderStatus.CANCELLED in _reachable(status)
     assert OrderStatus.COMPENSATING in _reachable(status)
+
+
+def test_shipped_order_can_only_complete() -> None:
+    assert _reachable(OrderStatus.SHIPPED) == {OrderStatus.COMPLETED}
+    assert OrderStatus.SHIPPED not in CANCELLABLE
+
+
+@pytest.mark.parametrize("status", [*CANCELLABLE, OrderStatus.SHIPPED])
+def test_order_under_way_is_not_stopped(status: OrderStatus) -> None:
+    assert status not in STOPPED
