@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from bson import Binary, Decimal128, Int64, ObjectId
+from bson import Binary, Decimal128, Int64, ObjectId, encode
 from temporalio.service import RPCError
 
-from app import relay, temporal
-from app.domain import OrderStatus
+from app import temporal
+from app.domain import Order, OrderStatus
 from app.mongo import Document
 from app.order_workflows import OrderWorkflows
-from app.relay import OutboxRelay
+from app.relay import MAX_RETRY_DELAY, OutboxRelay
 from tests.support import Shop, eventually, order_document
 
 
@@ -175,6 +175,69 @@ async def test_order_whose_start_keeps_failing_holds_up_no_other(shop: Shop, wor
     finally:
         relay.cancel()
         await asyncio.wait([relay])
+
+
+class Counting(OrderWorkflows):
+    """Real starts, counted."""
+
+    starts = 0
+
+    async def start(self, order: Order, timeout: float = 1) -> None:
+        self.starts += 1
+        await super().start(order, timeout)
+
+
+@pytest.mark.parametrize("relays", [1, 2, 4])
+async def test_order_that_the_api_started_costs_the_relays_no_further_start(
+    shop: Shop, worker: None, relays: int
+) -> None:
+    """Also one that stays `placed` for longer than the relay's grace; what was not started is started, once."""
+    await shop.stock()
+    counting = [Counting(shop.client, shop.settings) for _ in range(relays)]
+    running = [asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, each).run()) for each in counting]
+    try:
+        await eventually(lambda: shop.mongo.relay.find_one({}))
+        started = [await shop.start({"MUG": 1}) for _ in range(20)]
+        waiting = await shop.start({"MUG": 1}, price=shop.settings.approval_threshold)
+        missed = await shop.place({"MUG": 1})
+        for handle in started:
+            await shop.reaches(handle, OrderStatus.COMPLETED)
+        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
+        await shop.reaches(waiting, OrderStatus.AWAITING_APPROVAL)
+        assert sum(each.starts for each in counting) == 1
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+
+
+async def test_relay_acts_on_the_order_as_it_is_not_as_it_was_inserted(shop: Shop, worker: None) -> None:
+    await shop.stock()
+    async with relaying(shop):
+        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
+        order = await shop.place()
+        await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"status": "cancelled"}})
+        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    with pytest.raises(RPCError, match="not found"):
+        await shop.handle(order.order_id).describe()
+
+
+async def test_order_that_cannot_even_be_marked_is_retried_ever_more_rarely(shop: Shop) -> None:
+    """16 MB, so that nothing can be added to it."""
+    document = {"_id": "full", "note": ""}
+    document["note"] = "x" * (16 * 1024 * 1024 - len(encode(document)))
+    await shop.mongo.orders.insert_one(document)
+    relay = OutboxRelay(shop.mongo, shop.orders, shop.workflows)
+    running = asyncio.create_task(relay.run())
+    try:
+
+        async def delay() -> float:
+            return max((suspect.delay for suspect in relay._suspects.values()), default=0)
+
+        assert await eventually(delay, lambda delay: delay >= 4) <= MAX_RETRY_DELAY
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 # --- what was lost

@@ -1,4 +1,4 @@
-"""Temporal's data is lost and MongoDB's is not: an order begins again, with what was done already (G4, G6)."""
+"""A workflow is gone and its order is not final: it is taken up again, with what was done already (G1, G3, G4, G6)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from typing import Any
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import WorkflowHandle
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from app.models import OrderResult, OrderStatus
+from app import relay
+from app.domain import OrderStatus
+from app.messages import ApprovalDecision, OrderResult
+from app.workflows.order import OrderWorkflow
+from tests.e2e.test_relay import relaying
 from tests.support import ADDRESS, Shop, build_shop_worker, eventually
+from tests.workflows.faults import Fails, FaultyGateways, Handle
 
-NOWHERE = {**ADDRESS, "postal_code": "99999"}  # the carrier is down
+CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
+LARGE = 50_000
 
 # How to keep an order at a status: by its payment method and its address.
 KEPT_AT: dict[OrderStatus, dict[str, Any]] = {
     OrderStatus.RESERVED: {"payment_method": "pm_card_outage"},
-    OrderStatus.CHARGED: {"shipping_address": NOWHERE},
+    OrderStatus.CHARGED: {"shipping_address": CARRIER_DOWN},
 }
 
 
 async def lose(shop: Shop, handle: WorkflowHandle[Any, OrderResult]) -> None:
+    """Delete the workflow with its history, as when Temporal's data is lost."""
     request = DeleteWorkflowExecutionRequest(
         namespace=shop.client.namespace, workflow_execution=WorkflowExecution(workflow_id=handle.id)
     )
@@ -38,38 +45,92 @@ async def lose(shop: Shop, handle: WorkflowHandle[Any, OrderResult]) -> None:
     await eventually(is_lost)
 
 
-@pytest.mark.parametrize("price", [1_000, 50_000], ids=["small", "large"])
+async def is_running(handle: Handle) -> bool:
+    try:
+        return (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
+    except RPCError:
+        return False
+
+
+@pytest.fixture
+def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay sweeps every half second."""
+    monkeypatch.setattr(relay, "SWEEP_EVERY", 0.5)
+
+
+@pytest.mark.parametrize("price", [1_000, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("status", KEPT_AT)
-async def test_a_cancel_undoes_what_the_lost_workflow_did(shop: Shop, status: OrderStatus, price: int) -> None:
+async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status: OrderStatus, price: int) -> None:
     await shop.stock(available=10, price=price)
     async with build_shop_worker(shop):
         handle = await shop.start({"MUG": 2}, price=price, **KEPT_AT[status])
-        if price == 50_000:
+        if price == LARGE:
             await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
-            await handle.signal("approve", {"approved": True})
+            await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, status)
         await lose(shop, handle)
 
-        progress = await shop.sagas.cancel(order, "enough")
-        assert progress is not None
-        assert progress.cancel_requested
-        result = await handle.result()
-        assert result.status is OrderStatus.CANCELLED
+        await shop.workflows.cancel(await shop.orders.request_cancellation(order.order_id, "enough"))
+        assert (await handle.result()).status is OrderStatus.CANCELLED
         assert (await shop.available(), await shop.held()) == (10, 0)
         assert await shop.net_money(order.order_id) == 0
 
 
-async def test_it_goes_on_and_is_not_approved_twice(shop: Shop) -> None:
-    await shop.stock(available=10, price=50_000)
-    async with build_shop_worker(shop):
-        handle = await shop.start({"MUG": 2}, price=50_000, shipping_address=NOWHERE)
+@pytest.mark.parametrize("how", ["deleted", "terminated"])
+async def test_lost_workflow_of_approved_order_goes_on_and_is_not_asked_again(
+    shop: Shop, sweeping: None, how: str
+) -> None:
+    await shop.stock(available=10, price=LARGE)
+    async with build_shop_worker(shop), relaying(shop):
+        handle = await shop.start({"MUG": 2}, price=LARGE, shipping_address=CARRIER_DOWN)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
-        await handle.signal("approve", {"approved": True})
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, OrderStatus.CHARGED)
-        await lose(shop, handle)
+        await (lose(shop, handle) if how == "deleted" else handle.terminate())
+        await eventually(lambda: is_running(handle))
 
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
-        await shop.sagas.start(order)
-        assert (await handle.result()).status is OrderStatus.COMPLETED
+        await shop.reaches(handle, OrderStatus.COMPLETED)
         assert (await shop.available(), await shop.held()) == (8, 2)
+        assert await shop.net_money(order.order_id) == order.total.amount
+
+
+async def test_approval_that_was_decided_survives_the_loss_of_the_workflow(shop: Shop, sweeping: None) -> None:
+    """The decision is in MongoDB before Temporal hears of it; here the workflow never does."""
+    await shop.stock(available=10, price=LARGE)
+    async with build_shop_worker(shop), relaying(shop):
+        handle = await shop.start({"MUG": 1}, price=LARGE)
+        order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.orders.decide_approval(order.order_id, ApprovalDecision(approved=True, reason="a good customer"))
+        await lose(shop, handle)
+        await shop.reaches(handle, OrderStatus.COMPLETED)
+
+
+async def test_lost_compensation_is_compensated_to_the_end(shop: Shop, sweeping: None) -> None:
+    """A run that begins again must not charge or ship what is being compensated."""
+    await shop.stock(available=10)
+    refund = Fails()
+    async with FaultyGateways(shop, RefundPayment=refund).worker(), relaying(shop):
+        handle = await shop.start({"MUG": 1}, shipping_address={**ADDRESS, "postal_code": "00000"})
+        order = await shop.reaches(handle, OrderStatus.COMPENSATING)
+        await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
+        await lose(shop, handle)
+        refund.times = 0
+        order = await shop.reaches(handle, OrderStatus.FAILED)
+    assert order.failure is not None
+    assert order.failure.code == "address_unserviceable"
+    assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
+    parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    assert not parcel.get("shipped")
+
+
+async def test_order_removed_and_placed_again_is_not_stuck(shop: Shop, sweeping: None) -> None:
+    """Its workflow has closed under the same id; the gateways remember its idempotency key."""
+    await shop.stock(available=10)
+    async with build_shop_worker(shop), relaying(shop):
+        handle = await shop.start({"MUG": 1}, _id="again")
+        await handle.result()
+        await shop.mongo.orders.delete_one({"_id": "again"})
+        await shop.place({"MUG": 1}, _id="again")
+        order = await shop.reaches(handle, OrderStatus.COMPLETED)
         assert await shop.net_money(order.order_id) == order.total.amount

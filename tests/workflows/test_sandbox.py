@@ -8,7 +8,7 @@ from subprocess import PIPE
 
 import pytest
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from tests.support import ADDRESS, Shop, build_shop_worker
 from tests.workflows.careless import CarelessWorkflow
 
