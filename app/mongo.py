@@ -66,7 +66,7 @@ class StreamEnded(Exception):
 
 
 class NotReplicated(ConnectionFailure):
-    """A document is written but not on a majority yet, so it may still be rolled back: retry later."""
+    """A write that was seen has been rolled back, or may still be: retry later."""
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -111,6 +111,15 @@ class Mongo:
 
     def close(self) -> None:
         self.client.close()
+
+    async def find_settled(self, collection: Collection, document_id: str) -> Document | None:
+        """A document, read only once a majority has it: what decides an answer must not be rolled back.
+
+        Raises:
+            pymongo.errors.ExecutionTimeout: no majority within two seconds.
+        """
+        linearizable = collection.with_options(read_concern=ReadConcern("linearizable"))
+        return await linearizable.find_one({"_id": document_id}, max_time_ms=2_000)
 
     async def ping(self) -> None:
         """Raises: pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary."""

@@ -115,13 +115,14 @@ class OrderRepository:
 
     # --- placing
 
-    async def placed(self, order_id: str, fingerprint: str) -> Order | None:
-        """The order that an earlier request placed under this id.
+    async def placed(self, order_id: str, fingerprint: str, *, settled: bool = False) -> Order | None:
+        """The order that an earlier request placed under this id; `settled` waits until a majority has it.
 
         Raises:
             KeyReused: it was made of another body.
         """
-        document = await self._orders.find_one({"_id": order_id})
+        read = self._mongo.find_settled(self._orders, order_id) if settled else self._orders.find_one({"_id": order_id})
+        document = await read
         if document is None:
             return None
         if document.get("fingerprint") != fingerprint:

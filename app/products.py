@@ -63,7 +63,7 @@ class ProductRepository:
 
         Raises:
             KeyReused: the id belongs to another restock.
-            NotReplicated: an earlier request's restock may still be rolled back.
+            NotReplicated: an earlier request's restock was rolled back.
             ProductNotFound, StockLimitReached
         """
 
@@ -74,7 +74,7 @@ class ProductRepository:
         try:
             await self._mongo.run_transaction(once)
         except DuplicateKeyError:
-            earlier = await self._restocks.find_one({"_id": restock_id})
+            earlier = await self._mongo.find_settled(self._restocks, restock_id)
             if earlier is None:
                 raise NotReplicated from None
             if earlier["fingerprint"] != fingerprint:

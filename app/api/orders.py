@@ -89,7 +89,7 @@ async def place(
             with suppress(TemporalUnavailable):  # then the relay starts it
                 await workflows.start(order)
             return order
-        order = await orders.placed(order_id, fingerprint(new))  # the same key at the same time
+        order = await orders.placed(order_id, fingerprint(new), settled=True)  # the same key at the same time
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
@@ -136,8 +136,9 @@ async def cancel(
     _: Caller, order_id: OrderId, orders: OrdersDep, workflows: WorkflowsDep, request: Reason | None = None
 ) -> Order:
     """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
-    await get_or_404(orders, order_id)
-    order = await orders.request_cancellation(order_id, request.reason if request else None)
+    order = await get_or_404(orders, order_id)
+    if order.status not in TERMINAL:
+        order = await orders.request_cancellation(order_id, request.reason if request else None)
     if order.cancellation is None or order.status in TERMINAL:
         raise Conflict(f"cannot cancel: the order is {order.status}")
     await workflows.cancel(order)

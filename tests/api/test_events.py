@@ -7,8 +7,9 @@ import resource
 from datetime import UTC, datetime
 
 import httpx
+from pymongo.read_concern import ReadConcern
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server
@@ -22,7 +23,7 @@ LISTENERS = 500
 
 async def change_streams(mongo: Mongo) -> int:
     """How many are open on this test's database, as MongoDB itself says."""
-    open_cursors = mongo.client.admin.aggregate(
+    open_cursors = mongo.client.get_database("admin", read_concern=ReadConcern("local")).aggregate(
         [
             {"$currentOp": {"idleCursors": True}},
             {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},

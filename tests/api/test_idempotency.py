@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server

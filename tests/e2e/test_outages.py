@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from app import temporal
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
