@@ -8,8 +8,10 @@ another worker.
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -56,6 +58,7 @@ SANDBOX = SandboxedWorkflowRunner(
         | SandboxImportNotificationPolicy.WARN_ON_DYNAMIC_IMPORT
     )
 )
+STOP_LIMIT = 13.0  # seconds from the signal to the exit: docker-compose.yml grants 15
 GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
 
 
@@ -102,13 +105,28 @@ async def main() -> None:
     settings = Settings.load()
     logs.configure(settings.log_level)
     serving = asyncio.create_task(serve(settings))
+    # A thread of its own: also when the event loop, or a thread of the driver at the interpreter's exit, is what hangs.
+    force = threading.Timer(STOP_LIMIT, _exit_by_force)
+    force.daemon = True
+
+    def stop() -> None:
+        serving.cancel()
+        if not force.ident:  # a second signal starts no second timer
+            force.start()
+
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, serving.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop)
     with suppress(asyncio.CancelledError):
         await serving
     # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at its exit
     # (https://github.com/temporalio/sdk-python/issues/300).
     await asyncio.sleep(0.1)
+
+
+def _exit_by_force() -> None:
+    """Temporal or MongoDB does not answer: stop as after a crash, which loses nothing."""
+    logger.error("not stopped within %.0f s: exiting by force", STOP_LIMIT)
+    os._exit(os.EX_TEMPFAIL)
 
 
 async def serve(settings: Settings) -> None:

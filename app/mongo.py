@@ -196,8 +196,9 @@ class Mongo:
         try:
             yield Changes(stream)
         finally:
-            with suppress(PyMongoError):  # raised here, it would replace a cancellation
-                await stream.close()
+            with suppress(PyMongoError, TimeoutError):  # raised here, it would replace a cancellation
+                async with asyncio.timeout(1):
+                    await stream.close()
 
 
 class Changes:

@@ -108,6 +108,12 @@ class OrderRepository:
             query["_id"] = {"$in": among}
         return [document["_id"] async for document in self._orders.find(query, {"_id": 1})]
 
+    async def undelivered(self) -> list[Order]:
+        """Orders that still await approval though a decision or a cancel is recorded: the signal may have been lost."""
+        decided = {"$or": [{"approval": {"$ne": None}}, {"cancellation": {"$ne": None}}]}
+        found = self._orders.find({"status": OrderStatus.AWAITING_APPROVAL.value, **decided})
+        return [Order.from_any_document(document) async for document in found]
+
     def watch_inserts(self) -> AbstractAsyncContextManager[Changes]:
         """A change stream of the `_id`s of new orders."""
         pipeline: list[Document] = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]

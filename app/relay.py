@@ -83,12 +83,17 @@ class OutboxRelay:
                     await self._start_due(now)
 
     async def _sweep(self, now: float) -> bool:
-        """Suspect all open orders without a running workflow; whether Temporal told which run."""
+        """Suspect all open orders without a running workflow, repeat lost signals; whether Temporal answered."""
         try:
             running = await self._workflows.running()
+            self._suspect([each for each in await self._orders.open_ids() if not _is_in(each, running)], now)
+            for order in await self._orders.undelivered():
+                if order.cancellation:
+                    await self._workflows.cancel(order)
+                elif order.approval:
+                    await self._workflows.approve(order, approved=order.approval.approved)
         except TemporalUnavailable:
             return False
-        self._suspect([each for each in await self._orders.open_ids() if not _is_in(each, running)], now)
         return True
 
     def _suspect(self, order_ids: list[Any], now: float) -> None:

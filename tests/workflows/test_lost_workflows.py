@@ -134,3 +134,17 @@ async def test_order_removed_and_placed_again_is_not_stuck(shop: Shop, sweeping:
         await shop.place({"MUG": 1}, _id="again")
         order = await shop.reaches(handle, OrderStatus.COMPLETED)
         assert await shop.net_money(order.order_id) == order.total.amount
+
+
+@pytest.mark.parametrize("decision", ["cancel", "approval"])
+async def test_signal_that_was_lost_is_repeated(shop: Shop, sweeping: None, decision: str) -> None:
+    """MongoDB has the decision; Temporal was away, or the API was killed, before the signal."""
+    await shop.stock(available=10, price=LARGE)
+    async with build_shop_worker(shop), relaying(shop):
+        handle = await shop.start({"MUG": 1}, price=LARGE)
+        order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        if decision == "cancel":
+            await shop.orders.request_cancellation(order.order_id, "enough")
+        else:
+            await shop.orders.decide_approval(order.order_id, ApprovalDecision(approved=True))
+        await shop.reaches(handle, OrderStatus.CANCELLED if decision == "cancel" else OrderStatus.COMPLETED)
