@@ -3,8 +3,8 @@
     make replay
 
 Runs against a plain dev server: that of the other tests skips time, and says so in its histories. Do not record over
-histories that a change of the workflow broke: orders of yours may be under way with the same. Guard the change with
-`workflow.patched`, and move the old histories to a folder `before-<the patch>`.
+histories that a change of the workflow broke: your orders under way have the same. `tests/replay/patching.py` shows how
+to change a workflow then; keep the old histories in a folder of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 from temporalio.client import Client, WorkflowFailureError
 
 from app import temporal
-from app.models import Address, AddressChange, ApprovalDecision, CancelRequest, OrderStatus
+from app.domain import Address, OrderStatus
+from app.messages import ApprovalDecision, CancelRequest
 from app.mongo import Mongo
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
@@ -34,13 +35,15 @@ from tests.workflows.faults import (
     REFUND,
     SHIP,
     Fails,
+    FaultyGateways,
     Handle,
-    Hands,
     Pause,
-    Services,
+    RestartableWorker,
     at_the_end_of,
     pending,
     reconfigure,
+    reset,
+    reset_points,
     waits_to_retry,
 )
 
@@ -59,31 +62,31 @@ def path(run: Path_) -> Path_:
 
 @path
 async def completed(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start())
 
 
 @path
 async def declined(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start(payment_method="pm_card_declined"))
 
 
 @path
 async def out_of_stock(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start({"MUG": 101}, price=1))
 
 
 @path
 async def unserviceable(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"}))
 
 
 @path
 async def retried(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start(payment_method="pm_card_flaky"))
 
 
@@ -91,7 +94,7 @@ async def retried(shop: Shop) -> Handle:
 async def cancelled_before_the_first_task(shop: Shop) -> Handle:
     handle = await shop.start()
     await handle.signal(OrderWorkflow.cancel, CancelRequest(reason="changed my mind"))
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(handle)
 
 
@@ -99,14 +102,14 @@ async def cancelled_before_the_first_task(shop: Shop) -> Handle:
 async def cancelled_by_temporal_before_the_first_task(shop: Shop) -> Handle:
     handle = await shop.start()
     await handle.cancel()
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(handle)
 
 
 @path
 async def cancelled_while_charging(shop: Shop) -> Handle:
     pause = Pause(done=True)
-    async with Services(shop, ChargePayment=pause).worker():
+    async with FaultyGateways(shop, ChargePayment=pause).worker():
         handle = await shop.start()
         await pause.reached.wait()
         await handle.signal(OrderWorkflow.cancel)
@@ -116,7 +119,7 @@ async def cancelled_while_charging(shop: Shop) -> Handle:
 @path
 async def cancelled_by_temporal_while_shipping(shop: Shop) -> Handle:
     pause = Pause(done=True)
-    async with Services(shop, CreateShipment=pause).worker():
+    async with FaultyGateways(shop, CreateShipment=pause).worker():
         handle = await shop.start()
         await pause.reached.wait()
         await handle.cancel()
@@ -125,7 +128,7 @@ async def cancelled_by_temporal_while_shipping(shop: Shop) -> Handle:
 
 @path
 async def cancelled_between_retries(shop: Shop) -> Handle:
-    async with Services(shop, CreateShipment=Fails()).worker():
+    async with FaultyGateways(shop, CreateShipment=Fails()).worker():
         handle = await shop.start()
         await waits_to_retry(handle)
         await handle.signal(OrderWorkflow.cancel)
@@ -150,7 +153,7 @@ async def cancelled_as_the_shipment_completes(shop: Shop) -> Handle:
 @path
 async def cancelled_twice(shop: Shop) -> Handle:
     pause = Pause()
-    async with Services(shop, CreateShipment=Fails(), RefundPayment=pause).worker():
+    async with FaultyGateways(shop, CreateShipment=Fails(), RefundPayment=pause).worker():
         handle = await shop.start()
         await waits_to_retry(handle)
         await handle.signal(OrderWorkflow.cancel)
@@ -163,7 +166,7 @@ async def cancelled_twice(shop: Shop) -> Handle:
 @path
 async def cancelled_too_late(shop: Shop) -> Handle:
     pause = Pause()
-    async with Services(shop, SendConfirmation=pause).worker():
+    async with FaultyGateways(shop, SendConfirmation=pause).worker():
         handle = await shop.start()
         await pause.reached.wait()
         await handle.signal(OrderWorkflow.cancel)
@@ -173,7 +176,7 @@ async def cancelled_too_late(shop: Shop) -> Handle:
 
 @path
 async def approved(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
@@ -182,7 +185,7 @@ async def approved(shop: Shop) -> Handle:
 
 @path
 async def not_approved(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False, reason="too much"))
@@ -190,15 +193,15 @@ async def not_approved(shop: Shop) -> Handle:
 
 
 @path
-async def nobody_approved(shop: Shop) -> Handle:
+async def approval_timed_out(shop: Shop) -> Handle:
     shop.settings.__dict__["approval_timeout"] = timedelta(seconds=0.5)
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         return await ended(await shop.start(price=LARGE))
 
 
 @path
 async def cancelled_while_awaiting_approval(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.cancel)
@@ -207,7 +210,7 @@ async def cancelled_while_awaiting_approval(shop: Shop) -> Handle:
 
 @path
 async def cancelled_by_temporal_while_awaiting_approval(shop: Shop) -> Handle:
-    async with Services(shop).worker():
+    async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.cancel()
@@ -217,20 +220,31 @@ async def cancelled_by_temporal_while_awaiting_approval(shop: Shop) -> Handle:
 @path
 async def address_changed(shop: Shop) -> Handle:
     pause = Pause()
-    async with Services(shop, ChargePayment=pause).worker():
+    async with FaultyGateways(shop, ChargePayment=pause).worker():
         handle = await shop.start()
         await pause.reached.wait()
-        change = AddressChange(order_id=handle.id.removeprefix("order-"), change_id="chg_1")
-        await shop.orders.propose_address(change, Address.model_validate({**ADDRESS, "city": "Bath"}))
+        address = Address.model_validate({**ADDRESS, "city": "Bath"})
+        change = await shop.orders.propose_address(handle.id.removeprefix("order-"), address)
+        assert change is not None
         await handle.execute_update(OrderWorkflow.change_shipping_address, change)
         return await ended(handle, pause, at_once=True)
+
+
+@path
+async def reset_while_shipping(shop: Shop) -> Handle:
+    async with FaultyGateways(shop, CreateShipment=(fails := Fails())).worker():
+        handle = await shop.start()
+        await waits_to_retry(handle)
+        await reset(handle, (await reset_points(handle))[1])
+        fails.times = 0
+        return await ended(handle)
 
 
 @path
 async def recovered(shop: Shop) -> Handle:
     """The refund fails until the order needs attention, and works later."""
     refund = Fails()
-    async with Services(shop, RefundPayment=refund).worker():
+    async with FaultyGateways(shop, RefundPayment=refund).worker():
         handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
         await eventually(lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some))
         await reconfigure(handle, REFUND, pause=timedelta(milliseconds=10))
@@ -240,9 +254,9 @@ async def recovered(shop: Shop) -> Handle:
 
 
 async def _as_it_completes(shop: Shop, step: str, cancel: Callable[[Handle], Awaitable[None]]) -> Handle:
-    services = Services(shop)
-    async with Hands(services) as hands:
-        return await ended(await at_the_end_of(step, services, hands, shop.start, cancel))
+    gateways = FaultyGateways(shop)
+    async with RestartableWorker(gateways) as restartable:
+        return await ended(await at_the_end_of(step, gateways, restartable, shop.start, cancel))
 
 
 async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = False) -> Handle:
