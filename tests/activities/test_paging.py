@@ -1,0 +1,232 @@
+"""Lists page through every document, whatever another program used as its `_id` and `created_at` (G7)."""
+
+from __future__ import annotations
+
+import base64
+import random
+import string
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+import pytest
+from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
+from bson.datetime_ms import DatetimeMS
+from bson.dbref import DBRef
+from bson.raw_bson import RawBSONDocument
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.mongo import Document, Mongo
+from app.orders import OrderRepository
+from app.paging import BadCursor, Position, read_cursor, write_cursor
+from tests.support import order_document
+
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+FAR = DatetimeMS(10**15)  # the year 33658, beyond Python's
+LIMITS = [1, 2, 3, 7, 100]
+LONG = 1_000
+
+IDS: list[Any] = [
+    MinKey(),
+    None,
+    *(0, -1, 1.5, float("inf"), float("-inf"), float("nan"), Int64(2**60), Decimal128("1.1"), Decimal128("-7E+40")),
+    *("", "a", "ü", "A", "\U0001f600", "a" * LONG, "b" * LONG, "c" * LONG, "zz", "\ufffd"),
+    *({}, {"a": 1}, {"a": {"b": "x" * LONG}}, DBRef("orders", "1")),
+    *(Binary(b""), Binary(b"\x00\xff"), Binary(b"0" * 16, 4), Binary(b"x" * LONG), Binary(b"x", 5)),
+    *(ObjectId("0" * 24), ObjectId("f" * 24)),
+    *(False, True),
+    *(THEN, DatetimeMS(-1), FAR),
+    *(Timestamp(0, 1), Timestamp(5, 5)),
+    *(Code("f()"), Code("f()", {"x": 1})),
+    MaxKey(),
+]
+TIMES: list[Any] = [THEN, THEN + timedelta(milliseconds=1), DatetimeMS(-(10**15)), DatetimeMS(0), FAR]
+NO_TIMES: list[Any] = ["2026-01-01", 5, 1.5, None, True, {}, {"at": THEN}, [], ["x"], Timestamp(1, 1), ObjectId()]
+
+
+async def _insert(mongo: Mongo, ids: Iterable[Any], created_at: Any = THEN) -> list[str]:
+    """Documents with these `_id`s; the tags by which a list shows them."""
+    documents = [{**order_document(), "_id": id_, "created_at": created_at} for id_ in ids]
+    for document in documents:
+        document["customer_id"] = f"c{random.getrandbits(60)}"
+    await mongo.orders.insert_many(documents)
+    return [document["customer_id"] for document in documents]
+
+
+async def _pages(mongo: Mongo, limit: int, at_most: int = 200) -> list[str]:
+    orders = OrderRepository(mongo)
+    seen: list[str] = []
+    cursor: str | None = None
+    for _ in range(at_most):
+        page, cursor = await orders.page(None, None, limit, cursor)
+        assert len(page) == limit or cursor is None
+        seen += [order.customer_id for order in page]
+        if cursor is None:
+            return seen
+    raise AssertionError(f"no end after {at_most} pages: {seen}")
+
+
+async def _every_page_is_right(mongo: Mongo, tags: list[str]) -> None:
+    everything = await _pages(mongo, 1_000)
+    assert sorted(everything) == sorted(tags)
+    for limit in LIMITS:
+        assert await _pages(mongo, limit) == everything, limit
+
+
+async def test_ids_of_every_type_and_length_at_one_time(mongo: Mongo) -> None:
+    await _every_page_is_right(mongo, await _insert(mongo, IDS))
+
+
+async def test_page_can_begin_after_any_id(mongo: Mongo) -> None:
+    await _insert(mongo, IDS)
+    orders = OrderRepository(mongo)
+    everything = await mongo.orders.find().sort("_id", -1).to_list(None)
+    tags = [document["customer_id"] for document in everything]
+    for position in range(1, len(IDS)):
+        _, cursor = await orders.page(None, None, position, None)
+        page, _ = await orders.page(None, None, 100, cursor)
+        assert [order.customer_id for order in page] == tags[position:], everything[position - 1]["_id"]
+
+
+@pytest.mark.parametrize(
+    "ids", [[f"{n:03}" + "x" * LONG for n in range(20)], [{"a": "x" * LONG, "n": n} for n in range(20)]]
+)
+async def test_ids_that_are_all_too_long_are_passed_over_by_counting(mongo: Mongo, ids: list[Any]) -> None:
+    await _every_page_is_right(mongo, await _insert(mongo, ids))
+
+
+async def test_too_long_ids_between_others(mongo: Mongo) -> None:
+    ids = [f"{n:03}" + "x" * (LONG if n % 5 < 3 else 0) for n in range(40)]
+    tags = await _insert(mongo, ids[:30])
+    tags += await _insert(mongo, ids[30:], THEN + timedelta(seconds=1))
+    await _every_page_is_right(mongo, tags)
+
+
+async def test_ids_that_are_not_utf_8(mongo: Mongo) -> None:
+    tags = await _insert(mongo, ["a", "ab", "b", "\ufffd", "\uffff"])
+    for invalid in (b"a\xff", b"\xff\xff", b"\xfe\xfe", b"a\x80"):
+        tags += await _insert_raw(mongo, b"?" * len(invalid), invalid)
+    await _every_page_is_right(mongo, tags)
+
+
+async def _insert_raw(mongo: Mongo, placeholder: bytes, invalid: bytes) -> list[str]:
+    tag = f"c{random.getrandbits(60)}"
+    document = {**order_document(), "_id": placeholder.decode(), "created_at": THEN, "customer_id": tag}
+    raw = bson.encode(document).replace(placeholder + b"\x00", invalid + b"\x00", 1)
+    await mongo.orders.insert_one(RawBSONDocument(raw))
+    return [tag]
+
+
+async def test_times_of_every_type(mongo: Mongo) -> None:
+    """A document without a date of creation is in no list, until it is marked as malformed."""
+    tags = [tag for n, time in enumerate(TIMES) for tag in await _insert(mongo, [f"a{n}", f"b{n}", f"c{n}"], time)]
+    for n, time in enumerate(NO_TIMES):
+        await _insert(mongo, [f"x{n}"], time)
+    await mongo.orders.update_one({"_id": "x0"}, {"$unset": {"created_at": 1}})
+    await _every_page_is_right(mongo, tags)
+
+
+async def test_times_that_are_lists(mongo: Mongo) -> None:
+    """MongoDB compares each of their elements."""
+    tags = await _insert(mongo, ["a", "b"])
+    later = THEN + timedelta(days=1)
+    for n, times in enumerate(([later], [later, THEN - timedelta(days=1)], [THEN, "x"], [[THEN]])):
+        await _insert(mongo, [f"x{n}"], times)
+    tags += await _insert(mongo, ["c", "d"], THEN - timedelta(days=2))
+    for limit in LIMITS:
+        seen = await _pages(mongo, limit)
+        assert [tag for tag in seen if tag in tags] == [tags[1], tags[0], tags[3], tags[2]]
+
+
+async def test_many_documents_of_one_time(mongo: Mongo) -> None:
+    ids = ["".join(random.choices(string.ascii_letters, k=5)) for _ in range(150)]
+    await _every_page_is_right(mongo, await _insert(mongo, set(ids)))
+
+
+async def test_pages_are_stable_while_orders_come_in(mongo: Mongo) -> None:
+    tags = await _insert(mongo, [f"{n:03}" + "x" * (LONG * (n % 2)) for n in range(20)])
+    orders = OrderRepository(mongo)
+    seen: list[str] = []
+    cursor: str | None = None
+    while cursor is not None or not seen:
+        page, cursor = await orders.page(None, None, 3, cursor)
+        seen += [order.customer_id for order in page]
+        await _insert(mongo, [f"new{len(seen)}"], THEN + timedelta(seconds=1))
+    assert seen == tags[::-1]
+
+
+# --- cursors that this API did not give out
+
+DOCUMENTS: dict[str, Document] = {
+    "no time": {"created_at": "x", "order_id": "a", "skip": 0},
+    "a number": {"created_at": 5, "order_id": "a", "skip": 0},
+    "a list of times": {"created_at": [THEN], "order_id": "a", "skip": 0},
+    "an operator": {"created_at": {"$gt": THEN}, "order_id": "a", "skip": 0},
+    "a regex": {"created_at": THEN, "order_id": Regex("a"), "skip": 0},
+    "negative skip": {"created_at": THEN, "order_id": "a", "skip": -1},
+    "large skip": {"created_at": THEN, "order_id": "a", "skip": 10_001},
+    "huge skip": {"created_at": THEN, "order_id": "a", "skip": 2**62},
+    "fractional skip": {"created_at": THEN, "order_id": "a", "skip": 0.5},
+    "true skip": {"created_at": THEN, "order_id": "a", "skip": True},
+    "no skip": {"created_at": THEN, "order_id": "a", "skip": None},
+    "other field": {"created_at": THEN, "order_id": "a", "skip": 0, "$where": "1"},
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_crafted_cursor_is_refused(mongo: Mongo, name: str) -> None:
+    cursor = base64.urlsafe_b64encode(bson.encode(DOCUMENTS[name])).decode()
+    with pytest.raises(BadCursor):
+        await OrderRepository(mongo).page(None, None, 10, cursor)
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "====", "AAAA", "\u00fc", "\x00", "null", "a" * 1_000, base64.b64encode(b"\xff" * 50).decode()]
+)
+async def test_garbage_cursor_is_refused(mongo: Mongo, cursor: str) -> None:
+    with pytest.raises(BadCursor):
+        await OrderRepository(mongo).page(None, None, 10, cursor)
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
+def test_any_text_is_a_cursor_or_refused(text: str) -> None:
+    with suppress(BadCursor):
+        assert isinstance(read_cursor(text), Position)
+
+
+@pytest.mark.parametrize(
+    "order_id",
+    [
+        ["a"],
+        [],
+        {"$gt": ""},
+        {"$where": "sleep(1000)"},
+        {"a": Regex("(a+)+$")},
+        "\x00",
+        {"": {"": {"": {}}}},
+        DBRef("a", 1),
+    ],
+)
+async def test_crafted_id_is_compared_and_no_more(mongo: Mongo, order_id: Any) -> None:
+    """A cursor that this API could have given out, for a document that is not there."""
+    tags = await _insert(mongo, [1, "a"], THEN - timedelta(seconds=1))
+    cursor = base64.urlsafe_b64encode(bson.encode({"created_at": THEN, "order_id": order_id, "skip": 0})).decode()
+    page, _ = await OrderRepository(mongo).page(None, None, 10, cursor)
+    assert [order.customer_id for order in page] == tags[::-1]
+
+
+def test_cursor_changed_in_any_byte_is_a_cursor_or_refused() -> None:
+    raw = base64.urlsafe_b64decode(write_cursor(Position(), [{"_id": "ord_1", "created_at": THEN}]))
+    for index in range(len(raw)):
+        for value in (0, 1, 0x7F, 0xFF, raw[index] ^ 1):
+            changed = raw[:index] + bytes([value]) + raw[index + 1 :]
+            with suppress(BadCursor):
+                assert isinstance(read_cursor(base64.urlsafe_b64encode(changed).decode()), Position)
+
+
+def test_cursor_is_short() -> None:
+    for id_ in IDS:
+        assert len(write_cursor(Position(), [{"_id": id_, "created_at": THEN}])) <= 400
