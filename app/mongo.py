@@ -18,47 +18,23 @@ from typing import Any, TypeVar
 os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from bson import Timestamp
-from motor.motor_asyncio import (
-    AsyncIOMotorClient,
-    AsyncIOMotorClientSession,
-    AsyncIOMotorCollection,
-    AsyncIOMotorDatabase,
-)
+from motor import motor_asyncio
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import (
-    ConnectionFailure,
-    DuplicateKeyError,
-    ExecutionTimeout,
-    NetworkTimeout,
-    OperationFailure,
-    PyMongoError,
-    WTimeoutError,
-)
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-__all__ = [
-    "Changes",
-    "Collection",
-    "Document",
-    "DuplicateKeyError",
-    "Mongo",
-    "NotReplicated",
-    "Session",
-    "StreamEnded",
-    "is_unavailable",
-]
-
 Document = dict[str, Any]
-Collection = AsyncIOMotorCollection[Document]
-Database = AsyncIOMotorDatabase[Document]
-Session = AsyncIOMotorClientSession
+Collection = motor_asyncio.AsyncIOMotorCollection[Document]
+Database = motor_asyncio.AsyncIOMotorDatabase[Document]
+Session = motor_asyncio.AsyncIOMotorClientSession
 T = TypeVar("T")
 
 # Seconds after which a transaction is not retried; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
 _TRY_LATER = ("TransientTransactionError", "UnknownTransactionCommitResult")
-_NOT_PRIMARY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
+# A time limit or the write concern was not met; the member is not (or is no longer) the primary.
+_RETRIABLE = frozenset({50, 64, 91, 189, 10107, 11600, 11602, 13435, 13436})
 
 
 class StreamEnded(Exception):
@@ -71,11 +47,9 @@ class NotReplicated(ConnectionFailure):
 
 def is_unavailable(error: BaseException) -> bool:
     """Whether an error says that MongoDB is away (or without a primary), and the same call may go through later."""
-    if isinstance(error, ConnectionFailure | NetworkTimeout | ExecutionTimeout | WTimeoutError):
-        return True
     if isinstance(error, PyMongoError) and any(map(error.has_error_label, _TRY_LATER)):
         return True
-    return isinstance(error, OperationFailure) and error.code in _NOT_PRIMARY
+    return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRIABLE)
 
 
 class Mongo:
@@ -87,7 +61,7 @@ class Mongo:
     is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
 
     def __init__(self, uri: str, database: str, *, app_name: str = "order-saga") -> None:
-        self.client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+        self.client: motor_asyncio.AsyncIOMotorClient[Document] = motor_asyncio.AsyncIOMotorClient(
             uri,
             appname=app_name,
             tz_aware=True,

@@ -22,14 +22,7 @@ from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import IDENTIFIER, Order
-from app.messages import (
-    AddressChange,
-    ApprovalDecision,
-    CancelRequest,
-    OrderInput,
-    OrderProgress,
-    OrderResult,
-)
+from app.messages import AddressChange, ApprovalDecision, CancelRequest, OrderInput, OrderProgress, OrderResult
 from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.workflows.order import OrderWorkflow
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
+from pymongo.errors import DuplicateKeyError
 
 from app.domain import (
     ADDRESS_CHANGEABLE,
@@ -38,7 +39,7 @@ from app.domain import (
     next_status,
 )
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
-from app.mongo import Changes, DuplicateKeyError
+from app.mongo import Changes
 from app.paging import Position, after, read_cursor, write_cursor
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pymongo import UpdateOne
+from pymongo.errors import DuplicateKeyError
 
 from app.domain import MAX_STOCK, KeyReused, Product
-from app.mongo import DuplicateKeyError, NotReplicated
+from app.mongo import NotReplicated
 
 if TYPE_CHECKING:
     from app.mongo import Mongo, Session

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 
-from app.domain import IDENTIFIER
+from app.api.problems import NotFound
+from app.domain import IDENTIFIER, Order
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
@@ -35,22 +36,6 @@ async def _clients(request: Request) -> Clients:
 ClientsDep = Annotated[Clients, Depends(_clients)]
 
 
-async def _orders(clients: ClientsDep) -> OrderRepository:
-    return clients.orders
-
-
-async def _products(clients: ClientsDep) -> ProductRepository:
-    return clients.products
-
-
-async def _workflows(clients: ClientsDep) -> OrderWorkflows:
-    return clients.workflows
-
-
-OrdersDep = Annotated[OrderRepository, Depends(_orders)]
-ProductsDep = Annotated[ProductRepository, Depends(_products)]
-WorkflowsDep = Annotated[OrderWorkflows, Depends(_workflows)]
-
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
 IdempotencyKey = Annotated[
     str | None,
@@ -72,3 +57,10 @@ def derived_id(prefix: str, caller: str, key: str) -> str:
 def fingerprint(request: BaseModel) -> str:
     """Tells a repeated body from another one under the same key."""
     return hashlib.sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+async def get_or_404(orders: OrderRepository, order_id: str) -> Order:
+    order = await orders.find(order_id)
+    if order is None:
+        raise NotFound(f"there is no order {order_id}")
+    return order

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, OrderId, OrdersDep
+from app.api.dependencies import ClientsDep, OrderId, get_or_404
 from app.api.problems import Invalid, NotFound, responses
 from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable
@@ -48,12 +48,10 @@ class Event:
     def of_order(cls, order: Order, at: Timestamp) -> Event:
         return cls("order", order.order_id, order.model_dump_json(), at, order.status in TERMINAL)
 
-    def encoded(self) -> ServerSentEvent:
-        return ServerSentEvent(event=self.name, raw_data=self.data, id=f"{self.at.time}.{self.at.inc}")
-
-    def encoded_without_id(self) -> ServerSentEvent:
-        """For a subscription that, coming back now, would have to be told what it was told before."""
-        return ServerSentEvent(event=self.name, raw_data=self.data)
+    def encoded(self, *, resumable: bool = True) -> ServerSentEvent:
+        """Not `resumable`: a subscription that comes back now would have to be told what it was told before."""
+        event_id = f"{self.at.time}.{self.at.inc}" if resumable else None
+        return ServerSentEvent(event=self.name, raw_data=self.data, id=event_id)
 
 
 class Subscription:
@@ -65,7 +63,7 @@ class Subscription:
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
 
     def offer(self, event: Event) -> None:
-        """Hand an event over, if it is of interest. A subscription too far behind is let go: nobody waits for it."""
+        """Hand an event over, if it is of interest. A subscription too far behind is ended."""
         if self._order_id in {None, event.subject} and event.at > self.since:
             if self._queue.full():
                 self.end()
@@ -83,7 +81,7 @@ class Subscription:
 
 
 class Hub:
-    """The change stream of this process. It is open while anybody listens."""
+    """The change stream of this process, open while there are subscriptions."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
@@ -92,7 +90,7 @@ class Hub:
 
     @contextmanager
     def listening(self, order_id: str | None, now: Timestamp) -> Iterator[Subscription]:
-        """Listen from `now`, MongoDB's time, on. What listens then reads the current state misses nothing."""
+        """Listen from `now` on, MongoDB's time. A subscriber that reads the current state after it misses nothing."""
         subscription = Subscription(order_id, now)
         self._subscriptions.add(subscription)
         if self._running is None:
@@ -114,9 +112,9 @@ class Hub:
         while True:
             try:
                 await self._follow(begin)
-            except Exception as error:  # noqa: BLE001  (whatever it is: nobody else would look after the subscriptions)
+            except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
                 logger.warning("live events interrupted: %s", type(error).__name__)
-                if not is_unavailable(error):  # the stream cannot go on from where it was
+                if not is_unavailable(error):  # it cannot resume where it was
                     break
                 await asyncio.sleep(0.5)
         self._running = None
@@ -149,14 +147,6 @@ def _event(change: Document) -> Event | None:
     return Event("stock", product.sku, product.model_dump_json(), at) if product else None
 
 
-async def _hub(request: Request) -> Hub:
-    hub: Hub = request.app.state.hub
-    return hub
-
-
-HubDep = Annotated[Hub, Depends(_hub)]
-
-
 async def _last_seen(
     last_event_id: Annotated[str | None, Header(description="To be told all that changed since that event")] = None,
 ) -> Timestamp | None:
@@ -169,17 +159,14 @@ async def _last_seen(
         raise Invalid.field("Last-Event-ID", "is not one that this API gave out") from error
 
 
-async def _to_all(_: Caller, hub: HubDep, clients: ClientsDep) -> AsyncIterator[Subscription]:
-    with hub.listening(None, await clients.mongo.operation_time()) as subscription:
+async def _to_all(_: Caller, clients: ClientsDep, request: Request) -> AsyncIterator[Subscription]:
+    with request.app.state.hub.listening(None, await clients.mongo.operation_time()) as subscription:
         yield subscription
 
 
-async def _to_one(
-    _: Caller, order_id: OrderId, hub: HubDep, clients: ClientsDep, orders: OrdersDep
-) -> AsyncIterator[Subscription]:
-    if await orders.find(order_id) is None:
-        raise NotFound(f"there is no order {order_id}")
-    with hub.listening(order_id, await clients.mongo.operation_time()) as subscription:
+async def _to_one(_: Caller, order_id: OrderId, clients: ClientsDep, request: Request) -> AsyncIterator[Subscription]:
+    await get_or_404(clients.orders, order_id)
+    with request.app.state.hub.listening(order_id, await clients.mongo.operation_time()) as subscription:
         yield subscription
 
 
@@ -190,7 +177,7 @@ async def _to_one(
 async def of_all(
     last_seen: Annotated[Timestamp | None, Depends(_last_seen)],
     subscription: Annotated[Subscription, Depends(_to_all)],
-    orders: OrdersDep,
+    clients: ClientsDep,
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change of any order, one `stock` event for each change of the stock.
 
@@ -198,9 +185,9 @@ async def of_all(
     an id: who leaves before it has not been told all of them.
     """
     latest: Event | None = None
-    async for order in _current(orders, last_seen):
+    async for order in _current(clients.orders, last_seen):
         if latest:
-            yield latest.encoded_without_id()
+            yield latest.encoded(resumable=False)
         latest = Event.of_order(order, subscription.since)
     if latest:
         yield latest.encoded()
@@ -210,13 +197,10 @@ async def of_all(
 
 @router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(NotFound))
 async def of_one(
-    order_id: OrderId, subscription: Annotated[Subscription, Depends(_to_one)], orders: OrdersDep
+    order_id: OrderId, subscription: Annotated[Subscription, Depends(_to_one)], clients: ClientsDep
 ) -> AsyncIterator[ServerSentEvent]:
     """One `order` event for each change, the current state first; ends when that is final."""
-    order = await orders.find(order_id)
-    if order is None:
-        return
-    event = Event.of_order(order, subscription.since)
+    event = Event.of_order(await get_or_404(clients.orders, order_id), subscription.since)
     yield event.encoded()
     if event.final:
         return

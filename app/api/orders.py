@@ -10,28 +10,12 @@ from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
 from app.api.bodies import JsonRoute
-from app.api.dependencies import (
-    IdempotencyKey,
-    OrderId,
-    OrdersDep,
-    ProductsDep,
-    WorkflowsDep,
-    derived_id,
-    fingerprint,
-)
-from app.api.problems import (
-    Conflict,
-    FieldError,
-    Invalid,
-    NotFound,
-    body_responses,
-    responses,
-)
+from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, derived_id, fingerprint, get_or_404
+from app.api.problems import Conflict, FieldError, Invalid, NotFound, body_responses, responses
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import TemporalUnavailable, UpdateRejected, WorkflowClosed
-from app.orders import OrderRepository
 from app.paging import BadCursor
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=JsonRoute)
@@ -60,20 +44,15 @@ class OrderStatusAnswer(OrderProgress):
 
 @router.post("", status_code=202, response_model=Order, responses=body_responses())
 async def place(
-    new: NewOrder,
-    response: Response,
-    caller: Caller,
-    orders: OrdersDep,
-    products: ProductsDep,
-    workflows: WorkflowsDep,
-    idempotency_key: IdempotencyKey = None,
+    new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, idempotency_key: IdempotencyKey = None
 ) -> Order:
     """Place an order. After a 202 it is in MongoDB and reaches a final status, whatever breaks."""
+    orders = clients.orders
     order_id = derived_id("ord", caller, idempotency_key) if idempotency_key else f"ord_{secrets.token_hex(13)}"
     response.headers["Location"] = f"/orders/{order_id}"
     order = await orders.placed(order_id, fingerprint(new)) if idempotency_key else None
     if order is None:
-        known = await products.by_sku(line.sku for line in new.lines)
+        known = await clients.products.by_sku(line.sku for line in new.lines)
         unknown = [
             FieldError(field=f"lines.{index}.sku", message="there is no such product")
             for index, line in enumerate(new.lines)
@@ -87,7 +66,7 @@ async def place(
             raise Invalid.field("lines", str(error)) from error
         if order is not None:
             with suppress(TemporalUnavailable):  # then the relay starts it
-                await workflows.start(order)
+                await clients.workflows.start(order)
             return order
         order = await orders.placed(order_id, fingerprint(new), settled=True)  # the same key at the same time
         if order is None:
@@ -99,7 +78,7 @@ async def place(
 @router.get("", responses=responses())
 async def page(
     _: Caller,
-    orders: OrdersDep,
+    clients: ClientsDep,
     status: OrderStatus | None = None,
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -107,55 +86,45 @@ async def page(
 ) -> OrderPage:
     """Newest first. Paging by cursor is stable while orders come in."""
     try:
-        items, next_cursor = await orders.page(status, customer_id, limit, cursor)
+        items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
     except BadCursor as error:
         raise Invalid.field("cursor", "is not one that this API gave out") from error
     return OrderPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{order_id}", responses=responses(NotFound))
-async def read(_: Caller, order_id: OrderId, orders: OrdersDep) -> Order:
+async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
     """The order, from MongoDB: also while Temporal is away, and after it has forgotten the workflow."""
-    return await get_or_404(orders, order_id)
+    return await get_or_404(clients.orders, order_id)
 
 
 @router.get("/{order_id}/status", responses=responses(NotFound))
-async def status(_: Caller, order_id: OrderId, orders: OrdersDep, workflows: WorkflowsDep) -> OrderStatusAnswer:
+async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
-    await get_or_404(orders, order_id)
-    progress, attempt = await asyncio.gather(workflows.progress(order_id), workflows.attempt(order_id))
-    return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=workflows.workflow_url(order_id))
+    await get_or_404(clients.orders, order_id)
+    progress, attempt = await asyncio.gather(clients.workflows.progress(order_id), clients.workflows.attempt(order_id))
+    return OrderStatusAnswer(
+        **progress.model_dump(), attempt=attempt, workflow_url=clients.workflows.workflow_url(order_id)
+    )
 
 
-@router.post(
-    "/{order_id}/cancel",
-    status_code=202,
-    responses=body_responses(NotFound, Conflict),
-)
-async def cancel(
-    _: Caller, order_id: OrderId, orders: OrdersDep, workflows: WorkflowsDep, request: Reason | None = None
-) -> Order:
+@router.post("/{order_id}/cancel", status_code=202, responses=body_responses(NotFound, Conflict))
+async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Reason | None = None) -> Order:
     """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
-    order = await get_or_404(orders, order_id)
+    order = await get_or_404(clients.orders, order_id)
     if order.status not in TERMINAL:
-        order = await orders.request_cancellation(order_id, request.reason if request else None)
+        order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
     if order.cancellation is None or order.status in TERMINAL:
         raise Conflict(f"cannot cancel: the order is {order.status}")
-    await workflows.cancel(order)
+    await clients.workflows.cancel(order)
     return order
 
 
-@router.post(
-    "/{order_id}/approval",
-    status_code=202,
-    responses=body_responses(NotFound, Conflict),
-)
-async def approve(
-    _: Caller, order_id: OrderId, decision: Approval, orders: OrdersDep, workflows: WorkflowsDep
-) -> Order:
+@router.post("/{order_id}/approval", status_code=202, responses=body_responses(NotFound, Conflict))
+async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: ClientsDep) -> Order:
     """Approve a large order, or reject it. The first decision counts."""
-    await get_or_404(orders, order_id)
-    order = await orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
+    await get_or_404(clients.orders, order_id)
+    order = await clients.orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
         was = "cancelled" if order.cancellation else order.status
         raise Conflict(f"cannot decide: the order does not await approval, it is {was}")
@@ -163,29 +132,20 @@ async def approve(
         raise NotReplicated
     if order.approval.approved is not decision.approved:
         raise Conflict("cannot decide: a different decision is already recorded")
-    await workflows.approve(order, approved=decision.approved)
+    await clients.workflows.approve(order, approved=decision.approved)
     return order
 
 
 @router.put("/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict))
-async def change_shipping_address(
-    _: Caller, order_id: OrderId, address: Address, orders: OrdersDep, workflows: WorkflowsDep
-) -> Order:
+async def change_shipping_address(_: Caller, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
     """Change where the order goes, until shipping begins. The workflow decides; the address stays out of Temporal."""
-    order = await get_or_404(orders, order_id)
-    change = await orders.propose_address(order_id, address)
+    order = await get_or_404(clients.orders, order_id)
+    change = await clients.orders.propose_address(order_id, address)
     try:
-        applied = change is not None and await workflows.change_address(order, change)
+        applied = change is not None and await clients.workflows.change_address(order, change)
     except (UpdateRejected, WorkflowClosed):
         applied = False
-    order = await get_or_404(orders, order_id)
+    order = await get_or_404(clients.orders, order_id)
     if not applied:
         raise Conflict(f"cannot change the address: the order is {order.status}")
-    return order
-
-
-async def get_or_404(orders: OrderRepository, order_id: str) -> Order:
-    order = await orders.find(order_id)
-    if order is None:
-        raise NotFound(f"there is no order {order_id}")
     return order

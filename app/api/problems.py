@@ -6,11 +6,11 @@ An endpoint raises what is wrong; its class carries the status, and the OpenAPI 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -94,7 +94,14 @@ class Unavailable(Problem):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
 
-# What any request can meet, whatever it asks for.
+OF_THE_DOMAIN: dict[type[Exception], Callable[[Exception], Problem]] = {
+    KeyReused: lambda _: Invalid.field("Idempotency-Key", "was used for another request"),
+    ProductNotFound: lambda error: NotFound(f"there is no product {error}"),
+    StockLimitReached: lambda _: Conflict(f"cannot add: the stock of a product is at most {MAX_STOCK}"),
+    TemporalUnavailable: lambda _: Unavailable("Temporal, or a worker, does not answer; try again"),
+}
+
+# Problems of any request.
 ANYWHERE: tuple[type[Problem], ...] = (Unauthorized, Invalid, Unavailable)
 
 
@@ -111,10 +118,7 @@ def body_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
 
 
 def _described(title: str) -> dict[str, Any]:
-    return {
-        "description": title,
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
-    }
+    return {"description": title, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}}
 
 
 def install(app: FastAPI) -> None:
@@ -147,21 +151,14 @@ def install(app: FastAPI) -> None:
             return unavailable("the database does not answer; try again, with the same Idempotency-Key if you sent one")
         return unexpected(error)
 
-    @app.exception_handler(TemporalUnavailable)
-    async def temporal(_: Request, __: TemporalUnavailable) -> JSONResponse:
-        return unavailable("Temporal, or a worker, does not answer; try again")
+    def answer_with(make: Callable[[Exception], Problem]) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def handle(request: Request, error: Exception) -> Response:
+            return await problem(request, make(error))
 
-    @app.exception_handler(KeyReused)
-    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
-        return await problem(_, Invalid.field("Idempotency-Key", "was used for another request"))
+        return handle
 
-    @app.exception_handler(ProductNotFound)
-    async def no_product(_: Request, error: ProductNotFound) -> JSONResponse:
-        return await problem(_, NotFound(f"there is no product {error}"))
-
-    @app.exception_handler(StockLimitReached)
-    async def stock_limit(_: Request, __: StockLimitReached) -> JSONResponse:
-        return await problem(_, Conflict(f"cannot add: the stock of a product is at most {MAX_STOCK}"))
+    for error, make in OF_THE_DOMAIN.items():
+        app.add_exception_handler(error, answer_with(make))
 
     described = app.openapi
 
