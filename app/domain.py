@@ -12,16 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    computed_field,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, computed_field, field_validator
 
 logger = logging.getLogger(__name__)
 
@@ -268,9 +259,9 @@ class StepRecord(Model):
 class Order(Model):
     """An order as MongoDB holds it and the API shows it, all but `email`, which only the mailer needs."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
-    order_id: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "order_id"))]
+    order_id: Annotated[Identifier, Field(validation_alias="_id")]
     customer_id: Identifier
     status: OrderStatus = OrderStatus.PLACED
     total: Money
@@ -378,9 +369,9 @@ def _time_of(value: Any) -> datetime:
 class Product(Model):
     """A product: unit price and available quantity (in stock and not held by any order)."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
-    sku: Annotated[Identifier, Field(validation_alias=AliasChoices("_id", "sku"))]
+    sku: Annotated[Identifier, Field(validation_alias="_id")]
     name: Text
     unit_price: UnitPrice
     available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: orders may give back to any stock

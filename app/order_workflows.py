@@ -109,24 +109,19 @@ class OrderWorkflows:
                     raise WorkflowClosed from error
                 raise
 
-    async def progress(self, order_id: str) -> OrderProgress:
-        """The workflow's own answer (query `status`).
+    async def progress(self, order_id: str) -> tuple[OrderProgress, int | None]:
+        """The workflow's own answer (query `status`), and the attempt that runs or is waited for.
+
+        The server counts the attempts, the workflow does not know them.
 
         Raises:
             TemporalUnavailable: also where no workflow is known any more, or yet.
         """
+        handle = self._handle(order_id)
         async with _answered_within(CALL_TIMEOUT):
-            return await self._handle(order_id).query(OrderWorkflow.status)
-
-    async def attempt(self, order_id: str) -> int | None:
-        """The attempt that runs or is waited for: the server counts them, the workflow does not know.
-
-        Raises:
-            TemporalUnavailable
-        """
-        async with _answered_within(CALL_TIMEOUT):
-            description = await self._handle(order_id).describe()
-        return max((activity.attempt for activity in description.raw_description.pending_activities), default=None)
+            progress, description = await asyncio.gather(handle.query(OrderWorkflow.status), handle.describe())
+        pending = description.raw_description.pending_activities
+        return progress, max((activity.attempt for activity in pending), default=None)
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
         """The orders, or those among some, whose workflow runs. From Temporal's visibility, a moment late.

@@ -13,30 +13,19 @@ from typing import TYPE_CHECKING, Any
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
+from app import domain
 from app.domain import (
-    ADDRESS_CHANGEABLE,
-    ALLOWED_FROM,
-    CANCELLABLE,
-    CANCELLED,
-    NOT_APPROVED,
-    STATUS_AFTER,
-    TERMINAL,
     Address,
     Failure,
-    KeyReused,
-    Line,
-    Money,
     NewOrder,
     Order,
     OrderNotFound,
     OrderStatus,
     Product,
     StepChange,
-    StepEvent,
     StepName,
     StepRecord,
     StepStatus,
-    next_status,
 )
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
 from app.mongo import Changes
@@ -104,7 +93,7 @@ class OrderRepository:
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
         """The `_id`s of orders that are not final, as they are now; of any type, where another program wrote them."""
-        query: Document = {"status": {"$nin": [status.value for status in TERMINAL]}}
+        query: Document = {"status": {"$nin": [status.value for status in domain.TERMINAL]}}
         if among is not None:
             query["_id"] = {"$in": among}
         return [document["_id"] async for document in self._orders.find(query, {"_id": 1})]
@@ -126,14 +115,14 @@ class OrderRepository:
         """The order that an earlier request placed under this id; `settled` waits until a majority has it.
 
         Raises:
-            KeyReused: it was made of another body.
+            domain.KeyReused: it was made of another body.
         """
         read = self._mongo.find_settled(self._orders, order_id) if settled else self._orders.find_one({"_id": order_id})
         document = await read
         if document is None:
             return None
         if document.get("fingerprint") != fingerprint:
-            raise KeyReused
+            raise domain.KeyReused
         return Order.from_any_document(document)
 
     async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
@@ -143,13 +132,15 @@ class OrderRepository:
             ValueError: the prices are in several currencies.
         """
         lines = [
-            Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
+            domain.Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
             for line in new.lines
         ]
         currencies = {line.unit_price.currency for line in lines}
         if len(currencies) > 1:
             raise ValueError(f"prices in several currencies: {', '.join(sorted(currencies))}")
-        total = Money(amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop())
+        total = domain.Money(
+            amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop()
+        )
         now = datetime.now(UTC)
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
         document = {
@@ -193,14 +184,14 @@ class OrderRepository:
             "created_at": {"$cond": [is_time, "$created_at", NOW]},
             "updated_at": NOW,
         }
-        await self._update(order_id, fields, {"status": {"$nin": [status.value for status in TERMINAL]}})
+        await self._update(order_id, fields, {"status": {"$nin": [status.value for status in domain.TERMINAL]}})
 
     # --- requests of customers and approvers, decided before Temporal hears of them
 
     async def request_cancellation(self, order_id: str, reason: str | None) -> Order:
         """Accept a cancel before the point of no return; `Order.cancellation` of the result is the outcome."""
         cancellation = {"$ifNull": ["$cancellation", {"reason": {"$literal": reason}, "at": NOW}]}
-        return await self._decide(order_id, {"cancellation": cancellation}, _in(CANCELLABLE))
+        return await self._decide(order_id, {"cancellation": cancellation}, _in(domain.CANCELLABLE))
 
     async def decide_approval(self, order_id: str, decision: ApprovalDecision) -> Order:
         """Record the first decision on an order that awaits approval; `Order.approval` of the result is the outcome."""
@@ -216,7 +207,7 @@ class OrderRepository:
         proposed = {"number": number, "address": {"$literal": address.model_dump()}}
         proposals = {"$concatArrays": [{"$ifNull": ["$address_changes", []]}, [proposed]]}
         fields = {"addresses_proposed": number, "address_changes": {"$slice": [proposals, -KEPT_ADDRESSES]}}
-        document = await self._update(order_id, fields, {**_in(ADDRESS_CHANGEABLE), "cancellation": None})
+        document = await self._update(order_id, fields, {**_in(domain.ADDRESS_CHANGEABLE), "cancellation": None})
         return AddressChange(order_id=order_id, number=document["addresses_proposed"]) if document else None
 
     async def apply_address_change(self, change: AddressChange) -> bool:
@@ -235,7 +226,7 @@ class OrderRepository:
             "addresses_applied": {"$max": [applied, change.number]},
             "updated_at": NOW,
         }
-        guard = {**_in(ADDRESS_CHANGEABLE), "cancellation": None}
+        guard = {**_in(domain.ADDRESS_CHANGEABLE), "cancellation": None}
         return await self._update(change.order_id, fields, guard) is not None
 
     # --- writes of the saga
@@ -283,10 +274,10 @@ class OrderRepository:
             decided = {"$cond": [awaits, _approval(update.approval), "$$REMOVE"]}
             fields["approval"] = {"$ifNull": ["$approval", decided]}
         if update.failure is not None:
-            cancelled = {"code": CANCELLED, "message": {"$ifNull": ["$cancellation.reason", CANCELLED]}}
+            cancelled = {"code": domain.CANCELLED, "message": {"$ifNull": ["$cancellation.reason", domain.CANCELLED]}}
             code: Document = {"$literal": update.failure.code}
             message: Document = {"$literal": update.failure.message}
-            if update.failure.code == NOT_APPROVED:
+            if update.failure.code == domain.NOT_APPROVED:
                 message = {"$ifNull": ["$approval.reason", message]}
             why = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
             fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), why, "$$REMOVE"]}]}
@@ -321,16 +312,16 @@ def _required(order_id: str, document: Document | None) -> Order:
 
 
 def _step_fields(change: StepChange) -> Document:
-    """The conditional write of a step, as `next_status` has it: an event that comes too late changes nothing."""
+    """The conditional write of a step, as `domain.next_status` has it: an event that comes too late changes nothing."""
     before = f"$steps.{change.step}"
-    moves_from = [status for status in (None, *StepStatus) if next_status(status, change.event) is not status]
+    moves_from = [status for status in (None, *StepStatus) if domain.next_status(status, change.event) is not status]
     moves = {"$in": [{"$ifNull": [f"{before}.status", None]}, moves_from]}
-    record: Document = {"status": next_status(moves_from[0], change.event), "at": NOW}
+    record: Document = {"status": domain.next_status(moves_from[0], change.event), "at": NOW}
     # $literal: a detail may begin with a dollar sign, which would otherwise be read as the name of a field.
     record["detail"] = {"$literal": change.detail}
-    if change.event is StepEvent.COMPENSATED:
+    if change.event is domain.StepEvent.COMPENSATED:
         record = {"$mergeObjects": [before, {"status": StepStatus.COMPENSATED, "compensated_at": NOW}]}
-    elif change.event is not StepEvent.FENCED:
+    elif change.event is not domain.StepEvent.FENCED:
         record |= {"first_attempt_at": change.attempt.first_at, "attempts": change.attempt.number}
     if change.failure is not None:
         record["failure"] = {"$literal": change.failure.model_dump()}
@@ -341,15 +332,15 @@ def _step_fields(change: StepChange) -> Document:
         f"steps.{change.step}": {"$cond": [moves, record, before]},
         "updated_at": {"$cond": [moves, NOW, "$updated_at"]},
     }
-    if change.event is StepEvent.SUCCEEDED:
+    if change.event is domain.StepEvent.SUCCEEDED:
         counts = {"$and": [moves, NOT_CANCELLED]}
-        fields["status"] = {"$cond": [counts, _forward(STATUS_AFTER[change.step]), "$status"]}
+        fields["status"] = {"$cond": [counts, _forward(domain.STATUS_AFTER[change.step]), "$status"]}
     return fields
 
 
 def _may_become(status: OrderStatus) -> Document:
     # A document that another program inserted may have no status: it counts as placed.
-    return {"$in": [{"$ifNull": ["$status", OrderStatus.PLACED.value]}, ALLOWED_FROM[status]]}
+    return {"$in": [{"$ifNull": ["$status", OrderStatus.PLACED.value]}, domain.ALLOWED_FROM[status]]}
 
 
 def _forward(status: OrderStatus) -> Document:

@@ -1,6 +1,7 @@
 """Liveness, readiness and metrics."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -14,6 +15,18 @@ from app.order_workflows import TemporalUnavailable
 router = APIRouter(tags=["health"])
 
 CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to say why MongoDB is away
+
+
+SILENT = "unavailable: it does not answer in time"
+REASONS = {  # by what the driver's or the SDK's message says
+    "refused": "nothing answers at its address",
+    "connect error": "nothing answers at its address",
+    "no primary": "it has no primary: nothing can be written",
+    "authentication": "it does not accept the credentials",
+    "unauthenticated": "it does not accept the credentials",
+    "name or service": "its host name is not known",
+    "dns": "its host name is not known",
+}
 
 
 class Health(BaseModel):
@@ -37,42 +50,24 @@ async def healthz() -> Health:
 async def readyz(clients: ClientsDep, response: Response) -> Readiness:
     """MongoDB and Temporal answer, and if not, which one and why."""
 
-    async def check_mongo() -> str:
+    async def check(name: str, ask: Callable[[], Awaitable[None]]) -> tuple[str, str]:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                await clients.mongo.ping()
-        except (PyMongoError, TimeoutError) as error:
-            return _why(error)
-        return "ok"
+                await ask()
+        except (PyMongoError, TimeoutError, TemporalUnavailable) as error:
+            return name, _why(error.__cause__ or error)
+        return name, "ok"
 
-    async def check_temporal() -> str:
-        try:
-            await clients.workflows.ping()
-        except TemporalUnavailable as error:
-            return _why(error.__cause__ or error)
-        return "ok"
-
-    mongodb, temporal = await asyncio.gather(check_mongo(), check_temporal())
-    ready = mongodb == temporal == "ok"
+    checks = dict(await asyncio.gather(check("mongodb", clients.mongo.ping), check("temporal", clients.workflows.ping)))
+    ready = set(checks.values()) == {"ok"}
     response.status_code = 200 if ready else 503
-    return Readiness(status="ready" if ready else "not_ready", checks={"mongodb": mongodb, "temporal": temporal})
+    return Readiness(status="ready" if ready else "not_ready", checks=checks)
 
 
 def _why(error: BaseException) -> str:
     """A readable reason that leaks no hosts or credentials."""
     text = str(error).lower()
-    for sign, why in {
-        "refused": "nothing answers at its address",
-        "connect error": "nothing answers at its address",
-        "no primary": "it has no primary: nothing can be written",
-        "authentication": "it does not accept the credentials",
-        "unauthenticated": "it does not accept the credentials",
-        "name or service": "its host name is not known",
-        "dns": "its host name is not known",
-    }.items():
-        if sign in text:
-            return f"unavailable: {why}"
-    return "unavailable: it does not answer in time"
+    return next((f"unavailable: {why}" for sign, why in REASONS.items() if sign in text), SILENT)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

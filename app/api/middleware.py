@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from time import perf_counter
 
 from prometheus_client import Histogram
@@ -17,16 +16,15 @@ DEADLINE = 2.8  # response deadline, in seconds
 REQUESTS = Histogram("http_request_seconds", "until the response begins", ["method", "status"])
 
 
-class HttpMiddleware(ABC):
+class HttpMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
-    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one HTTP request to `self.app`."""
+        raise NotImplementedError
 
 
 class RequestMetrics(HttpMiddleware):

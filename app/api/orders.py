@@ -1,6 +1,5 @@
 """Orders over HTTP. A request is decided in MongoDB before Temporal hears of it, so its answer holds."""
 
-import asyncio
 import secrets
 from contextlib import suppress
 from typing import Annotated
@@ -102,10 +101,9 @@ async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
 async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
     await get_or_404(clients.orders, order_id)
-    progress, attempt = await asyncio.gather(clients.workflows.progress(order_id), clients.workflows.attempt(order_id))
-    return OrderStatusAnswer(
-        **progress.model_dump(), attempt=attempt, workflow_url=clients.workflows.workflow_url(order_id)
-    )
+    progress, attempt = await clients.workflows.progress(order_id)
+    url = clients.workflows.workflow_url(order_id)
+    return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
 
 
 @router.post("/{order_id}/cancel", status_code=202, responses=body_responses(NotFound, Conflict))

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from app.api.auth import Caller
 from app.api.problems import responses
 from app.domain import OrderStatus, StepName
-from app.workflows.steps import STEPS, activity_name
+from app.workflows.steps import STEPS, Step, activity_name
 
 router = APIRouter(prefix="/saga", tags=["orders"])
 
@@ -29,15 +29,11 @@ class Saga(BaseModel):
 async def read(_: Caller) -> Saga:
     """The steps in the order in which they run; compensations run in reverse."""
     statuses = [OrderStatus.PLACED, *(step.status for step in STEPS)]
-    return Saga(
-        steps=[
-            SagaStep(
-                step=step.name,
-                activity=activity_name(step.activity),
-                compensation=activity_name(step.compensation) if step.compensation else None,
-                starts_from=starts_from,
-                status=step.status,
-            )
-            for starts_from, step in zip(statuses, STEPS, strict=False)
-        ]
+    return Saga(steps=[_shown(step, starts_from) for step, starts_from in zip(STEPS, statuses, strict=False)])
+
+
+def _shown(step: Step, starts_from: OrderStatus) -> SagaStep:
+    activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)
+    return SagaStep(
+        step=step.name, activity=activity, compensation=compensation, starts_from=starts_from, status=step.status
     )
