@@ -353,10 +353,7 @@ async def test_misconfigured_service_is_final_and_told_to_the_operator_only(
 ) -> None:
     order_id = await stage.order()
     stage.services.errors = [Misconfigured("wrong API key sk_live_…")]
-    with (
-        caplog.at_level(logging.ERROR, logger="app.activities.order_step"),
-        pytest.raises(ApplicationError) as error,
-    ):
+    with caplog.at_level(logging.ERROR, logger="app.activities.order_step"), pytest.raises(ApplicationError) as error:
         await attempt(stage.activity, OrderRef(order_id=order_id))
     assert error.value.non_retryable
     assert (error.value.type, error.value.message) == ("misconfigured", "the service is misconfigured")

@@ -66,7 +66,7 @@ async def _pages(mongo: Mongo, limit: int, at_most: int = 200) -> list[str]:
         seen += [order.customer_id for order in page]
         if cursor is None:
             return seen
-    raise AssertionError(f"no end after {at_most} pages: {seen}")
+    raise AssertionError(f"no end after {at_most} pages: {seen[-5:]}")
 
 
 async def _every_page_is_right(mongo: Mongo, tags: list[str]) -> None:

@@ -350,9 +350,7 @@ async def test_malformed_product_fails_its_own_orders_only(warehouse: Warehouse,
     odd = [await warehouse.order(MUG=1, ODD=1) for _ in range(2)]
     in_turn = [*good[:8], odd[0], *good[8:16], odd[1], *good[16:]]
     results = await asyncio.gather(
-        *(warehouse.reserve(order_id) for order_id in in_turn),
-        warehouse.release(held),
-        return_exceptions=True,
+        *(warehouse.reserve(order_id) for order_id in in_turn), warehouse.release(held), return_exceptions=True
     )
     by_order = dict(zip(in_turn, results, strict=False))
     assert [by_order[order_id] for order_id in good] == ["done"] * 20
@@ -456,15 +454,23 @@ async def test_reservation_costs_one_read_and_one_transaction(warehouse: Warehou
     await warehouse.stock(MUG=10, TEE=10)
     first, second = await warehouse.order(MUG=1, TEE=1), await warehouse.order(MUG=1)
     assert await warehouse.reserve(second) == "done"  # connections are made
-    for work, expected in (
-        (warehouse.reserve(first), ["query orders", *TRANSACTION]),
-        (warehouse.reserve(first), ["query orders"]),
-        (attempt(warehouse.inventory.release, OrderRef(order_id=first)), TRANSACTION),
-        (attempt(warehouse.inventory.release, OrderRef(order_id=first)), TRANSACTION[:2]),
+    release = warehouse.inventory.release
+    for work, expected, transactions in (
+        (warehouse.reserve(first), ["query orders", *TRANSACTION], 1),
+        (warehouse.reserve(first), ["query orders"], 0),
+        (attempt(release, OrderRef(order_id=first)), TRANSACTION, 1),
+        (attempt(release, OrderRef(order_id=first)), TRANSACTION[:2], 1),
     ):
+        before = await _committed(warehouse.mongo)
         async with recorded_commands(warehouse.mongo) as commands:
             await work
         assert [f"{entry['op']} {entry['ns'].partition('.')[2]}" for entry in commands] == expected
+        assert await _committed(warehouse.mongo) - before == transactions
 
 
-TRANSACTION = ["query orders", "query inventory", "update orders", "update inventory", "update inventory"]  # and commit
+async def _committed(mongo: Mongo) -> int:
+    status = await mongo.client.admin.command("serverStatus")
+    return int(status["transactions"]["totalCommitted"])
+
+
+TRANSACTION = ["query orders", "query inventory", "update orders", "update inventory", "update inventory"]

@@ -192,7 +192,10 @@ class Actor:
 
 
 class Situation:
-    """The world and its actors after a schedule: `attempt 1` lets it go on, `crash attempt 1`, `retry attempt 1`."""
+    """The world and its actors after a schedule of choices.
+
+    `attempt 1` goes on by one call; `crash: attempt 1` ends it there, and `retry: attempt 1` begins it again.
+    """
 
     def __init__(
         self,
