@@ -1,0 +1,47 @@
+"""GET /saga: the table of steps over HTTP, from which page and tour draw the saga."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from dev.servers import Server
+from tests.api.test_idempotency import bearer
+from tests.conftest import serve
+
+NAMES = ["step", "activity", "compensation", "starts_from", "status"]
+SAGA: list[list[str | None]] = [
+    ["reserve_inventory", "ReserveInventory", "ReleaseInventory", "placed", "reserved"],
+    ["charge_payment", "ChargePayment", "RefundPayment", "reserved", "charged"],
+    ["create_shipment", "CreateShipment", "CancelShipment", "charged", "shipped"],
+    ["send_confirmation", "SendConfirmation", None, "shipped", "completed"],
+]
+
+
+async def test_saga_lists_every_step_in_order(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/saga")
+    assert answer.status_code == 200
+    assert answer.json() == {"steps": [dict(zip(NAMES, row, strict=True)) for row in SAGA]}
+
+
+async def test_saga_follows_the_statuses_that_the_api_describes(api: httpx.AsyncClient) -> None:
+    schemas: dict[str, Any] = (await api.get("/openapi.json")).json()["components"]["schemas"]
+    steps = (await api.get("/saga")).json()["steps"]
+    assert [step["step"] for step in steps] == schemas["StepName"]["enum"]
+    assert {step["status"] for step in steps} <= set(schemas["OrderStatus"]["enum"])
+    assert [step["starts_from"] for step in steps] == ["placed", *(step["status"] for step in steps[:-1])]
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("wrong")], ids=["none", "wrong"])
+async def test_saga_without_a_known_api_key_is_refused(
+    settings: Settings, temporal_server: Server, headers: dict[str, str]
+) -> None:
+    keyed = settings.model_copy(update={"api_keys": {"shop": "secret"}})
+    async with serve(keyed, temporal_server.address) as api:
+        refused = await api.get("/saga", headers=headers)
+        assert refused.status_code == 401
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        assert (await api.get("/saga", headers=bearer("secret"))).status_code == 200
