@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.models import OrderStatus
+from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server, free_port
 from tests.support import ADDRESS, EMAIL, NAME, STREET, Shop, eventually, order_body
