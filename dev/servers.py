@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
@@ -341,12 +341,16 @@ class ReplicaSet:
 
     async def command(self, member: Server, command: dict[str, Any]) -> dict[str, Any]:
         """Run an admin command on this very member."""
-        client: AsyncMongoClient[dict[str, Any]]
-        async with AsyncMongoClient(
-            member.address, serverSelectionTimeoutMS=1_000, connectTimeoutMS=1_000, socketTimeoutMS=10_000
-        ) as client:
-            answer: dict[str, Any] = await client.admin.command(command)
-            return answer
+
+        def run() -> dict[str, Any]:
+            client: MongoClient[dict[str, Any]]
+            with MongoClient(
+                member.address, serverSelectionTimeoutMS=1_000, connectTimeoutMS=1_000, socketTimeoutMS=10_000
+            ) as client:
+                return client.admin.command(command)
+
+        # On a thread: the asynchronous client leaks a socket when it is closed or cancelled while it connects.
+        return await asyncio.to_thread(run)
 
     async def primary(self, timeout: float = 30) -> Server:
         """Wait for a member that takes writes. Of two that claim to, the one that was elected last."""
@@ -383,6 +387,21 @@ class ReplicaSet:
         await self.command(primary, {"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 2, "force": True})
         return primary
 
+    async def roll_back(self, away: float) -> Server:
+        """Kill all members, the primary last: what it alone has written is rolled back once it follows another.
+
+        All are away for `away` seconds. Returns the one that was primary, started again.
+        """
+        primary = await self.primary()
+        others = [member for member in self.members if member is not primary]
+        await asyncio.gather(*(member.kill() for member in others))
+        await asyncio.sleep(0.6)  # less than an election timeout of 1 s: it is still primary, and takes writes
+        await primary.kill()
+        await asyncio.sleep(away)
+        await asyncio.gather(*(self.restart(member) for member in others))
+        await self.primary()
+        return await self.restart(primary)
+
     async def restart(self, member: Server) -> Server:
         """Start a member that has ended again on its data. Returns what takes its place in `members`."""
         index = self.members.index(member)
@@ -403,9 +422,8 @@ class ReplicaSet:
 
         async def hello(member: Server) -> dict[str, Any] | None:
             try:
-                async with asyncio.timeout(1):  # a paused one accepts connections all the same
-                    return await self.command(member, {"hello": 1})
-            except (PyMongoError, TimeoutError):
+                return await self.command(member, {"hello": 1})
+            except PyMongoError:
                 return None
 
         answers = await asyncio.gather(*(hello(member) for member in self.members))

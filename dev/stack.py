@@ -141,10 +141,7 @@ class Stack:
                 start = start_mongod(config.dev_dir / "mongodb", config.mongodb_port, log_dir=self.logs)
             case "temporal":
                 start = start_temporal(
-                    config.temporal_port,
-                    ui_port=config.temporal_ui_port,
-                    db_file=self.temporal_data,
-                    log_dir=self.logs,
+                    config.temporal_port, ui_port=config.temporal_ui_port, db_file=self.temporal_data, log_dir=self.logs
                 )
             case "api":
                 start = self._start_api()

@@ -196,16 +196,7 @@ async def kill_primary(replica_set: ReplicaSet) -> None:
 
 
 async def roll_back(replica_set: ReplicaSet) -> None:
-    """End all members, the primary last: what it alone has written is rolled back."""
-    primary = await replica_set.primary()
-    secondaries = [member for member in replica_set.members if member is not primary]
-    await asyncio.gather(*(member.kill() for member in secondaries))
-    await asyncio.sleep(0.6)  # of the election timeout: it is still primary, and takes writes
-    await primary.kill()
-    await asyncio.sleep(2.5)  # longer than the API's driver waits for a primary
-    await asyncio.gather(*(replica_set.restart(member) for member in secondaries))
-    await replica_set.primary()
-    primary = await replica_set.restart(primary)
+    primary = await replica_set.roll_back(away=2.5)  # longer than the API's driver waits for a primary
     assert "orders.orders" in await eventually(lambda: rollback_of(primary))
 
 
