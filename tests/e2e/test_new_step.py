@@ -1,0 +1,227 @@
+"""Another step, as docs/make-it-yours.md adds one: its code, put into a copy of the program, which then runs orders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from dev.servers import Server, free_port, start_temporal
+from dev.stack import ROOT
+from tests.support import ADDRESS, Shop, eventually, order_body
+
+STEP = "notify_warehouse"
+PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Another step")[1].split("\n## ")[0]
+BLOCKS = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.MULTILINE | re.DOTALL)]
+NAME, STATUS, STATUS_AFTER, ACTIVITIES, ROW, IS_IN_THIS_ORDER, LOOP, COMPENSATION = BLOCKS
+
+IMPORT = "    from app.activities.warehouse import Warehouse\n"
+SHIPMENT = "    Step(\n        StepName.CREATE_SHIPMENT,\n"
+
+# What the page leaves to its reader: a gateway.
+SANDBOXES = "SandboxMailer(mongo.sandbox), SandboxWarehouse(mongo.sandbox))"
+WAREHOUSE = """
+
+class SandboxWarehouse:
+    def __init__(self, books: Collection) -> None:
+        self._books = books
+
+    async def notify(self, idempotency_key, lines):
+        await _record(self._books, f"warehouse:{idempotency_key}", {"$inc": {"notified": 1}})
+        return f"notified of {len(lines)}"
+
+    async def recall(self, idempotency_key):
+        entry = await _record(self._books, f"warehouse:{idempotency_key}", {"$inc": {"recalled": 1}})
+        return "notified" in entry
+"""
+REPLAY = """
+import asyncio, pathlib, sys
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+from app.workflows.order import OrderWorkflow
+from worker import SANDBOX
+
+async def replay():
+    replayer = Replayer(
+        workflows=[OrderWorkflow], data_converter=pydantic_data_converter, workflow_runner=SANDBOX
+    )
+    async def histories():
+        for path in pathlib.Path(sys.argv[1]).glob("*.json"):
+            yield WorkflowHistory.from_json(path.stem, path.read_text())
+    results = await replayer.replay_workflows(histories(), raise_on_replay_failure=False)
+    print(len(results.replay_failures))
+
+asyncio.run(replay())
+"""
+
+
+class Copy:
+    """A copy of the program, with the step in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "worker.py", folder)
+        self.insert("app/domain.py", '    CHARGE_PAYMENT = "charge_payment"\n', textwrap.indent(NAME, "    "))
+        self.insert("app/domain.py", '    CHARGED = "charged"\n', textwrap.indent(STATUS, "    "))
+        self.insert(
+            "app/domain.py", "STATUS_AFTER: Mapping[StepName, OrderStatus] = {\n", textwrap.indent(STATUS_AFTER, "    ")
+        )
+        (folder / "app/activities/warehouse.py").write_text(ACTIVITIES)
+        self.insert("app/workflows/steps.py", "    from app.activities.tracking import Tracking\n", IMPORT)
+        self.replace("app/workflows/steps.py", SHIPMENT, textwrap.indent(ROW, "    ") + SHIPMENT)
+        self.insert("app/gateways/__init__.py", "    mailer: Mailer\n", "    warehouse: object\n")
+        self.replace("app/gateways/sandbox.py", "SandboxMailer(mongo.sandbox))", SANDBOXES)
+        with (folder / "app/gateways/sandbox.py").open("a") as file:
+            file.write(WAREHOUSE)
+
+    def insert(self, path: str, after: str, text: str) -> None:
+        self.replace(path, after, after + text)
+
+    def replace(self, path: str, old: str, new: str) -> None:
+        file = self.folder / path
+        text = file.read_text()
+        assert text.count(old) == 1, f"{path} has another {old!r}"
+        file.write_text(text.replace(old, new))
+
+    async def run(self, *arguments: str, environment: dict[str, str] | None = None) -> tuple[int | None, str]:
+        """Run Python in the copy to its end: exit code and output."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, *arguments),
+            cwd=self.folder,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": ""},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(30):
+                output = (await process.communicate())[0].decode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        return process.returncode, output
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+async def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """On the server of the other tests, every history must replay on the program as it is."""
+    server = await start_temporal(free_port(), log_dir=tmp_path_factory.mktemp("temporal"))
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+def environment(settings: Settings, own_temporal: Server) -> dict[str, str]:
+    return {
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TASK_QUEUE": settings.task_queue,
+        "TEMPORAL_ADDRESS": own_temporal.address,
+    }
+
+
+@asynccontextmanager
+async def serving(copy: Copy, environment: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    """Worker and API of the copy."""
+    port = str(free_port())
+    commands = {"worker": ["worker.py"], "api": ["-m", "uvicorn", "app.api.main:app", "--port", port]}
+    async with AsyncExitStack() as stack:
+        for name, command in commands.items():
+            log = copy.folder / f"{name}.log"
+            server = await Server.start(
+                name, [sys.executable, *command], address="", log=log, cwd=copy.folder, env=environment
+            )
+            stack.push_async_callback(server.stop)
+        api = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10))
+
+        async def is_ready() -> bool:
+            try:
+                return (await api.get("/readyz")).is_success
+            except httpx.TransportError:
+                return False
+
+        await eventually(is_ready)
+        yield api
+
+
+async def test_order_with_a_new_step_completes_or_compensates_it(
+    copy: Copy, environment: dict[str, str], shop: Shop
+) -> None:
+    await shop.stock()
+
+    async def final(body: dict[str, Any]) -> dict[str, Any]:
+        order_id = (await api.post("/orders", json=body)).json()["order_id"]
+
+        async def look() -> dict[str, Any]:
+            order: dict[str, Any] = (await api.get(f"/orders/{order_id}")).json()
+            return order
+
+        return await eventually(look, lambda order: order["status"] in {"completed", "failed"})
+
+    async with serving(copy, environment) as api:
+        completed = await final(order_body())
+        failed = await final(order_body(shipping_address={**ADDRESS, "postal_code": "00000"}))
+        (row,) = (row for row in (await api.get("/saga")).json()["steps"] if row["step"] == STEP)
+
+    names = ["reserve_inventory", "charge_payment", STEP, "create_shipment", "send_confirmation"]
+    assert [(step["step"], step["status"]) for step in completed["steps"]] == [(name, "done") for name in names]
+    assert completed["steps"][2]["detail"] == "notified of 1"
+    assert [step["status"] for step in failed["steps"]] == [*["compensated"] * 3, "failed"]
+    assert list(row.values()) == [STEP, "NotifyWarehouse", "RecallWarehouse", "charged", "notified"]
+    books = [await shop.mongo.sandbox.find_one({"_id": f"warehouse:{o['order_id']}"}) for o in (completed, failed)]
+    assert [(book or {}).get("recalled") for book in books] == [None, 1]
+
+
+MISSING = {
+    "status": ("app/domain.py", textwrap.indent(STATUS_AFTER, "    "), "NOTIFY_WAREHOUSE|notify_warehouse"),
+    "row": ("app/workflows/steps.py", textwrap.indent(ROW, "    "), "notify_warehouse"),
+    "activity.defn": (
+        "app/activities/warehouse.py",
+        '    @activity.defn(name="RecallWarehouse")\n',
+        "Warehouse.recall",
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+async def test_worker_with_an_incomplete_step_names_it_and_does_not_start(
+    copy: Copy, environment: dict[str, str], missing: str
+) -> None:
+    path, text, named = MISSING[missing]
+    copy.replace(path, text, "")
+    code, output = await copy.run("worker.py", environment=environment)
+    assert code == 1, output
+    assert re.search(named, output.splitlines()[-1]), output
+
+
+async def test_orders_under_way_go_on_without_the_new_step(copy: Copy) -> None:
+    histories = str(ROOT / "tests" / "replay" / "histories")
+    code, failures = await copy.run("-c", REPLAY, histories)
+    assert code == 0, failures
+    assert int(failures.splitlines()[-1]) > 0, "without a patch they break"
+
+    order = "app/workflows/order.py"
+    copy.insert(order, "TERMINAL, Failure, OrderStatus", ", StepName")
+    copy.replace(order, "\n\n@workflow.defn\n", f"\n\n{IS_IN_THIS_ORDER}\n\n@workflow.defn\n")
+    copy.replace(order, "            for step in REVERSIBLE_STEPS:\n", textwrap.indent(LOOP, " " * 12))
+    (stuck,) = re.findall(r"^        stuck = \[.*\n", (copy.folder / order).read_text(), re.MULTILINE)
+    copy.replace(order, stuck, textwrap.indent(COMPENSATION, " " * 8))
+    code, failures = await copy.run("-c", REPLAY, histories)
+    assert (code, failures.splitlines()[-1]) == (0, "0"), failures
