@@ -29,7 +29,9 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
 def test_every_guarantee_names_a_test(page: str) -> None:
-    told = dict(re.findall(r"^(?:\*\*|\| )(G\d+)\b(.*?)(?=\n\n|\n\| |\Z)", (ROOT / page).read_text(), re.M | re.S))
+    told = dict(
+        re.findall(r"^(?:\*\*|\| )(G\d+)\b(.*?)(?=\n\n|\n\| |\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    )
     assert list(told) == GUARANTEES
     assert [guarantee for guarantee, text in told.items() if "tests/" not in text] == []
 
