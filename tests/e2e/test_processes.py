@@ -10,7 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
+from app import temporal
 from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server, free_port
@@ -50,11 +53,7 @@ async def test_a_wrong_setting_is_one_line(program: str) -> None:
                 process.kill()
         return variable, output.decode(), process.returncode
 
-    keys = [
-        ("API_KEYS", '{"shop": ""}'),
-        ("API_KEYS", '{"shop": "with space"}'),
-        ("MONGODB_URI", "localhost"),
-    ]
+    keys = [("API_KEYS", '{"shop": ""}'), ("API_KEYS", '{"shop": "with space"}'), ("MONGODB_URI", "localhost")]
     for variable, output, code in await asyncio.gather(*(start(*item) for item in [*wrong.items(), *keys])):
         assert code == 1, output
         assert output.startswith("wrong setting: "), output
@@ -140,3 +139,28 @@ async def test_logs_tell_nothing_of_what_orders_hold(
     lines = [line for line in logs.splitlines() if line.strip()]
     assert [line for line in lines if not line.startswith("{")] == []
     assert all({"time", "level", "logger", "message"} <= json.loads(line).keys() for line in lines)
+
+
+async def test_worker_without_the_search_attribute_names_the_remedy(temporal_server: Server) -> None:
+    """Registered per namespace: a new one has none."""
+    client = await temporal.connect(target_host=temporal_server.address)
+    request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))
+    await client.workflow_service.register_namespace(request)
+    environment = {**os.environ, "TEMPORAL_ADDRESS": temporal_server.address, "TEMPORAL_NAMESPACE": "bare"}
+
+    async def start() -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "worker.py", cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(20):
+                _, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        assert process.returncode == 1
+        return errors.decode()
+
+    remedy = "temporal operator search-attribute create --name OrderStatus --type Keyword\n"
+    output = await eventually(start, lambda output: output.endswith(remedy))
+    assert "Temporal has no search attribute OrderStatus" in output

@@ -1,0 +1,45 @@
+"""MongoDB is restored to an earlier time, as docs/operations.md says: stock and money come out right (G3, G5, G6)."""
+
+from __future__ import annotations
+
+from app.domain import OrderStatus
+from app.mongo import Document
+from tests.e2e.test_relay import relaying
+from tests.support import ADDRESS, Shop, build_shop_worker
+
+CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
+
+
+async def test_orders_of_a_restored_database_are_run_again_and_charged_once(shop: Shop) -> None:
+    """The gateways keep what they did since, and so does Temporal, whose workflows are terminated."""
+    await shop.stock(available=10)
+    order = await shop.place({"MUG": 2}, shipping_address=CARRIER_DOWN)
+    orders, inventory = await _all(shop)
+    async with build_shop_worker(shop):
+        await shop.workflows.start(order)
+        later = await shop.start({"MUG": 1})
+        await shop.reaches(order.order_id, OrderStatus.CHARGED)
+        await shop.reaches(later, OrderStatus.COMPLETED)
+
+    running = await shop.workflows.running()
+    assert running == {order.order_id}
+    for order_id in running:
+        await shop.handle(order_id).terminate()
+    await _restore(shop, orders, inventory)
+    await shop.mongo.orders.update_one({}, {"$set": {"shipping_address": ADDRESS}})  # the carrier is back
+
+    async with build_shop_worker(shop), relaying(shop):
+        restored = await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+    assert (await shop.available(), await shop.held()) == (8, 2)
+    assert await shop.net_money(order.order_id) == restored.total.amount
+    assert await shop.mongo.orders.count_documents({}) == 1
+
+
+async def _all(shop: Shop) -> tuple[list[Document], list[Document]]:
+    return await shop.mongo.orders.find().to_list(None), await shop.mongo.inventory.find().to_list(None)
+
+
+async def _restore(shop: Shop, orders: list[Document], inventory: list[Document]) -> None:
+    for collection, documents in ((shop.mongo.orders, orders), (shop.mongo.inventory, inventory)):
+        await collection.delete_many({})
+        await collection.insert_many(documents)
