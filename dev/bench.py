@@ -1,7 +1,7 @@
-"""The measurements (`make bench`): how long an order takes from POST to `completed`, and how many there can be.
+"""The measurements (`make bench`): how long an order takes from POST to `completed`, and how many complete per second.
 
-A time runs from before the POST to the moment that the order's last change carries, `updated_at`; both are told by the
-clock of this machine. Run it on an idle one: servers, worker, API and this client share its cores.
+A time runs from before the POST to the order's `updated_at`, both by the clock of this machine. Run it on an idle one:
+servers, worker, API and this client share its cores.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from dev import hot_stock
 from dev.sample_stock import authorization
 from dev.stack import Config, Stack, run
 
-WARM_UP = 20  # orders that nobody measures: connections are made, code is loaded
-PATIENCE = 120  # seconds for one measurement
+WARM_UP = 20  # orders that are not measured: connections are made, code is loaded
+TIMEOUT = 120  # seconds for one measurement
 
 
 class Client:
-    """Places orders and learns when they are completed. Asks for many at once, so that asking costs little."""
+    """Places orders and learns when they are completed, by lists of many, which cost little."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -55,7 +55,7 @@ class Client:
                         future.set_result(datetime.fromisoformat(order["updated_at"]).timestamp())
 
         begin = time.monotonic()
-        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
             looking = group.create_task(look())
             placed = [group.create_task(place()) for _ in range(orders)]
             await asyncio.wait(placed)
@@ -90,11 +90,7 @@ async def bench(api_url: str | None) -> int:
         client = Client(await resources.enter_async_context(http))
         await client.measure(WARM_UP, in_flight=5)
         print(f"{'':<16}{'orders':>8}{'p50':>10}{'p95':>10}{'orders/s':>10}")
-        for title, orders, in_flight in (
-            ("one at a time", 60, 1),
-            ("50 at once", 50, 50),
-            ("50 in flight", 300, 50),
-        ):
+        for title, orders, in_flight in (("one at a time", 60, 1), ("50 at once", 50, 50), ("50 in flight", 300, 50)):
             times, total = await client.measure(orders, in_flight)
             percentiles = quantiles(times, n=100)
             p50, p95 = (f"{1000 * percentiles[n - 1]:,.0f} ms" for n in (50, 95))
@@ -103,7 +99,7 @@ async def bench(api_url: str | None) -> int:
             mongo = Mongo(stack.mongodb_uri, "hot_stock")
             rates = await hot_stock.measure(mongo)
             mongo.close()
-            print(f"\n{hot_stock.CALLERS} reserve one article, reservations/s")
+            print(f"\n{hot_stock.CALLERS} reserve one product, reservations/s")
             print(
                 f"  a transaction each {rates.plain:,.0f}, group commit {rates.grouped:,.0f}: {rates.times:.0f} times"
             )

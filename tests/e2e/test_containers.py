@@ -53,7 +53,7 @@ def health_check(service: str) -> list[str]:
 # --- as they are written
 
 
-def test_who_waits_for_whom() -> None:
+def test_services_wait_for_what_they_need() -> None:
     assert SERVICES.keys() == {"temporal", "mongodb", "worker", "api", "stock"}
     healthy = {"condition": "service_healthy"}
     for app in ("worker", "api"):
@@ -66,7 +66,7 @@ def test_who_waits_for_whom() -> None:
             assert re.search(r":\d", service["image"]), "an image without a version"
 
 
-def test_ports_are_published_on_the_loopback_and_moved_by_the_variables_of_make_dev() -> None:
+def test_ports_are_published_on_the_loopback_and_chosen_as_with_make_dev() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {
         "temporal": ["127.0.0.1:${TEMPORAL_PORT:-7233}:7233", "127.0.0.1:${TEMPORAL_UI_PORT:-8233}:8233"],
@@ -85,7 +85,7 @@ def test_data_is_kept_in_volumes() -> None:
     assert kept["mongodb"] == "/data/db"  # where mongod keeps them by default
 
 
-def test_the_image_is_small_and_not_root() -> None:
+def test_image_is_small_and_not_root() -> None:
     (install,) = (line for line in DOCKERFILE if "pip install" in line)
     assert {"--only-binary=:all:", "--require-hashes", "--no-cache-dir"} <= set(install.split())
     assert [line for line in IMAGE if line.startswith("RUN")] == ["RUN useradd --system --no-create-home app"]
@@ -97,7 +97,7 @@ def test_the_image_is_small_and_not_root() -> None:
         assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
-def test_the_lock_pins_all_by_hash() -> None:
+def test_lock_pins_every_package_by_hash() -> None:
     """The same versions as those that the tests ran with."""
     locks = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")]
     pinned = [dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)) for lock in locks]
@@ -111,7 +111,7 @@ def test_the_lock_pins_all_by_hash() -> None:
             assert "://" not in requirement
 
 
-def test_the_image_has_every_package_that_is_imported() -> None:
+def test_image_has_every_package_that_is_imported() -> None:
     code = "import sys; own = {*sys.modules}; import worker, app.api.main; print(*{*sys.modules} - own)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     distributions = packages_distributions()
@@ -192,9 +192,7 @@ class Containers:
         if service == "mongodb":
             return await self._is_primary()
         process = await asyncio.create_subprocess_exec(
-            *self._command(health_check(service)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+            *self._command(health_check(service)), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )
         return await process.wait() == 0
 
@@ -233,7 +231,7 @@ class Containers:
         return await server.wait()
 
 
-async def test_an_order_goes_through_what_they_start(tmp_path: Path) -> None:
+async def test_order_completes_on_the_services_as_configured(tmp_path: Path) -> None:
     containers = Containers(tmp_path)
     try:
         for service in ("temporal", "mongodb", "worker", "api"):

@@ -25,7 +25,7 @@ CASES = 2_000
 KEY = "secret-of-the-shop"
 
 
-async def test_thousands_of_generated_requests(
+async def test_generated_requests_are_answered_as_described(
     settings: Settings, temporal_server: Server, shop: Shop, worker: None, tmp_path: Path
 ) -> None:
     await shop.mongo.create_indexes()

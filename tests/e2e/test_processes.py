@@ -29,7 +29,7 @@ CARD = "pm_card_4242424242424242"
 
 
 @pytest.mark.parametrize("program", COMMANDS)
-async def test_a_wrong_setting_is_one_line(program: str) -> None:
+async def test_wrong_setting_is_one_line(program: str) -> None:
     wrong = {
         "APPROVAL_THRESHOLD": "much",
         "APPROVAL_TIMEOUT": "-1",
@@ -63,7 +63,7 @@ async def test_a_wrong_setting_is_one_line(program: str) -> None:
         assert "with space" not in output
 
 
-async def test_logs_tell_nothing_of_what_orders_hold(
+async def test_logs_at_debug_hold_nothing_personal(
     settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
 ) -> None:
     port = free_port()

@@ -1,6 +1,6 @@
-"""`make dev` as a process of its own, on ports and data of its own: what it prints, starts, keeps and leaves behind.
+"""`make dev` in a process, on its own ports and data: what it prints, starts, keeps and leaves behind.
 
-Also what README.md shows: its examples run here, against that stack.
+The examples of README.md run here too, against that stack.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ORDER_ID = re.compile(r"ord_[0-9a-f]{26}")
 
 
 class Dev:
-    """`make dev`: its process, what it prints, and who else belongs to it."""
+    """`make dev`: its process, its output, and the processes that it starts."""
 
     def __init__(self, dev_dir: Path, **environment: str) -> None:
         self.dev_dir = dev_dir
@@ -72,7 +72,7 @@ class Dev:
         return self.printed
 
     async def ready(self) -> float:
-        """Wait until it is ready. Returns the seconds that this took, by its own account."""
+        """Wait until it is ready. Returns the seconds that it says this took."""
         printed = await self.reads("Logs")
         took = re.search(r"ready after (\d+\.\d) s", printed)
         assert took, printed
@@ -92,7 +92,7 @@ class Dev:
         return (await self.ends())[0]
 
     def processes(self) -> dict[int, str]:
-        """Every process that was started by it, whatever has become of its parent, and the command of each."""
+        """Every process that it started, also after the end of their parent, and the command of each."""
         mark = f"DEV_DIR={self.dev_dir}"
         if sys.platform == "linux":
             found = {}
@@ -113,7 +113,7 @@ class Dev:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_of_a_test_that_failed(tmp_path: Path) -> Iterator[None]:
+def kill_leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     for folder in (tmp_path, tmp_path / "dev"):
         for pid in Dev(folder).processes():
@@ -156,7 +156,7 @@ async def reaches(http: httpx.AsyncClient, order_id: str, status: str) -> dict[s
 # --- running, stopping, coming back
 
 
-async def test_one_table_of_addresses_that_answer(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_start_prints_one_table_of_addresses_that_answer(dev: Dev, http: httpx.AsyncClient) -> None:
     table = dict(re.findall(r"^  (\S+(?: \S+)*)  +(\S+)$", dev.printed, re.MULTILINE))
     assert list(table) == ["Order desk", "API docs", "Temporal UI", "Temporal", "MongoDB", "Logs"]
     for name in ("Order desk", "API docs", "Temporal UI"):
@@ -171,7 +171,7 @@ async def test_one_table_of_addresses_that_answer(dev: Dev, http: httpx.AsyncCli
     assert len((await http.get("/inventory")).json()["items"]) >= 5
 
 
-async def test_it_stops_without_a_trace_and_comes_back_with_all_it_had(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http: httpx.AsyncClient) -> None:
     done, waiting = await place(http), await place(http, payment_method="pm_card_outage")
     await reaches(http, done, "completed")
     await reaches(http, waiting, "reserved")
@@ -181,26 +181,26 @@ async def test_it_stops_without_a_trace_and_comes_back_with_all_it_had(dev: Dev,
     assert dev.processes() == {}
     logs = {name: (dev.dev_dir / "logs" / f"{name}.log").read_text() for name in ("api", "worker", "mongod")}
     assert '"exitCode":0' in logs["mongod"].splitlines()[-1]  # by itself, not by force
-    # In order: nobody missed a server that was gone before.
+    # In order: no process missed a server that had stopped before it.
     lines = (logs["api"] + logs["worker"]).splitlines()
     expected = re.compile("waiting for|the payment service is unavailable")
     assert [line for line in lines if re.search("WARN|ERROR", line) and not expected.search(line)] == []
 
     await dev.start()
     took = await dev.ready()
-    if took > 4:  # this machine may be busy with something else
+    if took > 4:  # other work may slow this machine
         await dev.stop(signal.SIGINT)
         await dev.start()
         took = await dev.ready()
     assert took <= 4
     assert [step["status"] for step in (await reaches(http, done, "completed"))["steps"]] == ["done"] * 4
-    # The workflow of each is there, too: of the one its end, while the other goes on, and can be cancelled.
+    # Temporal kept both workflows: one has completed, the other goes on and can be cancelled.
     assert (await http.get(f"/orders/{done}/status")).json()["status"] == "completed"
     assert (await http.post(f"/orders/{waiting}/cancel", json={})).status_code == 202
     await reaches(http, waiting, "cancelled")
 
 
-async def test_told_to_stop_while_it_starts(tmp_path: Path) -> None:
+async def test_stop_during_start_leaves_no_process(tmp_path: Path) -> None:
     dev = await Dev(tmp_path).start()
 
     async def all_are_there() -> bool:
@@ -212,7 +212,7 @@ async def test_told_to_stop_while_it_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
-async def test_killed_it_takes_all_with_it(tmp_path: Path) -> None:
+async def test_kill_ends_all_its_processes(tmp_path: Path) -> None:
     dev = await Dev(tmp_path).start()
     await dev.reads("starting")
 
@@ -224,7 +224,7 @@ async def test_killed_it_takes_all_with_it(tmp_path: Path) -> None:
     await eventually(processes, lambda number: number == 0)
 
 
-async def test_servers_that_run_already_are_used_and_the_death_of_a_process_ends_it(dev: Dev, tmp_path: Path) -> None:
+async def test_running_servers_are_used_and_a_dead_worker_ends_the_stack(dev: Dev, tmp_path: Path) -> None:
     mongodb = f"mongodb://someone:secret@127.0.0.1:{dev.environment['MONGODB_PORT']}/?replicaSet=rs0"
     second = Dev(
         tmp_path,
@@ -249,11 +249,11 @@ async def test_servers_that_run_already_are_used_and_the_death_of_a_process_ends
     assert len(dev.processes()) == 5  # the servers were not its own to stop
 
 
-# --- what can be wrong at the start: one line, with the remedy
+# --- errors at the start: one line, with the remedy
 
 
 @pytest.mark.parametrize("variable", PORTS)
-async def test_a_taken_port(variable: str, tmp_path: Path) -> None:
+async def test_taken_port_is_named_before_anything_starts(variable: str, tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
     port = int(dev.environment[variable])
     with socket.create_server(("127.0.0.1", port)):
@@ -266,7 +266,7 @@ async def test_a_taken_port(variable: str, tmp_path: Path) -> None:
     assert not dev.dev_dir.exists()  # nothing was started
 
 
-async def test_one_port_for_two(tmp_path: Path) -> None:
+async def test_same_port_twice_is_refused(tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
     dev.environment["MONGODB_PORT"] = port = dev.environment["API_PORT"]
     await dev.start()
@@ -282,7 +282,7 @@ exit 127
 """
 
 
-async def test_mongod_lacks_a_library(tmp_path: Path) -> None:
+async def test_missing_library_of_mongod_is_named(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "mongod").write_text(BROKEN_MONGOD)
@@ -293,7 +293,7 @@ async def test_mongod_lacks_a_library(tmp_path: Path) -> None:
     assert dev.processes() == {}
 
 
-async def test_data_that_mongod_cannot_read(tmp_path: Path) -> None:
+async def test_unreadable_data_of_mongod_is_named(tmp_path: Path) -> None:
     (tmp_path / "mongodb").mkdir()
     for name in ("WiredTiger", "storage.bson"):
         (tmp_path / "mongodb" / name).write_text("no data of mongod's")
@@ -304,7 +304,7 @@ async def test_data_that_mongod_cannot_read(tmp_path: Path) -> None:
     assert complaint.endswith(f"(log: {tmp_path}/logs/mongod.log)")
 
 
-async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+async def test_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "mongodb").write_text("a file where the folder should be")
     dev = await Dev(tmp_path).start()
     complaint = f"error: {tmp_path}/mongodb cannot be used: File exists. DEV_DIR names another folder"
@@ -312,7 +312,7 @@ async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     assert dev.processes() == {}
 
 
-async def test_a_wrong_setting(tmp_path: Path) -> None:
+async def test_wrong_setting_is_named(tmp_path: Path) -> None:
     dev = await Dev(tmp_path, APPROVAL_TIMEOUT="soon").start()
     code, (complaint,) = await dev.ends()
     assert (code, dev.processes()) == (1, {})
@@ -323,13 +323,13 @@ async def test_a_wrong_setting(tmp_path: Path) -> None:
 
 
 def blocks(beginning: str) -> list[str]:
-    """The indented blocks of README.md that begin with this, as they are to be typed."""
+    """The indented blocks of README.md that begin with this."""
     paragraphs = re.findall(r"(?:^    .*\n)+", README, re.MULTILINE)
     return [block for block in paragraphs if block.startswith(f"    {beginning}")]
 
 
 def shown_after(block: str, order_id: str) -> dict[str, Any]:
-    """What README.md says is printed: an order `order_id`, of which ` ... ` stands for what is left out."""
+    """The output that README.md shows for order `order_id`; ` ... ` stands for omitted fields."""
     _, _, rest = README.partition(block)
     (printed, *_) = re.findall(r"^    (\{(?:.|\n)*?\})\n(?!    )", rest, re.MULTILINE)
     order: dict[str, Any] = json.loads(ORDER_ID.sub(order_id, printed.replace("...", "")))
@@ -337,7 +337,7 @@ def shown_after(block: str, order_id: str) -> dict[str, Any]:
 
 
 async def typed(block: str, dev: Dev, order_id: str = "") -> str:
-    """Run a block of README.md on the stack `dev`, about the order `order_id`; what it prints."""
+    """Run a block of README.md on the stack `dev`, for the order `order_id`. Returns its output."""
     script = block.replace("localhost:8000", f"localhost:{dev.environment['API_PORT']}")
     script = script.replace(".venv/bin/temporal", shlex.quote(str(find_temporal())))
     process = await asyncio.create_subprocess_exec(
@@ -352,7 +352,7 @@ async def typed(block: str, dev: Dev, order_id: str = "") -> str:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
-async def test_the_examples_with_curl(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_readme_examples_with_curl_answer_as_shown(dev: Dev, http: httpx.AsyncClient) -> None:
     (placing,) = blocks("curl -i localhost")
     head, body = (await typed(placing, dev)).split("\r\n\r\n")
     order_id = json.loads(body)["order_id"]
@@ -373,7 +373,7 @@ async def test_the_examples_with_curl(dev: Dev, http: httpx.AsyncClient) -> None
     await reaches(http, order_id, "cancelled")
 
 
-async def test_the_examples_with_the_command_line(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_readme_examples_with_the_command_line_cancel_the_order(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_outage")
     await reaches(http, order_id, "reserved")
     (both,) = blocks(".venv/bin/temporal")
@@ -382,7 +382,7 @@ async def test_the_examples_with_the_command_line(dev: Dev, http: httpx.AsyncCli
     await reaches(http, order_id, "cancelled")
 
 
-async def test_the_guided_tour(dev: Dev) -> None:
+async def test_guided_tour_ends_every_order_as_it_should(dev: Dev) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dev.demo"),
         cwd=ROOT,
@@ -397,11 +397,11 @@ async def test_the_guided_tour(dev: Dev) -> None:
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = {"app/activities/warehouse.py"}  # which a reader is asked to write
+EXAMPLES = {"app/activities/warehouse.py"}  # the reader writes it
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_names_is_there(page: Path) -> None:
+def test_everything_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)) <= targets
@@ -412,8 +412,8 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     assert missing == []
 
 
-def test_the_layout() -> None:
-    """Left a folder or file; what is named beside it is in that folder."""
+def test_readme_layout_names_existing_files() -> None:
+    """Left a folder or file; the files named beside it are in that folder."""
     (layout,) = blocks("worker.py  ")
     rows = [line.strip().split(maxsplit=1) for line in layout.splitlines()]
     assert {name.rstrip("/") for name, _ in rows} >= {"worker.py", "app/workflows", "app/api", "dev", "tests"}
@@ -422,7 +422,7 @@ def test_the_layout() -> None:
             assert (ROOT / name / part).exists(), f"{name}{part}"
 
 
-def test_the_automatic_checks_do_what_the_makefile_does() -> None:
+def test_automatic_checks_run_the_makefile() -> None:
     shebang, *lines = (ROOT / ".ci" / "run").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set ", 'cd "$(dirname "$0")/.."'))]
     assert shebang == "#!/usr/bin/env bash"
