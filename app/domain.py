@@ -299,11 +299,14 @@ class Order(Model):
 
     @property
     def stop_reason(self) -> Failure | None:
-        """Why no step may take effect any more: the order is cancelled or being compensated."""
+        """Why no step may take effect any more: the order is cancelled or being compensated.
+
+        Without the reasons that people gave: it becomes an activity's error, and so a part of the history (G11).
+        """
         if self.failure is None and self.cancellation:
-            return Failure(code=CANCELLED, message=self.cancellation.reason or CANCELLED)
+            return Failure(code=CANCELLED, message=CANCELLED)
         if self.cancellation or self.status in STOPPED:
-            return self.failure or FENCED
+            return Failure(code=self.failure.code if self.failure else FENCED.code, message=FENCED.message)
         return None
 
     def step(self, name: StepName) -> StepRecord | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from math import isnan
 from typing import Any
 
 import bson
@@ -16,7 +17,9 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 
 # The codes of BSON types in the order in which MongoDB sorts them.
-TYPES_IN_ORDER = [[-1], [10], [1, 16, 18, 19], [2, 14], [3], [4], [5], [7], [8], [9], [17]]
+TYPES_IN_ORDER = [[-1], [10], [1, 16, 18, 19], [2, 14], [3], [4], [5], [7], [8], [9], [17], [13], [15], [127]]
+NUMBERS = 2
+ONE_DATE = {"$type": "date", "$not": {"$type": "array"}}  # of a list, MongoDB would compare each element
 LARGEST_CURSOR = 400  # bytes; an `_id` that is longer is passed over by counting
 MOST_SKIPPED = 10_000
 _CODEC = CodecOptions[dict[str, Any]](tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
@@ -38,11 +41,15 @@ class Position:
 def after(position: Position) -> dict[str, Any]:
     """The query for what comes after a position. Documents without a date of creation are in no list."""
     if position.created_at is None:
-        return {"created_at": {"$type": "date"}}
+        return {"created_at": ONE_DATE}
+    rank = _rank(position.order_id)
     ties: list[dict[str, Any]] = [{"_id": {"$lt": position.order_id}}]
-    if lower := [code for codes in TYPES_IN_ORDER[: _rank(position.order_id)] for code in codes]:
+    if lower := [code for codes in TYPES_IN_ORDER[:rank] for code in codes]:
         ties.append({"_id": {"$type": lower}})
-    return {"created_at": {"$lte": position.created_at}, "$or": [{"created_at": {"$lt": position.created_at}}, *ties]}
+    if rank == NUMBERS and not isnan(float(str(position.order_id))):
+        ties.append({"_id": float("nan")})  # the lowest number, but smaller than none
+    earlier = {"created_at": {"$lt": position.created_at}}
+    return {"created_at": {"$lte": position.created_at, **ONE_DATE}, "$or": [earlier, *ties]}
 
 
 def write_cursor(begin: Position, shown: list[dict[str, Any]]) -> str:

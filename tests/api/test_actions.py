@@ -120,11 +120,12 @@ async def test_cancel_is_kept_by_mongodb_where_the_signal_is_lost(api: httpx.Asy
     order_id = await place(api, payment_method="pm_card_outage")
     async with build_shop_worker(shop):
         await shop.reaches(order_id, OrderStatus.RESERVED)
-        order = await shop.orders.request_cancellation(order_id, "lost")
+        order = await shop.orders.request_cancellation(order_id, "my neighbour Jim")
         assert not order.cancellable
         order = await shop.reaches(order_id, OrderStatus.CANCELLED)
     assert order.failure is not None
-    assert (order.failure.code, order.failure.message) == ("cancelled", "lost")
+    assert (order.failure.code, order.failure.message) == ("cancelled", "my neighbour Jim")
+    assert "Jim" not in await history_of(shop, order_id)
 
 
 async def test_answer_to_a_cancel_says_at_once_that_it_cannot_be_cancelled_again(
@@ -189,8 +190,7 @@ async def test_cancel_and_approval_at_once_agree(api: httpx.AsyncClient, shop: S
         order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
         await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
         cancelled, approved = await asyncio.gather(
-            api.post(f"/orders/{order_id}/cancel"),
-            api.post(f"/orders/{order_id}/approval", json={"approved": True}),
+            api.post(f"/orders/{order_id}/cancel"), api.post(f"/orders/{order_id}/approval", json={"approved": True})
         )
         assert cancelled.status_code == 202
         ended = await shop.reaches(order_id, OrderStatus.CANCELLED)

@@ -107,13 +107,7 @@ NOT_THERE = [
     ("PATCH", "/inventory/MUG", 405),
     ("TRACE", "/healthz", 405),
 ]
-BAD_TYPES = [
-    "text/plain",
-    "application/x-www-form-urlencoded",
-    "application/json; charset=latin-1",
-    "",
-    "json",
-]
+BAD_TYPES = ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "", "json"]
 
 
 def names(answer: httpx.Response) -> list[str]:
@@ -247,12 +241,7 @@ OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
     ("POST", "/orders/ord_1/cancel", {"why": "so"}, "why"),
     ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "country": "1"}, "country"),
     ("PUT", "/inventory/MUG", {**ARTICLE, "unit_price": {**PRICE, "amount": -1}}, "unit_price.amount"),
-    (
-        "PUT",
-        "/inventory/MUG",
-        {**ARTICLE, "unit_price": {**PRICE, "currency": "euro"}},
-        "unit_price.currency",
-    ),
+    ("PUT", "/inventory/MUG", {**ARTICLE, "unit_price": {**PRICE, "currency": "euro"}}, "unit_price.currency"),
     ("PUT", "/inventory/MUG", {**ARTICLE, "available": 10**9 + 1}, "available"),
     ("POST", "/inventory/MUG/restock", {"quantity": 0}, "quantity"),
     ("POST", "/inventory/MUG/restock", {"quantity": 10**30}, "quantity"),
@@ -324,8 +313,7 @@ async def test_an_error_that_nobody_expected_tells_nothing(api: httpx.AsyncClien
     await mongo.inventory.drop()
     await mongo.database.create_collection("inventory", viewOn="nothing", pipeline=[])
     answer = await api.put(
-        "/inventory/MUG",
-        json={"name": "Mug", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1},
+        "/inventory/MUG", json={"name": "Mug", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1}
     )
     assert (answer.status_code, names(answer)) == (500, [])
     assert answer.json()["detail"] == "something went wrong here; it has been logged"

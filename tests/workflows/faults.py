@@ -77,9 +77,10 @@ class Pause:
         if self._calls > 1:
             return await call()
         if self._done:
-            result = await call()
-            await self._wait()
-            return result
+            try:
+                return await call()
+            finally:
+                await self._wait()
         await self._wait()
         return await call()
 
