@@ -1,0 +1,47 @@
+"""The search attribute `OrderStatus`: it never says what is no longer true, and it finds orders in Temporal."""
+
+from __future__ import annotations
+
+from app.messages import ApprovalDecision
+from app.temporal import IN_PROGRESS, ORDER_STATUS
+from app.workflows.order import OrderWorkflow
+from tests.support import Shop, eventually
+from tests.workflows.faults import Fails, FaultyGateways, Handle
+
+LARGE = 50_000  # needs an approval
+
+
+async def shown(handle: Handle) -> str | None:
+    return (await handle.describe()).typed_search_attributes.get(ORDER_STATUS)
+
+
+async def found(shop: Shop, status: str) -> set[str]:
+    query = f"OrderStatus = '{status}' AND TaskQueue = '{shop.settings.task_queue}'"
+    return {workflow.id async for workflow in shop.client.list_workflows(query)}
+
+
+async def test_order_status_follows_waiting_progress_and_outcome(shop: Shop) -> None:
+    await shop.stock(price=LARGE)
+    async with FaultyGateways(shop, ReserveInventory=Fails()).worker():
+        handle = await shop.start({"MUG": 1}, price=LARGE)
+        await eventually(lambda: shown(handle), lambda status: status == "awaiting_approval")
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+        await eventually(lambda: shown(handle), lambda status: status == IN_PROGRESS)
+        await handle.signal(OrderWorkflow.cancel)
+        await handle.result()
+    assert await shown(handle) == "cancelled"
+    await eventually(lambda: found(shop, "cancelled"), lambda ids: ids == {handle.id})
+    assert await found(shop, IN_PROGRESS) == set()
+
+
+async def test_order_status_of_an_order_that_goes_forward_costs_one_event(shop: Shop, worker: None) -> None:
+    await shop.stock()
+    handle = await shop.start()
+    assert await shown(handle) in {IN_PROGRESS, "completed"}
+    await handle.result()
+    assert await shown(handle) == "completed"
+    history = await handle.fetch_history()
+    upserts = [
+        event for event in history.events if event.HasField("upsert_workflow_search_attributes_event_attributes")
+    ]
+    assert len(upserts) == 1
