@@ -1,4 +1,4 @@
-"""Who is calling. With API_KEYS set, every request but for health, metrics and the page needs one; without, the API is open."""
+"""Who is calling. With API_KEYS set, requests need one, but for health, metrics and the page; without, the API is open."""
 
 import hmac
 from typing import Annotated

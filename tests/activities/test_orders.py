@@ -256,7 +256,7 @@ async def test_step_done_after_a_cancel_does_not_move_the_order(
     await orders.request_cancellation(order_id, "changed my mind")
     record, stop_reason = await orders.change_step(order_id, _change(StepEvent.SUCCEEDED, step=step))
     assert record.status is StepStatus.DONE
-    assert stop_reason == Failure(code="cancelled", message="changed my mind")
+    assert stop_reason == Failure(code="cancelled", message="cancelled")
     assert (await orders.get(order_id)).status is S.PLACED
 
 
