@@ -58,18 +58,29 @@ class OrderWorkflows:
         self._client = client
         self._settings = settings
 
-    async def start(self, order: Order, timeout: float = START_TIMEOUT) -> None:
-        """Start the order's workflow; does nothing where it runs.
+    async def start(self, order: Order, timeout: float = START_TIMEOUT, **signal: Any) -> None:
+        """Start the order's workflow; does nothing where it runs, but for a `start_signal`, which it gets either way.
+
+        A workflow that was terminated, or whose order was removed and placed again, is started anew: MongoDB knows
+        which steps took effect.
 
         Raises:
             TemporalUnavailable
         """
+        needs_approval = order.total.amount >= self._settings.approval_threshold
+        timeout_of_approval = self._settings.approval_timeout
         async with _answered_within(timeout):
             await self._client.start_workflow(
                 OrderWorkflow.run,
-                self._input(order),
-                **self._options(order),
+                OrderInput(
+                    order_id=order.order_id, needs_approval=needs_approval, approval_timeout=timeout_of_approval
+                ),
+                id=workflow_id(order.order_id),
+                task_queue=self._settings.task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                search_attributes=TypedSearchAttributes([SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
+                **signal,
             )
 
     async def cancel(self, order: Order) -> None:
@@ -78,7 +89,7 @@ class OrderWorkflows:
         Raises:
             TemporalUnavailable
         """
-        await self._signal(order, "cancel", CancelRequest())
+        await self.start(order, CALL_TIMEOUT, start_signal="cancel", start_signal_args=[CancelRequest()])
 
     async def approve(self, order: Order, *, approved: bool) -> None:
         """Signal `approve`; starts the workflow where it does not run.
@@ -86,7 +97,8 @@ class OrderWorkflows:
         Raises:
             TemporalUnavailable
         """
-        await self._signal(order, "approve", ApprovalDecision(approved=approved))
+        decision = ApprovalDecision(approved=approved)
+        await self.start(order, CALL_TIMEOUT, start_signal="approve", start_signal_args=[decision])
 
     async def change_address(self, order: Order, change: AddressChange) -> bool:
         """Update `change_shipping_address`; False when shipping began first.
@@ -154,33 +166,6 @@ class OrderWorkflows:
         """Raises: TemporalUnavailable."""
         async with _answered_within(CALL_TIMEOUT):
             await self._client.service_client.check_health()
-
-    async def _signal(self, order: Order, signal: str, argument: object) -> None:
-        async with _answered_within(CALL_TIMEOUT):
-            await self._client.start_workflow(
-                OrderWorkflow.run,
-                self._input(order),
-                **self._options(order),
-                start_signal=signal,
-                start_signal_args=[argument],
-            )
-
-    def _input(self, order: Order) -> OrderInput:
-        return OrderInput(
-            order_id=order.order_id,
-            needs_approval=order.total.amount >= self._settings.approval_threshold,
-            approval_timeout=self._settings.approval_timeout,
-        )
-
-    def _options(self, order: Order) -> dict[str, Any]:
-        return {
-            "id": workflow_id(order.order_id),
-            "task_queue": self._settings.task_queue,
-            # A workflow that was terminated, or whose order was removed and placed again, is started anew: MongoDB
-            # knows which steps took effect.
-            "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            "search_attributes": TypedSearchAttributes([SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
-        }
 
     def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:
         return self._client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))

@@ -395,7 +395,7 @@ async def test_cancellation_during_the_call_stops_the_order_there(stage: Stage) 
 async def test_cancellation_before_an_attempt_stops_it(stage: Stage) -> None:
     order_id = await stage.order()
     await stage.orders.request_cancellation(order_id, "changed my mind")
-    with pytest.raises(ApplicationError, match="^cancelled: cancelled$"):
+    with pytest.raises(ApplicationError, match=r"^cancelled: cancelled$"):
         await attempt(stage.activity, OrderRef(order_id=order_id))
     assert stage.services.calls == 0
     assert await stage.record(order_id) == {}
