@@ -15,20 +15,14 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 from pymongo.errors import PyMongoError
+from temporalio import runtime
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
-from temporalio.runtime import (
-    LogForwardingConfig,
-    LoggingConfig,
-    PrometheusConfig,
-    Runtime,
-    TelemetryConfig,
-    TelemetryFilter,
-)
 from temporalio.service import RPCError
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -44,7 +38,6 @@ from app.orders import OrderRepository
 from app.products import ProductRepository
 from app.relay import OutboxRelay
 from app.settings import Settings
-from app.temporal import ORDER_STATUS
 from app.workflows.order import OrderWorkflow
 from app.workflows.steps import all_activities, check_table
 
@@ -52,12 +45,11 @@ logger = logging.getLogger("worker")
 T = TypeVar("T")
 
 # A module that a workflow imports without meaning to is an error at the start, not something reloaded for every order.
-SANDBOX = SandboxedWorkflowRunner(
-    restrictions=SandboxRestrictions.default.with_import_notification_policy(
-        SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
-        | SandboxImportNotificationPolicy.WARN_ON_DYNAMIC_IMPORT
-    )
+POLICY = (
+    SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
+    | SandboxImportNotificationPolicy.WARN_ON_DYNAMIC_IMPORT
 )
+SANDBOX = SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_import_notification_policy(POLICY))
 STOP_LIMIT = 13.0  # seconds from the signal to the exit: docker-compose.yml grants 15
 GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
 
@@ -73,27 +65,21 @@ def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: s
     """
     check_table()
     dependencies = Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), gateways)
+    instance_of = cache(lambda owner: owner(dependencies))  # one for all activities of a class
+
+    def bound(function: Callable[..., Any]) -> Any:
+        owner, name = function.__qualname__.split(".")
+        return getattr(instance_of(getattr(sys.modules[function.__module__], owner)), name)
+
     chosen: WorkerConfig = {
         "workflows": [OrderWorkflow],
-        "activities": bound_activities(dependencies),
+        "activities": [bound(function) for function in all_activities()],
         "workflow_runner": SANDBOX,
         "workflow_task_poller_behavior": PollerBehaviorAutoscaling(),
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
         "graceful_shutdown_timeout": GRACE,
     }
     return Worker(client, task_queue=task_queue, **{**chosen, **options})
-
-
-def bound_activities(dependencies: Dependencies) -> list[Callable[..., Any]]:
-    """The activities of the table, as methods of one instance of each of their classes."""
-    instances: dict[str, Any] = {}
-    activities = []
-    for function in all_activities():
-        class_name, name = function.__qualname__.split(".")
-        if class_name not in instances:
-            instances[class_name] = getattr(sys.modules[function.__module__], class_name)(dependencies)
-        activities.append(getattr(instances[class_name], name))
-    return activities
 
 
 async def main() -> None:
@@ -105,14 +91,13 @@ async def main() -> None:
     settings = Settings.load()
     logs.configure(settings.log_level)
     serving = asyncio.create_task(serve(settings))
-    # A thread of its own: also when the event loop, or a thread of the driver at the interpreter's exit, is what hangs.
-    force = threading.Timer(STOP_LIMIT, _exit_by_force)
-    force.daemon = True
 
     def stop() -> None:
         serving.cancel()
-        if not force.ident:  # a second signal starts no second timer
-            force.start()
+        # A thread of its own: also when the event loop, or a thread of the driver at the interpreter's exit, hangs.
+        force = threading.Timer(STOP_LIMIT, _exit_by_force)
+        force.daemon = True
+        force.start()
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop)
@@ -132,8 +117,8 @@ def _exit_by_force() -> None:
 async def serve(settings: Settings) -> None:
     """Connect and work, until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-    runtime = _runtime(settings)
-    client = await wait_for("Temporal", lambda: temporal.connect(runtime=runtime))
+    core = _core(settings)
+    client = await wait_for("Temporal", lambda: temporal.connect(runtime=core))
     await check_search_attribute(client)
     await wait_for("MongoDB", mongo.create_indexes)
     relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
@@ -144,48 +129,40 @@ async def serve(settings: Settings) -> None:
 
 
 async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
-    tries = 0
     while True:
         try:
             return await connect()
         except (RuntimeError, PyMongoError) as error:
-            if tries % 50 == 0:  # now, and every ten seconds
-                logger.warning("waiting for %s: %s", name, error)
-        tries += 1
-        await asyncio.sleep(0.2)
+            logger.warning("waiting for %s: %s", name, error)
+        await asyncio.sleep(1)
 
 
 async def check_search_attribute(client: Client) -> None:
     """Raises: SystemExit: without it, every workflow would hang at its first change of status, and say nothing."""
+    name = temporal.ORDER_STATUS.name
     request = ListSearchAttributesRequest(namespace=client.namespace)
     try:
-        response = await client.operator_service.list_search_attributes(request)
+        registered = await client.operator_service.list_search_attributes(request)
     except RPCError as error:
-        logger.warning("cannot look whether the search attribute %s is there: %s", ORDER_STATUS.name, error)
+        logger.warning("cannot look whether the search attribute %s is there: %s", name, error)
         return
-    registered = {**response.custom_attributes, **response.system_attributes}
-    if registered.get(ORDER_STATUS.name) != IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD:
-        raise SystemExit(
-            f"Temporal has no search attribute {ORDER_STATUS.name}. Add it: "
-            f"temporal operator search-attribute create --name {ORDER_STATUS.name} --type Keyword"
-        )
+    if registered.custom_attributes.get(name) != IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD:
+        command = f"temporal operator search-attribute create --name {name} --type Keyword"
+        raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}")
 
 
-def _runtime(settings: Settings) -> Runtime:
+def _core(settings: Settings) -> runtime.Runtime:
     """The SDK's core: its logs join ours, and its metrics are served where the settings say."""
-    metrics = None
-    if settings.worker_metrics_address:
-        metrics = PrometheusConfig(
-            bind_address=settings.worker_metrics_address,
-            counters_total_suffix=True,
-            unit_suffix=True,
-            durations_as_seconds=True,
-        )
-    core = LoggingConfig(
-        filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-        forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+    address = settings.worker_metrics_address
+    metrics = runtime.PrometheusConfig(
+        bind_address=address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
     )
-    return Runtime(telemetry=TelemetryConfig(logging=core, metrics=metrics))
+    logging_config = runtime.LoggingConfig(
+        filter=runtime.TelemetryFilter(core_level="WARN", other_level="ERROR"),
+        forwarding=runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+    )
+    telemetry = runtime.TelemetryConfig(logging=logging_config, metrics=metrics if address else None)
+    return runtime.Runtime(telemetry=telemetry)
 
 
 if __name__ == "__main__":

@@ -117,13 +117,9 @@ def next_status(status: StepStatus | None, event: StepEvent) -> StepStatus | Non
 
     The conditional writes of `app.orders` are derived from this function.
     """
-    match event:
-        case StepEvent.SUCCEEDED:
-            return status or StepStatus.DONE
-        case StepEvent.DECLINED | StepEvent.FENCED:
-            return status or StepStatus.FAILED
-        case StepEvent.COMPENSATED:
-            return status and StepStatus.COMPENSATED
+    if event is StepEvent.COMPENSATED:
+        return status and StepStatus.COMPENSATED
+    return status or (StepStatus.DONE if event is StepEvent.SUCCEEDED else StepStatus.FAILED)
 
 
 @dataclass(frozen=True)
@@ -217,17 +213,10 @@ CANCELLED = "cancelled"
 NOT_APPROVED = "not_approved"
 
 
-class Cancellation(BaseModel):
-    """A cancel that was accepted: from then on no step may take effect."""
+class Decision(BaseModel):
+    """What a person decided of an order: an accepted cancel, or the first decision on an approval."""
 
-    reason: str | None = None
-    at: datetime
-
-
-class Approval(BaseModel):
-    """The first decision on an order that awaited approval."""
-
-    approved: bool
+    approved: bool = False
     reason: str | None = None
     at: datetime
 
@@ -273,8 +262,8 @@ class Order(Model):
     updated_at: Annotated[datetime, Field(strict=True)]
     steps: list[StepRecord] = []
     failure: Failure | None = None
-    cancellation: Annotated[Cancellation | None, Field(exclude=True)] = None
-    approval: Annotated[Approval | None, Field(exclude=True)] = None
+    cancellation: Annotated[Decision | None, Field(exclude=True)] = None  # from then on no step may take effect
+    approval: Annotated[Decision | None, Field(exclude=True)] = None
 
     @field_validator("steps", mode="before")
     @classmethod

@@ -4,8 +4,6 @@ Motor is in its last year of support; its successor is PyMongo's own `AsyncMongo
 (how a session, a change stream or an aggregate is opened) is kept in this file, so that the change is this file.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import random
@@ -19,16 +17,17 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from bson import Timestamp
 from motor import motor_asyncio
-from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo import DESCENDING, IndexModel
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 Document = dict[str, Any]
 Collection = motor_asyncio.AsyncIOMotorCollection[Document]
-Database = motor_asyncio.AsyncIOMotorDatabase[Document]
+Source = Collection | motor_asyncio.AsyncIOMotorDatabase[Document]
 Session = motor_asyncio.AsyncIOMotorClientSession
 T = TypeVar("T")
+Work = Callable[[Session], Awaitable[T]]
 
 # Seconds after which a transaction is not retried; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
@@ -50,6 +49,28 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, PyMongoError) and any(map(error.has_error_label, _TRY_LATER)):
         return True
     return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRIABLE)
+
+
+class Changes:
+    """An open change stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def next(self) -> Document | None:
+        """The next change; None when there was none for about a second (the resume token has moved on all the same).
+
+        Raises:
+            StreamEnded
+        """
+        change: Document | None = await self._stream.try_next()
+        if change is None and not self._stream.alive:
+            raise StreamEnded
+        return change
+
+    @property
+    def resume_token(self) -> Any:
+        return self._stream.resume_token
 
 
 class Mongo:
@@ -101,26 +122,17 @@ class Mongo:
 
     async def operation_time(self) -> Timestamp:
         """MongoDB's own time, from which a change stream can be opened."""
-        answer = await self.database.command("ping")
-        time: Timestamp = answer["operationTime"]
+        time: Timestamp = (await self.database.command("ping"))["operationTime"]
         return time
 
     async def create_indexes(self) -> None:
         """Create the indexes that this program's queries need; does nothing where they exist."""
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
-        await self.orders.create_indexes(
-            [
-                IndexModel(newest),
-                IndexModel([("status", ASCENDING), *newest]),
-                IndexModel([("customer_id", ASCENDING), *newest]),
-                IndexModel([("customer_id", ASCENDING), ("status", ASCENDING), *newest]),
-                IndexModel([("updated_at", ASCENDING)]),
-            ]
-        )
+        searched: list[list[str]] = [[], ["status"], ["customer_id"], ["customer_id", "status"]]
+        lists = [IndexModel([*fields, *newest]) for fields in searched]
+        await self.orders.create_indexes([*lists, IndexModel("updated_at")])
 
-    async def run_transaction(
-        self, work: Callable[[Session], Awaitable[T]], *, within: float = TRANSACTION_DEADLINE
-    ) -> T:
+    async def run_transaction(self, work: Work[T], *, within: float = TRANSACTION_DEADLINE) -> T:
         """Run `work` in a transaction; retry it while MongoDB says that this can help.
 
         Motor's own `with_transaction` commits outside of its retry loop, so a write conflict or a lost reply at commit
@@ -139,27 +151,20 @@ class Mongo:
         task.add_done_callback(self._transactions.discard)
         return await asyncio.shield(task)
 
-    async def _transact(self, work: Callable[[Session], Awaitable[T]], within: float) -> T:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + within
-        tries = 0
+    async def _transact(self, work: Work[T], within: float) -> T:
+        deadline = asyncio.get_running_loop().time() + within
         async with await self.client.start_session() as session:
-            while True:
-                tries += 1
-                try:
-                    async with session.start_transaction(ReadConcern("snapshot"), WriteConcern("majority")):
-                        result = await work(session)
-                        await _commit(session, deadline)
-                    return result
-                except PyMongoError as error:
-                    if not error.has_error_label("TransientTransactionError") or loop.time() > deadline:
-                        raise
-                await _backoff(tries)
+
+            async def attempt() -> T:
+                async with session.start_transaction(ReadConcern("snapshot"), WriteConcern("majority")):
+                    result = await work(session)
+                    await _retry(session.commit_transaction, "UnknownTransactionCommitResult", deadline)
+                return result
+
+            return await _retry(attempt, "TransientTransactionError", deadline)
 
     @asynccontextmanager
-    async def watch(
-        self, source: Collection | Database, pipeline: list[Document], **options: Any
-    ) -> AsyncIterator[Changes]:
+    async def watch(self, source: Source, pipeline: list[Document], **options: Any) -> AsyncIterator[Changes]:
         """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
         Raises:
@@ -175,43 +180,17 @@ class Mongo:
                     await stream.close()
 
 
-class Changes:
-    """An open change stream."""
+async def _retry(call: Callable[[], Awaitable[T]], label: str, deadline: float) -> T:
+    """Repeat a call that fails with this label, until the deadline.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def next(self) -> Document | None:
-        """The next change; None when there was none for about a second (the resume token has moved on all the same).
-
-        Raises:
-            StreamEnded
-        """
-        change: Document | None = await self._stream.try_next()
-        if change is None and not self._stream.alive:
-            raise StreamEnded
-        return change
-
-    @property
-    def resume_token(self) -> Document | None:
-        token: Document | None = self._stream.resume_token
-        return token
-
-
-async def _commit(session: Session, deadline: float) -> None:
-    tries = 0
+    After 10 ms doubling up to half a second, with full jitter, so that transactions that collided do not collide again.
+    """
+    delay = 0.01
     while True:
-        tries += 1
         try:
-            await session.commit_transaction()
-            return
+            return await call()
         except PyMongoError as error:
-            unknown = error.has_error_label("UnknownTransactionCommitResult")
-            if not unknown or asyncio.get_running_loop().time() > deadline:
+            if not error.has_error_label(label) or asyncio.get_running_loop().time() > deadline:
                 raise
-        await _backoff(tries)
-
-
-async def _backoff(tries: int) -> None:
-    """5 ms doubling up to half a second, with full jitter, so that transactions that collided do not collide again."""
-    await asyncio.sleep(random.uniform(0, min(0.5, 0.005 * 2**tries)))  # noqa: S311
+        await asyncio.sleep(random.uniform(0, delay))  # noqa: S311
+        delay = min(2 * delay, 0.5)

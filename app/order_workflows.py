@@ -3,38 +3,28 @@
 Every call has a deadline: Temporal that does not answer by then counts as unavailable.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from temporalio import common
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
-)
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import IDENTIFIER, Order
 from app.messages import AddressChange, ApprovalDecision, CancelRequest, OrderInput, OrderProgress, OrderResult
+from app.settings import Settings
 from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.workflows.order import OrderWorkflow
-
-if TYPE_CHECKING:
-    from app.settings import Settings
 
 # Seconds.
 START_TIMEOUT = 0.8  # a POST answers within a second; the relay starts what was not started by then
 CALL_TIMEOUT = 1.8  # an endpoint that asks Temporal answers within two
 LIST_TIMEOUT = 10.0
 WORKFLOW_ID_PREFIX = "order-"
-IDS_PER_QUERY = 100
 
 
 class WorkflowClosed(Exception):
@@ -68,18 +58,15 @@ class OrderWorkflows:
             TemporalUnavailable
         """
         needs_approval = order.total.amount >= self._settings.approval_threshold
-        timeout_of_approval = self._settings.approval_timeout
+        timer = self._settings.approval_timeout
         async with _answered_within(timeout):
             await self._client.start_workflow(
                 OrderWorkflow.run,
-                OrderInput(
-                    order_id=order.order_id, needs_approval=needs_approval, approval_timeout=timeout_of_approval
-                ),
+                OrderInput(order_id=order.order_id, needs_approval=needs_approval, approval_timeout=timer),
                 id=workflow_id(order.order_id),
                 task_queue=self._settings.task_queue,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                search_attributes=TypedSearchAttributes([SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
+                id_conflict_policy=common.WorkflowIDConflictPolicy.USE_EXISTING,
+                search_attributes=common.TypedSearchAttributes([common.SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
                 **signal,
             )
 
@@ -136,31 +123,26 @@ class OrderWorkflows:
         return progress, max((activity.attempt for activity in pending), default=None)
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
-        """The orders, or those among some, whose workflow runs. From Temporal's visibility, a moment late.
+        """The orders, or those among a few hundred, whose workflow runs. From Temporal's visibility, a moment late.
 
         Raises:
             TemporalUnavailable
         """
         query = f"ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.task_queue}'"
-        queries = [query]
         if order_ids is not None:
             # One that is no identifier has no workflow, and could say anything within the query.
             ids = [f"'{workflow_id(order_id)}'" for order_id in order_ids if re.fullmatch(IDENTIFIER, order_id)]
-            chunks = [ids[begin : begin + IDS_PER_QUERY] for begin in range(0, len(ids), IDS_PER_QUERY)]
-            queries = [f"{query} AND WorkflowId IN ({', '.join(chunk)})" for chunk in chunks]
-        found: set[str] = set()
+            if not ids:
+                return set()
+            query += f" AND WorkflowId IN ({', '.join(ids)})"
         async with _answered_within(LIST_TIMEOUT):
-            for query in queries:
-                async for execution in self._client.list_workflows(query, page_size=1_000):
-                    found.add(execution.id.removeprefix(WORKFLOW_ID_PREFIX))
-        return found
+            found = self._client.list_workflows(query, page_size=1_000)
+            return {execution.id.removeprefix(WORKFLOW_ID_PREFIX) async for execution in found}
 
     def workflow_url(self, order_id: str) -> str | None:
         """The workflow's page in Temporal's Web UI, where there is one."""
-        if not self._settings.temporal_ui_url:
-            return None
-        namespace = f"{self._settings.temporal_ui_url.rstrip('/')}/namespaces/{self._client.namespace}"
-        return f"{namespace}/workflows/{workflow_id(order_id)}"
+        ui, namespace = self._settings.temporal_ui_url.rstrip("/"), self._client.namespace
+        return f"{ui}/namespaces/{namespace}/workflows/{workflow_id(order_id)}" if ui else None
 
     async def ping(self) -> None:
         """Raises: TemporalUnavailable."""

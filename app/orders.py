@@ -14,19 +14,7 @@ from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app import domain
-from app.domain import (
-    Address,
-    Failure,
-    NewOrder,
-    Order,
-    OrderNotFound,
-    OrderStatus,
-    Product,
-    StepChange,
-    StepName,
-    StepRecord,
-    StepStatus,
-)
+from app.domain import Failure, Order, OrderNotFound, OrderStatus, StepChange, StepName, StepStatus
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
 from app.mongo import Changes
 from app.paging import Position, after, read_cursor, write_cursor
@@ -42,6 +30,7 @@ FIRST_INSTANT, LAST_INSTANT = datetime.min.replace(tzinfo=UTC), datetime.max.rep
 # Another program that inserts an order need not know these fields.
 DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
 KEPT_ADDRESSES = 5  # newest proposals; an older one was superseded before it could be applied
+NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
 
 
@@ -64,7 +53,10 @@ class OrderRepository:
             OrderNotFound
             ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
-        return _required(order_id, await self._orders.find_one({"_id": order_id}))
+        document = await self._orders.find_one({"_id": order_id})
+        if document is None:
+            raise OrderNotFound(order_id)
+        return Order.from_document(document)
 
     async def page(
         self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
@@ -75,11 +67,8 @@ class OrderRepository:
             app.paging.BadCursor
         """
         position = read_cursor(cursor) if cursor is not None else Position()
-        query = after(position)
-        if status is not None:
-            query["status"] = status.value
-        if customer_id is not None:
-            query["customer_id"] = customer_id
+        wanted = {"status": status, "customer_id": customer_id}
+        query = after(position) | {field: value for field, value in wanted.items() if value is not None}
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
         documents = await newest.skip(position.skip).limit(limit + 1).to_list(None)
         shown = documents[:limit]
@@ -93,9 +82,7 @@ class OrderRepository:
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
         """The `_id`s of orders that are not final, as they are now; of any type, where another program wrote them."""
-        query: Document = {"status": {"$nin": [status.value for status in domain.TERMINAL]}}
-        if among is not None:
-            query["_id"] = {"$in": among}
+        query: Document = NOT_FINAL | ({} if among is None else {"_id": {"$in": among}})
         return [document["_id"] async for document in self._orders.find(query, {"_id": 1})]
 
     async def undelivered(self) -> list[Order]:
@@ -125,7 +112,9 @@ class OrderRepository:
             raise domain.KeyReused
         return Order.from_any_document(document)
 
-    async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
+    async def add(
+        self, order_id: str, new: domain.NewOrder, products: dict[str, domain.Product], fingerprint: str
+    ) -> Order | None:
         """Write the order with the prices of this moment; None when one of this id is there already.
 
         Raises:
@@ -184,7 +173,7 @@ class OrderRepository:
             "created_at": {"$cond": [is_time, "$created_at", NOW]},
             "updated_at": NOW,
         }
-        await self._update(order_id, fields, {"status": {"$nin": [status.value for status in domain.TERMINAL]}})
+        await self._update(order_id, fields, NOT_FINAL)
 
     # --- requests of customers and approvers, decided before Temporal hears of them
 
@@ -198,7 +187,7 @@ class OrderRepository:
         awaiting = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
         return await self._decide(order_id, {"approval": _approval(decision)}, awaiting)
 
-    async def propose_address(self, order_id: str, address: Address) -> AddressChange | None:
+    async def propose_address(self, order_id: str, address: domain.Address) -> AddressChange | None:
         """Put a new address into the order document, for the saga to apply; None when it is too late.
 
         Numbered by MongoDB, so that an earlier proposal that is applied late cannot overwrite a later one.
@@ -231,7 +220,7 @@ class OrderRepository:
 
     # --- writes of the saga
 
-    async def change_step(self, order_id: str, change: StepChange) -> tuple[StepRecord, Failure | None]:
+    async def change_step(self, order_id: str, change: StepChange) -> tuple[domain.StepRecord, Failure | None]:
         """Apply an event to a step; the record as it is then, whether or not this event came in time.
 
         The second is why the order was stopped, if it was: the step must not count then.
@@ -243,7 +232,7 @@ class OrderRepository:
         if document is None:
             raise OrderNotFound(order_id)
         order = Order.from_document(document)
-        record = StepRecord(step=change.step, **document["steps"][change.step])
+        record = domain.StepRecord(step=change.step, **document["steps"][change.step])
         return record, order.stop_reason
 
     async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
@@ -282,14 +271,11 @@ class OrderRepository:
             why = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
             fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), why, "$$REMOVE"]}]}
         document = await self._update(update.order_id, fields)
-        if document is None:  # removed: the workflow goes on by what it wanted
-            approved = update.approval and update.approval.approved
-            failure_code = update.failure and update.failure.code
-            return OrderState(status=update.status, failure_code=failure_code, approved=approved)
-        failure, approval = document.get("failure") or {}, document.get("approval") or {}
-        return OrderState(
-            status=document["status"], failure_code=failure.get("code"), approved=approval.get("approved")
-        )
+        # Removed: the workflow goes on by what it wanted.
+        state = document or update.model_dump(exclude={"order_id"})
+        failure_code = (state.get("failure") or {}).get("code")
+        approved = (state.get("approval") or {}).get("approved")
+        return OrderState(status=state["status"], failure_code=failure_code, approved=approved)
 
     async def _decide(self, order_id: str, fields: Document, guard: Document) -> Order:
         document = await self._update(order_id, {**fields, "updated_at": NOW}, guard)
@@ -303,12 +289,6 @@ class OrderRepository:
         return await self._orders.find_one_and_update(
             {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
         )
-
-
-def _required(order_id: str, document: Document | None) -> Order:
-    if document is None:
-        raise OrderNotFound(order_id)
-    return Order.from_document(document)
 
 
 def _step_fields(change: StepChange) -> Document:

@@ -4,8 +4,6 @@ Other programs may have inserted documents whose `_id` is of any type and length
 only, so a cursor's query names the types that sort below its own.
 """
 
-from __future__ import annotations
-
 import base64
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,11 +11,11 @@ from math import isnan
 from typing import Any
 
 import bson
-from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.datetime_ms import DatetimeMS
+from bson import CodecOptions, DatetimeConversion, DatetimeMS
 
 # The codes of BSON types in the order in which MongoDB sorts them.
 TYPES_IN_ORDER = [[-1], [10], [1, 16, 18, 19], [2, 14], [3], [4], [5], [7], [8], [9], [17], [13], [15], [127]]
+RANKS = {code: rank for rank, codes in enumerate(TYPES_IN_ORDER) for code in codes}
 NUMBERS = 2
 ONE_DATE = {"$type": "date", "$not": {"$type": "array"}}  # of a list, MongoDB would compare each element
 LARGEST_CURSOR = 400  # bytes; an `_id` that is longer is passed over by counting
@@ -44,7 +42,7 @@ def after(position: Position) -> dict[str, Any]:
         return {"created_at": ONE_DATE}
     rank = _rank(position.order_id)
     ties: list[dict[str, Any]] = [{"_id": {"$lt": position.order_id}}]
-    if lower := [code for codes in TYPES_IN_ORDER[:rank] for code in codes]:
+    if lower := [code for code in RANKS if RANKS[code] < rank]:
         ties.append({"_id": {"$type": lower}})
     if rank == NUMBERS and not isnan(float(str(position.order_id))):
         ties.append({"_id": float("nan")})  # the lowest number, but smaller than none
@@ -80,9 +78,5 @@ def _encode(position: Position) -> str:
 
 
 def _rank(value: Any) -> int:
-    """Raises: ValueError: no `_id` is of this type."""
-    code = bson.encode({"": value})[4]
-    for rank, codes in enumerate(TYPES_IN_ORDER):
-        if code in codes or code - 256 in codes:
-            return rank
-    raise ValueError
+    """Raises: KeyError: no `_id` is of this type."""
+    return RANKS[int.from_bytes(bson.encode({"": value})[4:5], signed=True)]

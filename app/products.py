@@ -1,22 +1,16 @@
 """The products: unit prices and available quantities, in the collection `inventory`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app.domain import MAX_STOCK, KeyReused, Product
-from app.mongo import NotReplicated
-
-if TYPE_CHECKING:
-    from app.mongo import Mongo, Session
+from app.mongo import Mongo, NotReplicated, Session
 
 
 class ProductNotFound(LookupError):
-    pass
+    """No product has this SKU."""
 
 
 class StockLimitReached(Exception):

@@ -6,8 +6,6 @@ if no workflow runs for it, so an order that the API has started costs nothing h
 stand by. Starting a workflow twice does nothing, so the lease saves work and guards nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
@@ -20,9 +18,9 @@ from pymongo import ReturnDocument
 from pymongo.errors import PyMongoError
 
 from app.domain import TERMINAL, Failure, why_malformed
-from app.mongo import Collection, Mongo, is_unavailable
+from app.mongo import Mongo, is_unavailable
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
-from app.orders import FIRST_INSTANT, NOW, OrderRepository
+from app.orders import NOW, OrderRepository
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,8 @@ class OutboxRelay:
         self._mongo = mongo
         self._orders = orders
         self._workflows = workflows
-        self._lease = Lease(mongo.relay)
+        self._holder = secrets.token_hex(8)  # of the lease
+        self._renew_at = self._sweep_at = 0.0
         self._suspects: dict[str, Suspect] = {}
 
     async def run(self) -> None:
@@ -59,80 +58,102 @@ class OutboxRelay:
         try:
             while True:
                 try:
-                    if await self._lease.hold():
+                    if await self._hold_lease():
                         await self._follow()
                 except Exception as error:  # noqa: BLE001
                     logger.warning("relay interrupted: %s", type(error).__name__)
                 await asyncio.sleep(random.uniform(RETRY_DELAY / 2, RETRY_DELAY))  # noqa: S311
         finally:
-            await self._lease.release()
+            with suppress(PyMongoError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._mongo.relay.delete_one({"_id": "relay", "holder": self._holder})
+
+    async def _hold_lease(self) -> bool:
+        """Take the lease or renew it, if need be; whether it is held.
+
+        Held by one at a time, by MongoDB's clock, until it is released or has not been renewed.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._renew_at:
+            free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": ["$until", NOW]}]}  # or there is none yet
+            mine = {"_id": "relay", "holder": self._holder, "until": {"$add": [NOW, int(LEASE * 1_000)]}}
+            taken = [{"$replaceWith": {"$cond": [free, mine, "$$ROOT"]}}]
+            lease = await self._mongo.relay.find_one_and_update(
+                {"_id": "relay"}, taken, upsert=True, return_document=ReturnDocument.AFTER
+            )
+            if lease["holder"] != self._holder:
+                return False
+            self._renew_at = now + LEASE / 3
+        return True
 
     async def _follow(self) -> None:
         await self._mongo.create_indexes()  # back, if a collection was dropped
         async with self._orders.watch_inserts() as changes:
-            sweep_at = start_at = 0.0  # now that the stream is open, so that nothing falls in between
-            while await self._lease.hold():
+            self._sweep_at = start_at = 0.0  # now that the stream is open, so that nothing falls in between
+            while await self._hold_lease():
                 now = asyncio.get_running_loop().time()
-                if now >= sweep_at:
-                    sweep_at = now + (SWEEP_EVERY if await self._sweep(now) else RETRY_DELAY)
+                if now >= self._sweep_at:
+                    self._sweep_at = now + SWEEP_EVERY
+                    await self._sweep(now)
                 change = await changes.next()  # within a second
                 if change is not None:
-                    self._suspect([change["documentKey"]["_id"]], now)
+                    self._suspect(change["documentKey"]["_id"], now)
                 if now >= start_at:
                     start_at = now + GRACE / 5
                     await self._start_due(now)
 
-    async def _sweep(self, now: float) -> bool:
-        """Suspect all open orders without a running workflow, repeat lost signals; whether Temporal answered."""
-        try:
-            running = await self._workflows.running()
-            self._suspect([each for each in await self._orders.open_ids() if not _is_in(each, running)], now)
-            for order in await self._orders.undelivered():
+    async def _sweep(self, now: float) -> None:
+        """Suspect all open orders without a running workflow; repeat signals that may have been lost.
+
+        Raises:
+            TemporalUnavailable
+        """
+        running = {repr(order_id) for order_id in await self._workflows.running()}
+        for order_id in await self._orders.open_ids():
+            if repr(order_id) not in running:
+                self._suspect(order_id, now)
+        for order in await self._orders.undelivered():
+            try:
                 if order.cancellation:
                     await self._workflows.cancel(order)
                 elif order.approval:
                     await self._workflows.approve(order, approved=order.approval.approved)
-        except TemporalUnavailable:
-            return False
-        return True
+            except TemporalUnavailable:  # perhaps for this order alone: the others do not wait for it
+                self._sweep_at = now + RETRY_DELAY
 
-    def _suspect(self, order_ids: list[Any], now: float) -> None:
-        for order_id in order_ids:
-            key = repr(order_id)
-            if len(key) <= LONGEST_ID:
-                self._suspects.setdefault(key, Suspect(order_id, now + GRACE))
-            else:
-                logger.error("an order is not started: its _id has %d characters", len(key))
+    def _suspect(self, order_id: Any, now: float) -> None:
+        key = repr(order_id)
+        if len(key) <= LONGEST_ID:
+            self._suspects.setdefault(key, Suspect(order_id, now + GRACE))
+        else:
+            logger.error("an order is not started: its _id has %d characters", len(key))
 
     async def _start_due(self, now: float) -> None:
-        due = [suspect for suspect in self._suspects.values() if suspect.due <= now][:BATCH]
+        """Start those that are lost. Where that fails for one, the others do not wait: it is retried later and later.
+
+        Raises:
+            TemporalUnavailable: which workflows run is unknown.
+        """
+        due = [(key, suspect) for key, suspect in self._suspects.items() if suspect.due <= now][:BATCH]
         if not due:
             return
-        for suspect in due:
+        open_ids = await self._orders.open_ids([suspect.order_id for _, suspect in due])
+        running = await self._workflows.running([order_id for order_id in open_ids if isinstance(order_id, str)])
+        lost = {repr(order_id) for order_id in open_ids} - {repr(order_id) for order_id in running}
+        for key, suspect in due:
             suspect.due = now + suspect.delay
-        open_ids = await self._orders.open_ids([suspect.order_id for suspect in due])
-        try:
-            running = await self._workflows.running([order_id for order_id in open_ids if isinstance(order_id, str)])
-        except TemporalUnavailable:
-            return
-        for suspect in due:
-            lost = suspect.order_id in open_ids and not _is_in(suspect.order_id, running)
-            if not lost or await self._start(suspect):
-                del self._suspects[repr(suspect.order_id)]
+            try:
+                if key in lost:
+                    await self._start(suspect.order_id)
+                del self._suspects[key]
+            except Exception as error:
+                if is_unavailable(error):
+                    raise
+                logger.warning("order %s cannot be started yet: %s", suspect.order_id, type(error).__name__)
+                suspect.delay = min(suspect.delay * 2, MAX_RETRY_DELAY)
 
-    async def _start(self, suspect: Suspect) -> bool:
-        """Start one order. Where that fails, the others do not wait for it: it is retried later and later."""
-        try:
-            await self._start_or_mark(suspect.order_id)
-        except Exception as error:
-            if is_unavailable(error):
-                raise
-            logger.warning("order %s cannot be started yet: %s", suspect.order_id, type(error).__name__)
-            suspect.delay = min(suspect.delay * 2, MAX_RETRY_DELAY)
-            return False
-        return True
-
-    async def _start_or_mark(self, order_id: Any) -> None:
+    async def _start(self, order_id: Any) -> None:
+        """Start the order's workflow, or mark a malformed order as failed."""
         try:
             order = await self._orders.normalize(order_id)
         except ValueError as error:
@@ -142,36 +163,3 @@ class OutboxRelay:
         else:
             if order is not None and order.status not in TERMINAL:
                 await self._workflows.start(order, START_TIMEOUT)
-
-
-def _is_in(order_id: Any, running: set[str]) -> bool:
-    return isinstance(order_id, str) and order_id in running
-
-
-class Lease:
-    """Held by one at a time, by MongoDB's clock, until it is released or has not been renewed."""
-
-    def __init__(self, leases: Collection) -> None:
-        self._leases = leases
-        self._holder = secrets.token_hex(8)
-        self._renew_at = 0.0
-
-    async def hold(self) -> bool:
-        """Take the lease or renew it, if need be; whether it is held."""
-        now = asyncio.get_running_loop().time()
-        if now < self._renew_at:
-            return True
-        free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": [{"$ifNull": ["$until", FIRST_INSTANT]}, NOW]}]}
-        until = {"$add": [NOW, int(LEASE * 1_000)]}
-        taken = {"holder": {"$cond": [free, self._holder, "$holder"]}, "until": {"$cond": [free, until, "$until"]}}
-        lease = await self._leases.find_one_and_update(
-            {"_id": "relay"}, [{"$set": taken}], upsert=True, return_document=ReturnDocument.AFTER
-        )
-        held = bool(lease and lease["holder"] == self._holder)
-        self._renew_at = now + LEASE / 3 if held else 0.0
-        return held
-
-    async def release(self) -> None:
-        with suppress(PyMongoError, TimeoutError):
-            async with asyncio.timeout(1):
-                await self._leases.delete_one({"_id": "relay", "holder": self._holder})

@@ -4,11 +4,10 @@ How Temporal is reached is not here: `app.temporal` leaves that to the SDK's own
 (TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_*), which the `temporal` command reads too.
 """
 
-import logging
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
@@ -34,7 +33,7 @@ class Settings(BaseSettings):
     temporal_ui_url: str = ""
     # host:port where the worker serves Prometheus metrics; empty: nowhere. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
-    log_level: str = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
 
     @field_validator("approval_timeout", mode="before")
     @classmethod
@@ -45,20 +44,12 @@ class Settings(BaseSettings):
     @field_validator("mongodb_uri")
     @classmethod
     def _connection_string(cls, uri: str) -> str:
-        if uri.startswith("mongodb+srv://"):  # to look into it would ask the network
-            return uri
         try:
-            parse_uri(uri)
+            if not uri.startswith("mongodb+srv://"):  # to look into it would ask the network
+                parse_uri(uri)
         except (PyMongoError, ValueError) as error:  # its text may hold a piece of the password
             raise ValueError("is no MongoDB connection string (mongodb://...)") from error
         return uri
-
-    @field_validator("log_level")
-    @classmethod
-    def _known_level(cls, level: str) -> str:
-        if level.upper() not in logging.getLevelNamesMapping():
-            raise ValueError("must be one of DEBUG, INFO, WARNING, ERROR")
-        return level.upper()
 
     @classmethod
     def load(cls) -> Self:

@@ -83,16 +83,10 @@ class Inventory:
         stock = await self._products.available({sku for quantities in touched for sku in quantities}, session)
 
         after, left = dict(before), dict(stock)
-        attempts = {}
         for request in requests:
             after[request.order_id] = decide(request, after.get(request.order_id), left)
-            attempts[request.order_id] = request.attempt
-
-        changes = [
-            (order_id, change)
-            for order_id, attempt in attempts.items()
-            if (change := _change(before.get(order_id), after[order_id], attempt))
-        ]
+        last = {request.order_id: _change(before, after, request) for request in requests}
+        changes = [(order_id, change) for order_id, change in last.items() if change]
         moved = {sku: left[sku] - stock[sku] for sku in stock if left[sku] != stock[sku]}
         if changes:
             await self._orders.change_steps(changes, session)
@@ -123,14 +117,19 @@ def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> 
     return Reservation(StepStatus.DONE, request.quantities)
 
 
-def _change(before: Reservation | None, after: Reservation, attempt: Attempt) -> StepChange | None:
+def _change(
+    all_before: Mapping[str, Reservation], all_after: Mapping[str, Reservation], request: Request
+) -> StepChange | None:
     """What to write. An order reserved and released in one batch was never done: it is written as fenced."""
+    before, after = all_before.get(request.order_id), all_after[request.order_id]
     if before == after:
         return None
+    event, detail = StepEvent.FENCED, "stopped before it took effect"
     if after.status is StepStatus.DONE:
-        return StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, after.quantities)
-    if before is not None:
-        return StepChange(STEP, StepEvent.COMPENSATED, "", None, attempt)
-    if after.failure is not None:
-        return StepChange(STEP, StepEvent.DECLINED, after.failure.message, after.failure, attempt)
-    return StepChange(STEP, StepEvent.FENCED, "stopped before it took effect", None, attempt)
+        event, detail = StepEvent.SUCCEEDED, "reserved"
+    elif before is not None:
+        event = StepEvent.COMPENSATED
+    elif after.failure is not None:
+        event, detail = StepEvent.DECLINED, after.failure.message
+    quantities = after.quantities if event is StepEvent.SUCCEEDED else None
+    return StepChange(STEP, event, detail, after.failure, request.attempt, quantities)

@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from app.domain import (
-    FENCED,
-    Attempt,
-    Failure,
-    Order,
-    OrderNotFound,
-    StepChange,
-    StepEvent,
-    StepName,
-    StepRecord,
-    StepStatus,
-)
+from app import domain
+from app.domain import Attempt, Failure, Order, OrderNotFound, StepChange, StepEvent, StepName, StepRecord, StepStatus
 from app.gateways import Declined, Gateways, Misconfigured
 
 if TYPE_CHECKING:
@@ -104,7 +94,7 @@ class OrderStep:
             raise declined_error(stop_reason)
         assert record is not None
         if record.status is not StepStatus.DONE:
-            raise declined_error(record.failure or FENCED)
+            raise declined_error(record.failure or domain.FENCED)
 
     async def compensate(self, order_id: str, compensate: Compensate) -> None:
         """Take the step back, or make sure that it cannot take effect any more.

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from app.api.problems import Invalid, UnsupportedMediaType
+from app.api.problems import FieldError, Problem, invalid
 
 
 class JsonRoute(APIRoute):
@@ -29,25 +29,20 @@ class JsonRoute(APIRoute):
 
 
 async def _parse_body(request: Request) -> None:
-    """Parse the body, if there is one.
-
-    Raises:
-        UnsupportedMediaType, Invalid
-    """
-    try:
-        body = await request.body()
-    except ClientDisconnect as error:
-        raise Invalid.field("body", "is incomplete") from error
-    if not body:
-        return
+    """Parse the body, if there is one, to where FastAPI finds it parsed."""
     content = Message()
     content["content-type"] = request.headers.get("content-type", "")
-    if content.get_content_type() != "application/json" or content.get_content_charset("utf-8") != "utf-8":
-        raise UnsupportedMediaType("send the body as Content-Type: application/json, which is always UTF-8")
+    is_json = content.get_content_type() == "application/json" and content.get_content_charset("utf-8") == "utf-8"
     try:
-        request._json = json.loads(body.decode(), object_pairs_hook=_unique_fields)  # where FastAPI finds it parsed
+        body = await request.body()
+        if body and not is_json:
+            raise Problem(415, "send the body as Content-Type: application/json, which is always UTF-8")
+        if body:
+            request._json = json.loads(body.decode(), object_pairs_hook=_unique_fields)
+    except ClientDisconnect as error:
+        raise invalid(FieldError("body", "is incomplete")) from error
     except (ValueError, RecursionError) as error:  # how deep is too deep depends on the version of Python
-        raise Invalid.field("body", f"cannot be read as JSON: {error}") from error
+        raise invalid(FieldError("body", f"cannot be read as JSON: {error}")) from error
 
 
 def _unique_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
+from temporalio.client import Client
 
-from app.api.problems import NotFound
-from app.domain import IDENTIFIER, Order
+from app.domain import IDENTIFIER, Order, OrderNotFound
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
@@ -17,33 +16,26 @@ from app.products import ProductRepository
 from app.settings import Settings
 
 
-@dataclass(frozen=True)
 class Clients:
     """One of each per process, in `app.state.clients`."""
 
-    settings: Settings
-    mongo: Mongo
-    orders: OrderRepository
-    products: ProductRepository
-    workflows: OrderWorkflows
+    def __init__(self, settings: Settings, temporal: Client) -> None:
+        self.settings = settings
+        self.mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
+        self.orders = OrderRepository(self.mongo)
+        self.products = ProductRepository(self.mongo)
+        self.workflows = OrderWorkflows(temporal, settings)
 
 
-async def _clients(request: Request) -> Clients:
-    clients: Clients = request.app.state.clients
-    return clients
+async def _clients(request: Request) -> Any:
+    return request.app.state.clients
 
 
 ClientsDep = Annotated[Clients, Depends(_clients)]
-
-
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
+TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once, without a limit in time."
 IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x20-\x7e]{1,255}$",
-        description="A request repeated with the same key takes effect once, without a limit in time.",
-    ),
+    str | None, Header(alias="Idempotency-Key", pattern=r"^[\x20-\x7e]{1,255}$", description=TAKES_EFFECT_ONCE)
 ]
 
 
@@ -60,7 +52,8 @@ def fingerprint(request: BaseModel) -> str:
 
 
 async def get_or_404(orders: OrderRepository, order_id: str) -> Order:
+    """The order; the API answers an `OrderNotFound` with 404."""
     order = await orders.find(order_id)
     if order is None:
-        raise NotFound(f"there is no order {order_id}")
+        raise OrderNotFound(order_id)
     return order

@@ -1,7 +1,5 @@
 """The API: `uvicorn app.api.main:app`."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,18 +7,15 @@ from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
-from starlette.middleware import Middleware
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal
 from app.api import events, health, inventory, orders, problems, saga
 from app.api.dependencies import Clients
-from app.api.middleware import BodyLimit, Deadline, RequestMetrics, UnexpectedErrors
-from app.mongo import Mongo
-from app.order_workflows import OrderWorkflows
-from app.orders import OrderRepository
-from app.products import ProductRepository
+from app.api.middleware import HTTP_MIDDLEWARE
 from app.settings import Settings
 
 CLOSE_TIMEOUT = 2.0  # seconds
@@ -36,14 +31,12 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-        workflows = OrderWorkflows(await temporal.connect(lazy=True, **temporal_options), settings)
-        app.state.clients = Clients(settings, mongo, OrderRepository(mongo), ProductRepository(mongo), workflows)
-        app.state.hub = events.Hub(mongo)
+        clients = Clients(settings, await temporal.connect(lazy=True, **temporal_options))
+        app.state.clients, app.state.hub = clients, events.Hub(clients.mongo)
         yield
         # Closing waits for MongoDB, which may not answer. Awaited, it would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.
-        closing = Thread(target=mongo.close, daemon=True)
+        closing = Thread(target=clients.mongo.close, daemon=True)
         closing.start()
         closing.join(CLOSE_TIMEOUT)
 
@@ -52,9 +45,10 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         version="1.0.0",
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=[Middleware(layer) for layer in (RequestMetrics, UnexpectedErrors, Deadline, BodyLimit)],
+        middleware=HTTP_MIDDLEWARE,
+        # FastAPI has handlers of its own for these two; all other errors are left to the middleware.
+        exception_handlers={HTTPException: problems.answer, RequestValidationError: problems.answer},
     )
-    problems.install(app)
     for module in (events, orders, inventory, saga, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
@@ -64,6 +58,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         """The order desk. It loads nothing from elsewhere, and runs nothing that is written into it."""
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
+    problems.describe(app)
     return app
 
 

@@ -1,15 +1,15 @@
-"""Applied to every request, one middleware per job; app/api/main.py lists them, outermost first."""
-
-from __future__ import annotations
+"""Applied to every request, one middleware per job; `HTTP_MIDDLEWARE` lists them, outermost first."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from prometheus_client import Histogram
-from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
+from app.api.problems import TRY_AGAIN, Problem, answer
 
 MAX_BODY = 64 * 1024  # bytes; the largest order that the contract allows has about 10 KB
 DEADLINE = 2.8  # response deadline, in seconds
@@ -17,80 +17,69 @@ REQUESTS = Histogram("http_request_seconds", "until the response begins", ["meth
 
 
 class HttpMiddleware:
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    """Runs `handle` for each HTTP request; other scopes pass unchanged."""
+
+    def __init__(self, app: ASGIApp, handle: Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app, self.handle = app, handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+        if scope["type"] == "http":
+            await self.handle(self.app, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
 
-
-class RequestMetrics(HttpMiddleware):
+async def measure(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Measure the time until the response begins."""
+    began = perf_counter()
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = perf_counter()
+    async def send_measured(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - began)
+        await send(message)
 
-        async def measure(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - began)
-            await send(message)
-
-        await self.app(scope, receive, measure)
+    await app(scope, receive, send_measured)
 
 
-class UnexpectedErrors(HttpMiddleware):
-    """Turn an unexpected error into a problem, logged once. (FastAPI's handler of `Exception` logs it twice.)"""
+async def answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every error with a problem, and 503 when no response has begun within `DEADLINE`.
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+    Once begun, a response may last: an event stream does. An error then can only cut it short. (FastAPI's own handler
+    of `Exception` logs an error twice.)
+    """
+    error: Exception | None = None
 
-        async def note_start(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+    async def send_in_time(message: Message) -> None:
+        deadline.reschedule(None)  # an error once the deadline has expired: the response would be cut short
+        await send(message)
 
-        try:
-            await self.app(scope, receive, note_start)
-        except Exception as error:
-            if started:
-                raise
-            await problems.unexpected(error)(scope, receive, send)
-
-
-class Deadline(HttpMiddleware):
-    """Answer 503 when no response has begun within `DEADLINE`. Once begun, it may last: an event stream does."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            deadline.reschedule(None)  # an error once the deadline has expired: the response would be cut short
-            await send(message)
-
-        try:
-            async with asyncio.timeout(DEADLINE) as deadline:
-                await self.app(scope, receive, send_in_time)
-        except Exception:
-            if not deadline.expired():
-                raise
-        if deadline.expired():  # whatever the application made of its cancellation
-            detail = "no answer in time; try again, with the same Idempotency-Key if you sent one"
-            await problems.unavailable(detail)(scope, receive, send)
+    try:
+        async with asyncio.timeout(DEADLINE) as deadline:
+            await app(scope, receive, send_in_time)
+    except Exception as raised:
+        if deadline.when() is None:  # the response has begun
+            raise
+        error = raised
+    if deadline.expired():  # whatever the application made of its cancellation
+        error = Problem(503, f"no answer in time; {TRY_AGAIN}")
+    if error:
+        response = await answer(Request(scope), error)
+        await response(scope, receive, send)
 
 
-class BodyLimit(HttpMiddleware):
+async def limit_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a body over `MAX_BODY`. (FastAPI's `max_body_size` answers in plain text.)"""
+    received = 0
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY:
+            raise Problem(413, "the body is larger than 64 KiB")
+        return message
 
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY:
-                raise HTTPException(413, "the body is larger than 64 KiB")
-            return message
+    await app(scope, receive_limited, send)
 
-        await self.app(scope, receive_limited, send)
+
+HTTP_MIDDLEWARE = [Middleware(HttpMiddleware, handle) for handle in (measure, answer_in_time, limit_body)]

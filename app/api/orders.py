@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from app.api.auth import Caller
 from app.api.bodies import JsonRoute
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, derived_id, fingerprint, get_or_404
-from app.api.problems import Conflict, FieldError, Invalid, NotFound, body_responses, responses
+from app.api.problems import OF_BODIES, FieldError, Problem, invalid, responses
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
@@ -24,9 +24,8 @@ class Reason(Model):
     reason: Text | None = None
 
 
-class Approval(Model):
+class Approval(Reason):
     approved: Annotated[bool, Field(strict=True)]
-    reason: Text | None = None
 
 
 class OrderPage(BaseModel):
@@ -41,33 +40,29 @@ class OrderStatusAnswer(OrderProgress):
     workflow_url: str | None
 
 
-@router.post("", status_code=202, response_model=Order, responses=body_responses())
+@router.post("", status_code=202, response_model=Order, responses=responses(*OF_BODIES))
 async def place(
-    new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, idempotency_key: IdempotencyKey = None
+    new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, key: IdempotencyKey = None
 ) -> Order:
     """Place an order. After a 202 it is in MongoDB and reaches a final status, whatever breaks."""
-    orders = clients.orders
-    order_id = derived_id("ord", caller, idempotency_key) if idempotency_key else f"ord_{secrets.token_hex(13)}"
+    orders, body = clients.orders, fingerprint(new)
+    order_id = derived_id("ord", caller, key) if key else f"ord_{secrets.token_hex(13)}"
     response.headers["Location"] = f"/orders/{order_id}"
-    order = await orders.placed(order_id, fingerprint(new)) if idempotency_key else None
+    order = await orders.placed(order_id, body) if key else None
     if order is None:
         known = await clients.products.by_sku(line.sku for line in new.lines)
-        unknown = [
-            FieldError(field=f"lines.{index}.sku", message="there is no such product")
-            for index, line in enumerate(new.lines)
-            if line.sku not in known
-        ]
+        unknown = [f"lines.{index}.sku" for index, line in enumerate(new.lines) if line.sku not in known]
         if unknown:
-            raise Invalid("; ".join(f"{error.field}: {error.message}" for error in unknown), unknown)
+            raise invalid(*(FieldError(field, "there is no such product") for field in unknown))
         try:
-            order = await orders.add(order_id, new, known, fingerprint(new))
+            order = await orders.add(order_id, new, known, body)
         except ValueError as error:
-            raise Invalid.field("lines", str(error)) from error
+            raise invalid(FieldError("lines", str(error))) from error
         if order is not None:
             with suppress(TemporalUnavailable):  # then the relay starts it
                 await clients.workflows.start(order)
             return order
-        order = await orders.placed(order_id, fingerprint(new), settled=True)  # the same key at the same time
+        order = await orders.placed(order_id, body, settled=True)  # the same key at the same time
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
@@ -87,17 +82,17 @@ async def page(
     try:
         items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
     except BadCursor as error:
-        raise Invalid.field("cursor", "is not one that this API gave out") from error
+        raise invalid(FieldError("cursor", "is not one that this API gave out")) from error
     return OrderPage(items=items, next_cursor=next_cursor)
 
 
-@router.get("/{order_id}", responses=responses(NotFound))
+@router.get("/{order_id}", responses=responses(404))
 async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
     """The order, from MongoDB: also while Temporal is away, and after it has forgotten the workflow."""
     return await get_or_404(clients.orders, order_id)
 
 
-@router.get("/{order_id}/status", responses=responses(NotFound))
+@router.get("/{order_id}/status", responses=responses(404))
 async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
     await get_or_404(clients.orders, order_id)
@@ -106,35 +101,34 @@ async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStat
     return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
 
 
-@router.post("/{order_id}/cancel", status_code=202, responses=body_responses(NotFound, Conflict))
+@router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *OF_BODIES))
 async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Reason | None = None) -> Order:
     """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
     order = await get_or_404(clients.orders, order_id)
     if order.status not in TERMINAL:
         order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
     if order.cancellation is None or order.status in TERMINAL:
-        raise Conflict(f"cannot cancel: the order is {order.status}")
+        raise Problem(409, f"cannot cancel: the order is {order.status}")
     await clients.workflows.cancel(order)
     return order
 
 
-@router.post("/{order_id}/approval", status_code=202, responses=body_responses(NotFound, Conflict))
+@router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *OF_BODIES))
 async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: ClientsDep) -> Order:
     """Approve a large order, or reject it. The first decision counts."""
-    await get_or_404(clients.orders, order_id)
     order = await clients.orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
         was = "cancelled" if order.cancellation else order.status
-        raise Conflict(f"cannot decide: the order does not await approval, it is {was}")
+        raise Problem(409, f"cannot decide: the order does not await approval, it is {was}")
     if order.approval is None:
         raise NotReplicated
     if order.approval.approved is not decision.approved:
-        raise Conflict("cannot decide: a different decision is already recorded")
+        raise Problem(409, "cannot decide: a different decision is already recorded")
     await clients.workflows.approve(order, approved=decision.approved)
     return order
 
 
-@router.put("/{order_id}/shipping-address", responses=body_responses(NotFound, Conflict))
+@router.put("/{order_id}/shipping-address", responses=responses(404, 409, *OF_BODIES))
 async def change_shipping_address(_: Caller, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
     """Change where the order goes, until shipping begins. The workflow decides; the address stays out of Temporal."""
     order = await get_or_404(clients.orders, order_id)
@@ -145,5 +139,5 @@ async def change_shipping_address(_: Caller, order_id: OrderId, address: Address
         applied = False
     order = await get_or_404(clients.orders, order_id)
     if not applied:
-        raise Conflict(f"cannot change the address: the order is {order.status}")
+        raise Problem(409, f"cannot change the address: the order is {order.status}")
     return order

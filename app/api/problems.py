@@ -1,16 +1,15 @@
 """Problem details (RFC 9457): every error that leaves the API, made in one place.
 
-An endpoint raises what is wrong; its class carries the status, and the OpenAPI description says which can come.
+An endpoint raises what is wrong, with its status; the OpenAPI description says which can come.
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -18,7 +17,7 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from app.domain import MAX_STOCK, KeyReused
+from app.domain import MAX_STOCK, KeyReused, OrderNotFound
 from app.mongo import is_unavailable
 from app.order_workflows import TemporalUnavailable
 from app.products import ProductNotFound, StockLimitReached
@@ -26,9 +25,24 @@ from app.products import ProductNotFound, StockLimitReached
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+TITLES = {  # a problem's type, which is stable and meant for programs, is made of its title
+    401: "Unknown API key",
+    404: "Not found",
+    409: "Not possible any more",
+    413: "Request entity too large",
+    415: "Not JSON",
+    422: "Invalid request",
+    500: "Internal error",
+    503: "Temporarily unavailable",
+}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
+ANYWHERE = (401, 422, 503)  # problems of any request
+OF_BODIES = (413, 415)  # problems of any request with a body
+TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 
 
-class FieldError(BaseModel):
+@dataclass(frozen=True)
+class FieldError:
     field: str
     message: str
 
@@ -43,158 +57,76 @@ class ProblemDetails(BaseModel):
     errors: list[FieldError] | None = None
 
 
-class Problem(Exception):
-    """An error with a status. `type` is stable and meant for programs, `detail` for people."""
+class Problem(HTTPException):
+    """An error with a status; `detail` is meant for people."""
 
-    status: ClassVar[int] = 500
-    title: ClassVar[str] = "Internal error"
-    headers: ClassVar[Mapping[str, str]] = {}
-
-    def __init__(self, detail: str, errors: list[FieldError] | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.errors = errors
+    def __init__(self, status: int, detail: str, *errors: FieldError) -> None:
+        super().__init__(status, detail, HEADERS.get(status))
+        self.errors = list(errors) or None
 
 
-class Unauthorized(Problem):
-    status = 401
-    title = "Unknown API key"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+Unauthorized = partial(Problem, 401)
 
 
-class NotFound(Problem):
-    status = 404
-    title = "Not found"
+def invalid(*errors: FieldError) -> Problem:
+    """Wrong fields; also those that name things that do not exist, or contradict an earlier request."""
+    return Problem(422, "; ".join(f"{error.field}: {error.message}" for error in errors[:3]), *errors)
 
 
-class Conflict(Problem):
-    status = 409
-    title = "Not possible any more"
-
-
-class UnsupportedMediaType(Problem):
-    status = 415
-    title = "Not JSON"
-
-
-class Invalid(Problem):
-    """What the body's own form cannot tell: it names things that do not exist, or contradicts an earlier request."""
-
-    status = 422
-    title = "Invalid request"
-
-    @classmethod
-    def field(cls, field: str, message: str) -> Invalid:
-        return cls(f"{field}: {message}", [FieldError(field=field, message=message)])
-
-
-class Unavailable(Problem):
-    status = 503
-    title = "Temporarily unavailable"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
-
-
-OF_THE_DOMAIN: dict[type[Exception], Callable[[Exception], Problem]] = {
-    KeyReused: lambda _: Invalid.field("Idempotency-Key", "was used for another request"),
-    ProductNotFound: lambda error: NotFound(f"there is no product {error}"),
-    StockLimitReached: lambda _: Conflict(f"cannot add: the stock of a product is at most {MAX_STOCK}"),
-    TemporalUnavailable: lambda _: Unavailable("Temporal, or a worker, does not answer; try again"),
-}
-
-# Problems of any request.
-ANYWHERE: tuple[type[Problem], ...] = (Unauthorized, Invalid, Unavailable)
-
-
-def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of these problems, and of those that can come anywhere."""
-    return {problem.status: _described(problem.title) for problem in (*ANYWHERE, *problems)}
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+    return {status: {"description": TITLES[status], "content": content} for status in (*ANYWHERE, *statuses)}
 
 
-def body_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """As `responses`, for an endpoint that takes a body."""
-    described = responses(UnsupportedMediaType, *problems)
-    described[413] = _described("Body over 64 KiB")
-    return described
+def describe(app: FastAPI) -> None:
+    """Add what `responses` refers to. To be called once all endpoints are there."""
+    details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    app.openapi()["components"]["schemas"] |= {**details.pop("$defs"), "ProblemDetails": details}
 
 
-def _described(title: str) -> dict[str, Any]:
-    return {"description": title, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}}
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """The response to an error of any kind."""
+    problem = _problem(error)
+    status, headers = problem.status_code, dict(problem.headers or {})
+    if status == 405:  # the router itself names only the methods of the first route with this path
+        for path, methods in request.app.openapi()["paths"].items():
+            if compile_path(path)[0].match(request.url.path):
+                headers["Allow"] = ", ".join(sorted(methods)).upper()
+    title = TITLES.get(status) or HTTPStatus(status).phrase
+    kind, errors = f"urn:problem:{title.lower().replace(' ', '-')}", getattr(problem, "errors", None)
+    details = ProblemDetails(type=kind, title=title, status=status, detail=problem.detail, errors=errors)
+    return JSONResponse(details.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Turn every exception into a problem, and describe what one looks like in OpenAPI."""
-
-    @app.exception_handler(Problem)
-    async def problem(_: Request, error: Problem) -> JSONResponse:
-        return _response(error.status, error.title, error.detail, error.errors, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        # Never the input itself: it may be personal, and it may be anything.
-        errors = [FieldError(field=_field(found["loc"]), message=found["msg"]) for found in error.errors()]
-        detail = "; ".join(f"{found.field}: {found.message}" for found in errors[:3])
-        return _response(422, Invalid.title, detail, errors)
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
-        if error.status_code == 405:  # the router itself names only the methods of the first route with this path
-            for path, methods in app.openapi()["paths"].items():
-                if compile_path(path)[0].match(request.url.path):
-                    headers["Allow"] = ", ".join(sorted(methods)).upper()
-        title = HTTPStatus(error.status_code).phrase
-        return _response(error.status_code, title, str(error.detail), None, headers)
-
-    @app.exception_handler(PyMongoError)
-    async def mongo(_: Request, error: PyMongoError) -> JSONResponse:
-        if is_unavailable(error):
-            return unavailable("the database does not answer; try again, with the same Idempotency-Key if you sent one")
-        return unexpected(error)
-
-    def answer_with(make: Callable[[Exception], Problem]) -> Callable[[Request, Exception], Awaitable[Response]]:
-        async def handle(request: Request, error: Exception) -> Response:
-            return await problem(request, make(error))
-
-        return handle
-
-    for error, make in OF_THE_DOMAIN.items():
-        app.add_exception_handler(error, answer_with(make))
-
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        description = described()
-        details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        description["components"]["schemas"].update({**details.pop("$defs"), "ProblemDetails": details})
-        return description
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def unexpected(error: Exception) -> JSONResponse:
-    logger.error("unexpected error", exc_info=error)
-    return _response(500, Problem.title, "something went wrong here; it has been logged")
-
-
-def unavailable(detail: str) -> JSONResponse:
-    return _response(503, Unavailable.title, detail, None, Unavailable.headers)
-
-
-def _response(
-    status: int,
-    title: str,
-    detail: str,
-    errors: list[FieldError] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    kind = title.lower().replace(" ", "-")
-    problem = ProblemDetails(type=f"urn:problem:{kind}", title=title, status=status, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
+def _problem(error: Exception) -> HTTPException:
+    problem: HTTPException
+    match error:
+        case HTTPException():
+            problem = error
+        case RequestValidationError():
+            # Never the input itself: it may be personal, and it may be anything.
+            problem = invalid(*(FieldError(_field(found["loc"]), found["msg"]) for found in error.errors()))
+        case KeyReused():
+            problem = invalid(FieldError("Idempotency-Key", "was used for another request"))
+        case OrderNotFound():
+            problem = Problem(404, f"there is no order {error}")
+        case ProductNotFound():
+            problem = Problem(404, f"there is no product {error}")
+        case StockLimitReached():
+            problem = Problem(409, f"cannot add: the stock of a product is at most {MAX_STOCK}")
+        case TemporalUnavailable():
+            problem = Problem(503, "Temporal, or a worker, does not answer; try again")
+        case PyMongoError() if is_unavailable(error):
+            problem = Problem(503, f"the database does not answer; {TRY_AGAIN}")
+        case _:
+            logger.error("unexpected error", exc_info=error)
+            problem = Problem(500, "something went wrong here; it has been logged")
+    return problem
 
 
 def _field(location: tuple[Any, ...]) -> str:
     """`("body", "lines", 0, "sku")` is the caller's `lines.0.sku`."""
     _, *inner = location
-    if not inner or isinstance(inner[0], int):  # nothing there, or no JSON from that character on
-        return "body"
-    return ".".join(str(part) for part in inner)
+    # An empty one: there is no body. A number: no JSON from that character on.
+    return "body" if not inner or isinstance(inner[0], int) else ".".join(map(str, inner))

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from app.api.auth import Caller
 from app.api.problems import responses
 from app.domain import OrderStatus, StepName
-from app.workflows.steps import STEPS, Step, activity_name
+from app.workflows.steps import STEPS, activity_name
 
 router = APIRouter(prefix="/saga", tags=["orders"])
 
@@ -28,12 +28,10 @@ class Saga(BaseModel):
 @router.get("", responses=responses())
 async def read(_: Caller) -> Saga:
     """The steps in the order in which they run; compensations run in reverse."""
-    statuses = [OrderStatus.PLACED, *(step.status for step in STEPS)]
-    return Saga(steps=[_shown(step, starts_from) for step, starts_from in zip(STEPS, statuses, strict=False)])
-
-
-def _shown(step: Step, starts_from: OrderStatus) -> SagaStep:
-    activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)
-    return SagaStep(
-        step=step.name, activity=activity, compensation=compensation, starts_from=starts_from, status=step.status
-    )
+    steps, before = [], OrderStatus.PLACED
+    for step in STEPS:
+        activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)
+        names = {"step": step.name, "activity": activity, "compensation": compensation}
+        steps.append(SagaStep(**names, starts_from=before, status=step.status))
+        before = step.status
+    return Saga(steps=steps)

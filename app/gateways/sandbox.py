@@ -11,12 +11,9 @@
 `books` holds a document per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from pymongo import ReturnDocument
 
@@ -24,9 +21,7 @@ from app.domain import Address, Money, Order
 from app.gateways import Gateways, Unavailable
 from app.gateways.carrier import AddressUnserviceable
 from app.gateways.payment import PaymentDeclined
-
-if TYPE_CHECKING:
-    from app.mongo import Collection, Document, Mongo
+from app.mongo import Collection, Document, Mongo
 
 SLOW = 5.0  # seconds
 FLAKY_ERRORS = 2
@@ -38,10 +33,12 @@ async def sandbox(mongo: Mongo) -> AsyncIterator[Gateways]:
     yield Gateways(SandboxPayments(mongo.sandbox), SandboxCarrier(mongo.sandbox), SandboxMailer(mongo.sandbox))
 
 
-class SandboxPayments:
+class Sandbox:
     def __init__(self, books: Collection) -> None:
         self._books = books
 
+
+class SandboxPayments(Sandbox):
     async def charge(self, idempotency_key: str, amount: Money, payment_method: str) -> str:
         match payment_method:
             case "pm_card_declined":
@@ -54,11 +51,9 @@ class SandboxPayments:
                 entry = await _record(self._books, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
                 if entry["calls"] <= FLAKY_ERRORS:
                     raise Unavailable("the payment service answered with an error")
-        captured = {
-            "captured": {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]},
-            "currency": {"$literal": amount.currency},
-        }
-        entry = await _record(self._books, f"payment:{idempotency_key}", [{"$set": captured}])
+        captured = {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]}
+        charge = {"captured": captured, "currency": {"$literal": amount.currency}}
+        entry = await _record(self._books, f"payment:{idempotency_key}", [{"$set": charge}])
         if entry.get("closed"):
             raise PaymentDeclined("the payment was called off")
         return f"ch_{idempotency_key}"
@@ -69,10 +64,7 @@ class SandboxPayments:
         return bool(entry["refunded"])
 
 
-class SandboxCarrier:
-    def __init__(self, books: Collection) -> None:
-        self._books = books
-
+class SandboxCarrier(Sandbox):
     async def ship(self, idempotency_key: str, address: Address) -> str:
         if address.postal_code == "00000":
             raise AddressUnserviceable("no carrier delivers to this address")
@@ -90,15 +82,11 @@ class SandboxCarrier:
         return bool(entry["called_off"])
 
 
-class SandboxMailer:
-    def __init__(self, books: Collection) -> None:
-        self._books = books
-
+class SandboxMailer(Sandbox):
     async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
         await _record(self._books, f"mail:{idempotency_key}", {"$set": {"mails": 1, "to": order.email}})
 
 
 async def _record(books: Collection, book: str, update: Document | list[Document]) -> Document:
-    entry = await books.find_one_and_update({"_id": book}, update, upsert=True, return_document=ReturnDocument.AFTER)
-    assert entry is not None  # upsert: there is one
-    return entry
+    after = ReturnDocument.AFTER
+    return await books.find_one_and_update({"_id": book}, update, upsert=True, return_document=after)

@@ -36,15 +36,10 @@ def start(step: Step, order_id: str) -> workflow.ActivityHandle[Any]:
 
 async def compensate(step: Step, progress: OrderProgress, *, forever: bool = False) -> bool:
     """Compensate a step and tell `progress` of it; False when it kept failing and `forever` is not asked for."""
-    assert step.compensation is not None
+    retries = steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION
     try:
-        await workflow.execute_activity_method(
-            step.compensation,
-            OrderRef(order_id=progress.order_id),
-            start_to_close_timeout=steps.SHORT_ATTEMPT,
-            retry_policy=steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION,
-            summary=f"compensate {step.name}",
-        )
+        ref = OrderRef(order_id=progress.order_id)
+        await _call(step.compensation, ref, f"compensate {step.name}", retry_policy=retries)
     except ActivityError:
         return False
     progress.compensated.append(step.name)
@@ -52,23 +47,20 @@ async def compensate(step: Step, progress: OrderProgress, *, forever: bool = Fal
 
 
 async def update_status(update: StatusUpdate) -> OrderState:
-    return await workflow.execute_activity_method(
-        steps.UPDATE_STATUS,
-        update,
-        start_to_close_timeout=steps.SHORT_ATTEMPT,
-        retry_policy=steps.RETRY_FOREVER,
-        summary=update.status,
-    )
+    state: OrderState = await _call(steps.UPDATE_STATUS, update, update.status, retry_policy=steps.RETRY_FOREVER)
+    return state
 
 
 async def change_address(change: AddressChange) -> bool:
     """Raises: temporalio.exceptions.ActivityError: MongoDB did not answer in time."""
+    timeout = steps.ADDRESS_CHANGE_TIMEOUT
+    return bool(await _call(steps.CHANGE_ADDRESS, change, "change address", schedule_to_close_timeout=timeout))
+
+
+async def _call(activity: Any, argument: object, summary: str, **options: Any) -> Any:
+    timeout = steps.SHORT_ATTEMPT
     return await workflow.execute_activity_method(
-        steps.CHANGE_ADDRESS,
-        change,
-        start_to_close_timeout=steps.SHORT_ATTEMPT,
-        schedule_to_close_timeout=steps.ADDRESS_CHANGE_TIMEOUT,
-        summary="change address",
+        activity, argument, start_to_close_timeout=timeout, summary=summary, **options
     )
 
 
