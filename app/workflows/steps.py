@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from temporalio import activity, workflow
@@ -26,8 +25,12 @@ with workflow.unsafe.imports_passed_through():
     from app.messages import OrderRef
 
 Activity = Callable[[Any, OrderRef], Awaitable[None]]
-# Intervals double from 0.5 s, as most transient errors clear by then; without a limit of attempts.
-retry = partial(RetryPolicy, initial_interval=timedelta(milliseconds=500))
+
+
+def retry(maximum_interval: timedelta, maximum_attempts: int = 0) -> RetryPolicy:
+    """Intervals double from 0.5 s, as most transient errors clear by then; without a limit of attempts."""
+    first = timedelta(milliseconds=500)
+    return RetryPolicy(initial_interval=first, maximum_interval=maximum_interval, maximum_attempts=maximum_attempts)
 
 
 class OrderStopped(Exception):
@@ -73,7 +76,7 @@ STEPS = [
         compensation=Inventory.release,
         start_to_close=timedelta(seconds=15),  # one transaction, with its own retries (10 s)
         schedule_to_close=timedelta(minutes=5),  # survives a MongoDB failover
-        retry_policy=retry(maximum_interval=timedelta(seconds=5)),
+        retry_policy=retry(timedelta(seconds=5)),
         timed_out=Failure(code="inventory_unavailable", message="the inventory did not answer in time"),
     ),
     Step(
@@ -82,7 +85,7 @@ STEPS = [
         compensation=Payments.refund,
         start_to_close=timedelta(seconds=30),  # the slowest card check that still succeeds
         schedule_to_close=timedelta(minutes=10),  # payment outages are short, and the stock is held meanwhile
-        retry_policy=retry(maximum_interval=timedelta(seconds=30)),
+        retry_policy=retry(timedelta(seconds=30)),
         timed_out=Failure(code="payment_unavailable", message="the payment service did not answer in time"),
     ),
     Step(
@@ -91,7 +94,7 @@ STEPS = [
         compensation=Shipping.cancel,
         start_to_close=timedelta(seconds=30),
         schedule_to_close=timedelta(days=1),  # a carrier that is down is back by the next pick-up
-        retry_policy=retry(maximum_interval=timedelta(minutes=5)),
+        retry_policy=retry(timedelta(minutes=5)),
         timed_out=Failure(code="shipping_unavailable", message="the carrier did not answer in time"),
     ),
     Step(
@@ -100,7 +103,7 @@ STEPS = [
         compensation=None,
         start_to_close=timedelta(seconds=30),
         schedule_to_close=timedelta(days=7),  # later than a week, a person has to look
-        retry_policy=retry(maximum_interval=timedelta(minutes=30)),  # as mail servers do
+        retry_policy=retry(timedelta(minutes=30)),  # as mail servers do
         timed_out=Failure(code="confirmation_not_sent", message="the confirmation could not be sent in time"),
     ),
 ]
@@ -117,8 +120,8 @@ CHANGE_ADDRESS = Shipping.change_address
 
 # Compensations and writes of a status: each attempt is short, and there is always another one.
 SHORT_ATTEMPT = timedelta(seconds=30)
-RETRY_FOREVER = retry(maximum_interval=timedelta(minutes=1))  # recovers within a minute once the cause is gone
-RETRY_BEFORE_ATTENTION = retry(maximum_interval=timedelta(minutes=1), maximum_attempts=8)  # about a minute
+RETRY_FOREVER = retry(timedelta(minutes=1))  # recovers within a minute once the cause is gone
+RETRY_BEFORE_ATTENTION = retry(timedelta(minutes=1), maximum_attempts=8)  # about a minute
 ADDRESS_CHANGE_TIMEOUT = timedelta(minutes=1)  # all attempts: the customer waits for the answer
 
 
