@@ -33,16 +33,8 @@ PATIENCE = 30  # seconds for one order; the slowest takes about one
 BIKE_PRICE = max(649_00, int(os.environ.get("APPROVAL_THRESHOLD") or 0))
 ARTICLES = {
     "TOUR-MUG": {"name": "Mug", "unit_price": {"amount": 12_99, "currency": "EUR"}, "available": 100},
-    "TOUR-VASE": {
-        "name": "Vase, the last",
-        "unit_price": {"amount": 89_00, "currency": "EUR"},
-        "available": 1,
-    },
-    "TOUR-BIKE": {
-        "name": "Bicycle",
-        "unit_price": {"amount": BIKE_PRICE, "currency": "EUR"},
-        "available": 100,
-    },
+    "TOUR-VASE": {"name": "Vase, the last", "unit_price": {"amount": 89_00, "currency": "EUR"}, "available": 1},
+    "TOUR-BIKE": {"name": "Bicycle", "unit_price": {"amount": BIKE_PRICE, "currency": "EUR"}, "available": 100},
 }
 
 

@@ -356,9 +356,7 @@ async def fill_with_orders(shop: Shop, count: int, **changes: Any) -> None:
     await shop.mongo.orders.insert_many(
         [
             order_document(
-                created_at=now - timedelta(seconds=age + 1),
-                updated_at=now - timedelta(seconds=age),
-                **changes,
+                created_at=now - timedelta(seconds=age + 1), updated_at=now - timedelta(seconds=age), **changes
             )
             for age in range(count)
         ]

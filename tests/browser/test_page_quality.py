@@ -88,11 +88,7 @@ async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk,
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     "context",
-    [
-        {"viewport": WIDE, "color_scheme": "light"},
-        {"viewport": WIDE, "color_scheme": "dark"},
-        {"viewport": PHONE},
-    ],
+    [{"viewport": WIDE, "color_scheme": "light"}, {"viewport": WIDE, "color_scheme": "dark"}, {"viewport": PHONE}],
     ids=["wide-light", "wide-dark", "phone"],
 )
 async def test_axe_finds_no_violation(

@@ -86,10 +86,7 @@ async def plant(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Plant
         readiness, took = await timed(plant.api.get("/readyz"))
         assert (readiness.status_code, took < 3) == (503, True)
         nothing = "unavailable: nothing answers at its address"
-        assert readiness.json() == {
-            "status": "not_ready",
-            "checks": {"mongodb": nothing, "temporal": nothing},
-        }
+        assert readiness.json() == {"status": "not_ready", "checks": {"mongodb": nothing, "temporal": nothing}}
         await is_away(plant.api.get("/orders"))
         await plant.start_mongod()
         answer = await eventually(lambda: plant.api.get("/orders"), lambda answer: answer.status_code == 200)

@@ -22,12 +22,7 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, UpdateActivityOptionsRequest
 from temporalio.client import WorkflowHandle
-from temporalio.worker import (
-    ActivityInboundInterceptor,
-    ExecuteActivityInput,
-    Interceptor,
-    Worker,
-)
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from app.gateways import Gateways, Unavailable
 from app.messages import OrderResult
@@ -227,11 +222,7 @@ async def waits_to_retry(handle: Handle) -> None:
 
 
 async def reconfigure(
-    handle: Handle,
-    name: str,
-    *,
-    attempt: timedelta | None = None,
-    pause: timedelta | None = None,
+    handle: Handle, name: str, *, attempt: timedelta | None = None, pause: timedelta | None = None
 ) -> None:
     """Change the timeout of a pending activity's attempts, or the pauses between them, as an operator can."""
     options, paths = ActivityOptions(), []

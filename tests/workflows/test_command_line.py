@@ -25,13 +25,7 @@ def temporal_command(temporal_server: Server) -> Temporal:
 
     async def run(*words: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            find_temporal(),
-            "workflow",
-            *words,
-            "--address",
-            temporal_server.address,
-            stdout=PIPE,
-            stderr=PIPE,
+            find_temporal(), "workflow", *words, "--address", temporal_server.address, stdout=PIPE, stderr=PIPE
         )
         output, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
@@ -88,8 +82,4 @@ async def test_cancel(shop: Shop, charging: Handle, temporal_command: Temporal) 
 async def test_query_status(charging: Handle, temporal_command: Temporal) -> None:
     printed = await temporal_command("query", "--workflow-id", charging.id, "--type", "status", "--output", "json")
     progress: dict[str, Any] = json.loads(printed)["queryResult"][0]
-    assert (progress["status"], progress["step"], progress["cancel_requested"]) == (
-        "reserved",
-        "charge_payment",
-        False,
-    )
+    assert (progress["status"], progress["step"], progress["cancel_requested"]) == ("reserved", "charge_payment", False)

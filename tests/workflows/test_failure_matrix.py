@@ -364,10 +364,7 @@ async def runs(
 
     async def run(case: Case) -> None:
         settings = Settings(
-            mongodb_uri=mongod.address,
-            mongodb_database="matrix",
-            task_queue=f"matrix-{case}",
-            approval_threshold=10**9,
+            mongodb_uri=mongod.address, mongodb_database="matrix", task_queue=f"matrix-{case}", approval_threshold=10**9
         )
         # Skipping time would skip the pause in which the order is cancelled.
         starter = client if case.when is When.WAITS else skipper.client

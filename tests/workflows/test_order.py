@@ -191,10 +191,7 @@ async def test_cancel_during_compensation_is_ignored(skipping: Shop) -> None:
         assert not (await handle.query(OrderWorkflow.status)).cancel_requested
         refund.times = 0
         result = await handle.result()
-    assert (result.status, result.failure_code) == (
-        OrderStatus.FAILED,
-        "address_unserviceable",
-    )
+    assert (result.status, result.failure_code) == (OrderStatus.FAILED, "address_unserviceable")
     assert await skipping.net_money(result.order_id) == 0
 
 
