@@ -41,13 +41,26 @@ async def measure(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
     await app(scope, receive, send_measured)
 
 
-async def answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer every error with a problem, and 503 when no response has begun within `DEADLINE`.
+async def answer_errors(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every error with a problem. (FastAPI's own handler of `Exception` logs an error twice.)"""
+    started = False
 
-    Once begun, a response may last: an event stream does. An error then can only cut it short. (FastAPI's own handler
-    of `Exception` logs an error twice.)
-    """
-    error: Exception | None = None
+    async def note_start(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await app(scope, receive, note_start)
+    except Exception as error:
+        if started:
+            raise
+        response = await answer(Request(scope), error)
+        await response(scope, receive, send)
+
+
+async def limit_time(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Raise 503 when no response has begun within `DEADLINE`. Once begun, it may last: an event stream does."""
 
     async def send_in_time(message: Message) -> None:
         deadline.reschedule(None)  # an error once the deadline has expired: the response would be cut short
@@ -56,15 +69,11 @@ async def answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
     try:
         async with asyncio.timeout(DEADLINE) as deadline:
             await app(scope, receive, send_in_time)
-    except Exception as raised:
-        if deadline.when() is None:  # the response has begun
+    except Exception:
+        if not deadline.expired():
             raise
-        error = raised
-    if deadline.expired():  # whatever the application made of its cancellation
-        error = Problem(503, f"no answer in time; {TRY_AGAIN}")
-    if error:
-        response = await answer(Request(scope), error)
-        await response(scope, receive, send)
+    if deadline.expired():  # whether or not the application let its cancellation through
+        raise Problem(503, f"no answer in time; {TRY_AGAIN}")
 
 
 async def limit_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,4 +91,4 @@ async def limit_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -
     await app(scope, receive_limited, send)
 
 
-HTTP_MIDDLEWARE = [Middleware(HttpMiddleware, handle) for handle in (measure, answer_in_time, limit_body)]
+HTTP_MIDDLEWARE = [Middleware(HttpMiddleware, handle) for handle in (measure, answer_errors, limit_time, limit_body)]

@@ -139,5 +139,6 @@ async def change_shipping_address(_: Caller, order_id: OrderId, address: Address
         applied = False
     order = await get_or_404(clients.orders, order_id)
     if not applied:
-        raise Problem(409, f"cannot change the address: the order is {order.status}")
+        was = "cancelled" if order.cancellation else order.status
+        raise Problem(409, f"cannot change the address: the order is {was}")
     return order

@@ -135,11 +135,10 @@ async def test_temporal_away(plant: Plant, how: str) -> None:
         checks = await plant.checks()
         assert checks["mongodb"] == "ok"
         assert checks["temporal"].startswith("unavailable: ")
-        waiting = accepted[0]
         await asyncio.gather(
-            is_away(plant.api.get(f"/orders/{waiting}/status")),
-            is_away(plant.api.post(f"/orders/{waiting}/cancel")),
-            is_away(plant.api.put(f"/orders/{waiting}/shipping-address", json=ADDRESS)),
+            is_away(plant.api.get(f"/orders/{accepted[0]}/status")),
+            is_away(plant.api.post(f"/orders/{accepted[1]}/cancel")),
+            is_away(plant.api.put(f"/orders/{accepted[2]}/shipping-address", json=ADDRESS)),
         )
 
         await (plant.start_temporal() if how == "stopped" else _resume(plant.temporal))
