@@ -54,11 +54,12 @@ class OrderStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-POINT_OF_NO_RETURN = OrderStatus.SHIPPED  # from here on the order completes, whatever comes
+POINT_OF_NO_RETURN = OrderStatus.SHIPPED  # from here on the order completes
 _ALL = list(OrderStatus)
 _FORWARD = _ALL[: _ALL.index(OrderStatus.COMPENSATING)]
 TERMINAL = frozenset({OrderStatus.COMPLETED, OrderStatus.FAILED, OrderStatus.CANCELLED})
 CANCELLABLE = _FORWARD[: _FORWARD.index(POINT_OF_NO_RETURN)]
+IRREVERSIBLE = _FORWARD[_FORWARD.index(POINT_OF_NO_RETURN) :]
 # Charging is followed by shipping at once, with the address as it is then.
 ADDRESS_CHANGEABLE = CANCELLABLE[:-1]
 # The saga has turned back: no step may take effect any more.

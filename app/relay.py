@@ -1,4 +1,4 @@
-"""The outbox relay: every open order has a running workflow, whatever inserted it and whatever was lost since (G1).
+"""The outbox relay: each open order gets a running workflow, also after a loss or from another program (G1).
 
 The orders are their own outbox. A change stream tells of each insert; a sweep compares all open orders with the running
 workflows: at the start, and every minute. A suspect is looked at again after a moment, as it is then, and started only

@@ -20,14 +20,14 @@ class Settings(BaseSettings):
     mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "orders"
     task_queue: Annotated[str, Field(min_length=1)] = "orders"
 
-    # An order of this total or more, in minor units of whatever currency, waits for a person.
+    # An order of this total or more, in minor units of its currency, awaits approval.
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
     # How long it waits, in seconds or as ISO 8601 duration (P1D); a timeout counts as a rejection. Temporal has no
     # timers of 10,000 years or more: a workflow would retry its task for ever.
     approval_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))] = timedelta(hours=24)
 
-    # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens everything, whoever has placed an
-    # order; what a caller has of its own are its idempotency keys.
+    # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens every order; a caller's own are only
+    # its idempotency keys.
     api_keys: dict[str, Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]] = {}
     # Where the order desk links to a workflow in Temporal's Web UI; empty: no link.
     temporal_ui_url: str = ""

@@ -1,4 +1,4 @@
-"""Who is calling. With API_KEYS set, requests need a key, but for health, metrics and the page; without, none does."""
+"""API keys. With API_KEYS set, requests need one, but for health, metrics and the page; without, the API is open."""
 
 import hmac
 from typing import Annotated

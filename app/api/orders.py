@@ -44,7 +44,7 @@ class OrderStatusAnswer(OrderProgress):
 async def place(
     new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, key: IdempotencyKey = None
 ) -> Order:
-    """Place an order. After a 202 it is in MongoDB and reaches a final status, whatever breaks."""
+    """Place an order. After a 202 it is in MongoDB, and reaches a final status through any failure."""
     orders, body = clients.orders, fingerprint(new)
     order_id = derived_id("ord", caller, key) if key else f"ord_{secrets.token_hex(13)}"
     response.headers["Location"] = f"/orders/{order_id}"

@@ -15,8 +15,8 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from app import messages
-    from app.domain import ADDRESS_CHANGEABLE, CANCELLABLE, CANCELLED, NOT_APPROVED, TERMINAL, Failure, OrderStatus
+    from app import domain, messages
+    from app.domain import CANCELLED, NOT_APPROVED, Failure, OrderStatus
     from app.workflows import calls
     from app.workflows.steps import COMPENSATABLE_STEPS, FINAL_STEPS, REVERSIBLE_STEPS, OrderStopped, Step
 
@@ -57,7 +57,7 @@ class OrderWorkflow:
         except OrderStopped as stopped:
             state = await self._update(OrderStatus.COMPENSATING, stopped.failure)
             self._progress.cancel_requested = state.failure_code == CANCELLED
-            if state.status not in {OrderStatus.SHIPPED, OrderStatus.COMPLETED}:
+            if state.status not in domain.IRREVERSIBLE:
                 return await self._compensate(state)
             self._cancel = asyncio.Future()  # refused: the shipment exists
         try:
@@ -100,7 +100,7 @@ class OrderWorkflow:
 
     async def _compensate(self, state: messages.OrderState) -> messages.OrderState:
         """Compensate in reverse, each step to the end; one that keeps failing does not hold up the others."""
-        if state.status in TERMINAL:  # an earlier run did
+        if state.status in domain.TERMINAL:  # an earlier run did
             return state
         stuck = [step for step in reversed(COMPENSATABLE_STEPS) if not await calls.compensate(step, self._progress)]
         if stuck:
@@ -122,7 +122,7 @@ class OrderWorkflow:
     @workflow.signal
     def cancel(self, request: messages.CancelRequest | str | None = None) -> None:
         """Cancel the order; refused once the shipment exists."""
-        if self._progress.status in CANCELLABLE and not self._cancel.done():
+        if self._progress.status in domain.CANCELLABLE and not self._cancel.done():
             self._cancel.set_result(request.reason if isinstance(request, messages.CancelRequest) else request)
             self._progress.cancel_requested = True
 
@@ -139,7 +139,7 @@ class OrderWorkflow:
 
     @change_shipping_address.validator
     def _validate_address_change(self, change: messages.AddressChange) -> None:
-        if self._progress.status not in ADDRESS_CHANGEABLE or self._cancel.done():
+        if self._progress.status not in domain.ADDRESS_CHANGEABLE or self._cancel.done():
             raise ApplicationError(f"cannot change the address: the order is {self._progress.status}", type="too_late")
 
     @workflow.query
