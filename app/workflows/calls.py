@@ -8,10 +8,10 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
+    import app.workflows.steps as steps
     from app.domain import OrderStatus
     from app.messages import AddressChange, ApprovalDecision, OrderProgress, OrderRef, OrderState, StatusUpdate
     from app.temporal import IN_PROGRESS, ORDER_STATUS
-    from app.workflows import steps
     from app.workflows.steps import Step
 
 # A forward status between two steps is not shown: each change costs an event of the history.

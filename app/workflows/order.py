@@ -15,9 +15,11 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from app import domain, messages
+    # `from app import domain` would import a copy of it in the sandbox, whose enums are others.
+    import app.domain as domain
+    import app.messages as messages
+    import app.workflows.calls as calls
     from app.domain import CANCELLED, NOT_APPROVED, Failure, OrderStatus
-    from app.workflows import calls
     from app.workflows.steps import COMPENSATABLE_STEPS, FINAL_STEPS, REVERSIBLE_STEPS, OrderStopped, Step
 
 
