@@ -218,7 +218,7 @@ async def test_orders_under_way_go_on_without_the_new_step(copy: Copy) -> None:
     assert int(failures.splitlines()[-1]) > 0, "without a patch they break"
 
     order = "app/workflows/order.py"
-    copy.insert(order, "TERMINAL, Failure, OrderStatus", ", StepName")
+    copy.insert(order, "NOT_APPROVED, Failure, OrderStatus", ", StepName")
     copy.replace(order, "\n\n@workflow.defn\n", f"\n\n{IS_IN_THIS_ORDER}\n\n@workflow.defn\n")
     copy.replace(order, "            for step in REVERSIBLE_STEPS:\n", textwrap.indent(LOOP, " " * 12))
     (stuck,) = re.findall(r"^        stuck = \[.*\n", (copy.folder / order).read_text(), re.MULTILINE)
