@@ -1,4 +1,4 @@
-# `make dev` and `make test` need Python 3.11 to 3.13 and make; everything else is set up on the way, in .venv.
+# `make dev` and `make test` need Python 3.11 to 3.14 and make; everything else is set up on the way, in .venv.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -6,9 +6,9 @@ SHELL := bash
 
 PY := .venv/bin/python
 READY := .venv/.ready
-PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 # Run it, do not only look for it: a name on PATH may be a broken shim, too old, or Debian's python3 without venv.
-USABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+USABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -60,7 +60,7 @@ clean:  ## forget the environment and all data of `make dev`
 $(READY): requirements-dev.lock
 	@for python in $(PY) $(PYTHONS); do \
 	  "$$python" -c '$(USABLE)' >/dev/null 2>&1 && { usable=$$python; break; }; done; \
-	[ -n "$${usable:-}" ] || { echo "no usable Python from 3.11 to 3.13 found. Install one" \
+	[ -n "$${usable:-}" ] || { echo "no usable Python from 3.11 to 3.14 found. Install one" \
 	  "(on Debian: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
 	echo "setting up .venv with $$("$$usable" --version), once; this takes a minute"; \
 	[ "$$usable" = $(PY) ] || "$$usable" -m venv --clear .venv
