@@ -87,12 +87,8 @@ class StepName(StrEnum):
 
 
 # The status of an order once the step is done.
-STATUS_AFTER: Mapping[StepName, OrderStatus] = {
-    StepName.RESERVE_INVENTORY: OrderStatus.RESERVED,
-    StepName.CHARGE_PAYMENT: OrderStatus.CHARGED,
-    StepName.CREATE_SHIPMENT: OrderStatus.SHIPPED,
-    StepName.SEND_CONFIRMATION: OrderStatus.COMPLETED,
-}
+_REACHED_BY_STEPS = _FORWARD[_FORWARD.index(OrderStatus.AWAITING_APPROVAL) + 1 :]
+STATUS_AFTER = dict(zip(StepName, _REACHED_BY_STEPS, strict=True))  # each step has a status of its own
 
 
 class StepStatus(StrEnum):

@@ -48,15 +48,21 @@ class OrderWorkflows:
         self._client = client
         self._settings = settings
 
-    async def start(self, order: Order, timeout: float = START_TIMEOUT, **signal: Any) -> None:
-        """Start the order's workflow; does nothing where it runs, but for a `start_signal`, which it gets either way.
+    async def start(self, order: Order, timeout: float = CALL_TIMEOUT) -> None:
+        """Start the order's workflow where it does not run, and signal it a cancel or an approval that is recorded.
 
         A workflow that was terminated, or whose order was removed and placed again, is started anew: MongoDB knows
-        which steps took effect.
+        which steps took effect. Repeated signals do no harm.
 
         Raises:
             TemporalUnavailable
         """
+        signal: dict[str, Any] = {}
+        if order.cancellation:
+            signal = {"start_signal": "cancel", "start_signal_args": [CancelRequest()]}
+        elif order.approval:
+            decision = ApprovalDecision(approved=order.approval.approved)
+            signal = {"start_signal": "approve", "start_signal_args": [decision]}
         needs_approval = order.total.amount >= self._settings.approval_threshold
         timer = self._settings.approval_timeout
         async with _answered_within(timeout):
@@ -69,23 +75,6 @@ class OrderWorkflows:
                 search_attributes=common.TypedSearchAttributes([common.SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
                 **signal,
             )
-
-    async def cancel(self, order: Order) -> None:
-        """Signal `cancel`; starts the workflow where it does not run.
-
-        Raises:
-            TemporalUnavailable
-        """
-        await self.start(order, CALL_TIMEOUT, start_signal="cancel", start_signal_args=[CancelRequest()])
-
-    async def approve(self, order: Order, *, approved: bool) -> None:
-        """Signal `approve`; starts the workflow where it does not run.
-
-        Raises:
-            TemporalUnavailable
-        """
-        decision = ApprovalDecision(approved=approved)
-        await self.start(order, CALL_TIMEOUT, start_signal="approve", start_signal_args=[decision])
 
     async def change_address(self, order: Order, change: AddressChange) -> bool:
         """Update `change_shipping_address`; False when shipping began first.

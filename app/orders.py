@@ -4,25 +4,20 @@ Each race is decided by one conditional write, which tells of it as well: the st
 timeline change together. Every write can be repeated, and none moves an order backwards.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bson import DatetimeMS
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app import domain
 from app.domain import Failure, Order, OrderNotFound, OrderStatus, StepChange, StepName, StepStatus
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
-from app.mongo import Changes
-from app.paging import Position, after, read_cursor, write_cursor
-
-if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
-    from app.mongo import Document, Mongo, Session
+from app.mongo import Changes, Document, Mongo, Session
 
 # Writes are update pipelines: one atomic update both looks and writes, on the server's clock.
 NOW = "$$NOW"
@@ -32,6 +27,13 @@ DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "up
 KEPT_ADDRESSES = 5  # newest proposals; an older one was superseded before it could be applied
 NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
+
+
+FIRST_PAGE = f"{2**63 - 1}.0"  # the cursor that begins with the latest time that BSON has
+
+
+class BadCursor(ValueError):
+    """The cursor was not given out by this API."""
 
 
 class OrderRepository:
@@ -64,16 +66,21 @@ class OrderRepository:
         """Some orders, newest first, and the cursor of those that come after them.
 
         Raises:
-            app.paging.BadCursor
+            BadCursor
         """
-        position = read_cursor(cursor) if cursor is not None else Position()
+        begin, skip = _read_cursor(FIRST_PAGE if cursor is None else cursor)
         wanted = {"status": status, "customer_id": customer_id}
-        query = after(position) | {field: value for field, value in wanted.items() if value is not None}
+        query: Document = {field: value for field, value in wanted.items() if value is not None}
+        query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # one date, not a list
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-        documents = await newest.skip(position.skip).limit(limit + 1).to_list(None)
-        shown = documents[:limit]
-        following = write_cursor(position, shown) if len(documents) > limit else None
-        return [Order.from_any_document(document) for document in shown], following
+        documents = await newest.skip(skip).limit(limit + 1).to_list(None)
+        if len(documents) <= limit:
+            return [Order.from_any_document(document) for document in documents], None
+        del documents[limit:]
+        times = [document["created_at"] for document in documents]
+        last = times[-1] if isinstance(times[-1], DatetimeMS) else DatetimeMS(times[-1])
+        shown = times.count(times[-1]) + (skip if last == begin else 0)
+        return [Order.from_any_document(document) for document in documents], f"{int(last)}.{shown}"
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
         """Oldest change first."""
@@ -289,6 +296,19 @@ class OrderRepository:
         return await self._orders.find_one_and_update(
             {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
         )
+
+
+def _read_cursor(cursor: str) -> tuple[DatetimeMS, int]:
+    """A cursor names the time of the last order shown and how many orders of that time were: so it is indifferent to
+    the `_id`s that other programs use. An order added with that very time, to the millisecond, may be shown twice.
+
+    Raises:
+        BadCursor
+    """
+    match = re.fullmatch(r"(-?[0-9]{1,19})\.([0-9]{1,7})", cursor)
+    if match is None or not -(2**63) <= int(match[1]) < 2**63:
+        raise BadCursor
+    return DatetimeMS(int(match[1])), int(match[2])
 
 
 def _step_fields(change: StepChange) -> Document:

@@ -29,7 +29,6 @@ GRACE = 1.0  # for the API to start what it has inserted
 SWEEP_EVERY = 60.0
 RETRY_DELAY = 1.0
 MAX_RETRY_DELAY = 60.0  # of one order that cannot be started
-START_TIMEOUT = 3.0
 LEASE = 5.0
 BATCH = 100  # orders that are looked at together
 LONGEST_ID = 500  # characters
@@ -114,10 +113,7 @@ class OutboxRelay:
                 self._suspect(order_id, now)
         for order in await self._orders.undelivered():
             try:
-                if order.cancellation:
-                    await self._workflows.cancel(order)
-                elif order.approval:
-                    await self._workflows.approve(order, approved=order.approval.approved)
+                await self._workflows.start(order)
             except TemporalUnavailable:  # perhaps for this order alone: the others do not wait for it
                 self._sweep_at = now + RETRY_DELAY
 
@@ -162,4 +158,4 @@ class OutboxRelay:
             await self._orders.mark_malformed(order_id, failure)
         else:
             if order is not None and order.status not in TERMINAL:
-                await self._workflows.start(order, START_TIMEOUT)
+                await self._workflows.start(order)

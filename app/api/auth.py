@@ -7,7 +7,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.dependencies import ClientsDep
-from app.api.problems import Unauthorized
+from app.api.problems import Problem
 
 ANYONE = "anyone"
 
@@ -18,7 +18,7 @@ async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentia
     """The name of the caller, to whom idempotency keys belong.
 
     Raises:
-        Unauthorized: keys are set, and this is none of them.
+        Problem: 401; keys are set, and this is none of them.
     """
     if not clients.settings.api_keys:
         return ANYONE
@@ -26,7 +26,7 @@ async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentia
     for name, key in clients.settings.api_keys.items():
         if hmac.compare_digest(given, key.encode()):
             return name
-    raise Unauthorized("send Authorization: Bearer with an API key")
+    raise Problem(401, "send Authorization: Bearer with an API key")
 
 
 Caller = Annotated[str, Depends(caller)]

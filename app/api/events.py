@@ -20,12 +20,13 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from app.api.auth import Caller
 from app.api.dependencies import ClientsDep, OrderId, get_or_404
 from app.api.problems import FieldError, invalid, responses
+from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/orders", tags=["events"])
+router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 Messages = AsyncIterator[ServerSentEvent]
 

@@ -3,18 +3,22 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
 from pydantic import BaseModel
 from pymongo.errors import PyMongoError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import ClientsDep
+from app.api.route import ApiRoute
 from app.order_workflows import TemporalUnavailable
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
+REQUESTS = Histogram("http_request_seconds", "until the response begins", ["method", "status"])
 CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to say why MongoDB is away
 REASONS = {  # the first whose pattern is in the driver's or the SDK's message
     "refused|connect error": "nothing answers at its address",
@@ -66,3 +70,20 @@ async def _check(ping: Callable[[], Awaitable[None]]) -> str:
 async def metrics() -> Response:
     """Prometheus metrics of this API process; the worker serves its own, see WORKER_METRICS_ADDRESS."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+class MeasureRequests:
+    """Middleware: measures the time until a response begins."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = perf_counter()
+
+        async def send_measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, send_measured)

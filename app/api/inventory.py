@@ -6,12 +6,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
-from app.api.bodies import JsonRoute
 from app.api.dependencies import ClientsDep, IdempotencyKey, derived_id, fingerprint
 from app.api.problems import OF_BODIES, responses
+from app.api.route import ApiRoute
 from app.domain import MAX_STOCK, Identifier, Model, Product, Text, UnitPrice
 
-router = APIRouter(prefix="/inventory", tags=["inventory"], route_class=JsonRoute)
+router = APIRouter(prefix="/inventory", tags=["inventory"], route_class=ApiRoute)
 
 
 class NewProduct(Model):

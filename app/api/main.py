@@ -7,15 +7,15 @@ from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal
 from app.api import events, health, inventory, orders, problems, saga
 from app.api.dependencies import Clients
-from app.api.middleware import HTTP_MIDDLEWARE
+from app.api.health import MeasureRequests
 from app.settings import Settings
 
 CLOSE_TIMEOUT = 2.0  # seconds
@@ -45,9 +45,8 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         version="1.0.0",
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=HTTP_MIDDLEWARE,
-        # FastAPI has handlers of its own for these two; all other errors are left to the middleware.
-        exception_handlers={HTTPException: problems.answer, RequestValidationError: problems.answer},
+        middleware=[Middleware(MeasureRequests)],
+        exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside of an `ApiRoute`
     )
     for module in (events, orders, inventory, saga, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
-from app.api.bodies import JsonRoute
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, derived_id, fingerprint, get_or_404
 from app.api.problems import OF_BODIES, FieldError, Problem, invalid, responses
+from app.api.route import ApiRoute
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
-from app.order_workflows import TemporalUnavailable, UpdateRejected, WorkflowClosed
-from app.paging import BadCursor
+from app.order_workflows import START_TIMEOUT, TemporalUnavailable, UpdateRejected, WorkflowClosed
+from app.orders import BadCursor
 
-router = APIRouter(prefix="/orders", tags=["orders"], route_class=JsonRoute)
+router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
 
 
 class Reason(Model):
@@ -60,7 +60,7 @@ async def place(
             raise invalid(FieldError("lines", str(error))) from error
         if order is not None:
             with suppress(TemporalUnavailable):  # then the relay starts it
-                await clients.workflows.start(order)
+                await clients.workflows.start(order, START_TIMEOUT)
             return order
         order = await orders.placed(order_id, body, settled=True)  # the same key at the same time
         if order is None:
@@ -109,7 +109,7 @@ async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Rea
         order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
     if order.cancellation is None or order.status in TERMINAL:
         raise Problem(409, f"cannot cancel: the order is {order.status}")
-    await clients.workflows.cancel(order)
+    await clients.workflows.start(order)
     return order
 
 
@@ -124,7 +124,7 @@ async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: Cli
         raise NotReplicated
     if order.approval.approved is not decision.approved:
         raise Problem(409, "cannot decide: a different decision is already recorded")
-    await clients.workflows.approve(order, approved=decision.approved)
+    await clients.workflows.start(order)
     return order
 
 

@@ -5,7 +5,6 @@ An endpoint raises what is wrong, with its status; the OpenAPI description says 
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -63,9 +62,6 @@ class Problem(HTTPException):
     def __init__(self, status: int, detail: str, *errors: FieldError) -> None:
         super().__init__(status, detail, HEADERS.get(status))
         self.errors = list(errors) or None
-
-
-Unauthorized = partial(Problem, 401)
 
 
 def invalid(*errors: FieldError) -> Problem:

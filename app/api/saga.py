@@ -5,10 +5,11 @@ from pydantic import BaseModel
 
 from app.api.auth import Caller
 from app.api.problems import responses
+from app.api.route import ApiRoute
 from app.domain import OrderStatus, StepName
 from app.workflows.steps import STEPS, activity_name
 
-router = APIRouter(prefix="/saga", tags=["orders"])
+router = APIRouter(prefix="/saga", tags=["orders"], route_class=ApiRoute)
 
 
 class SagaStep(BaseModel):

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import random
 import string
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
 import pytest
-from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
+from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Timestamp
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
-from hypothesis import given
-from hypothesis import strategies as st
 
-from app.mongo import Document, Mongo
-from app.orders import OrderRepository
-from app.paging import BadCursor, Position, read_cursor, write_cursor
+from app.mongo import Mongo
+from app.orders import BadCursor, OrderRepository
 from tests.support import order_document
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,11 +89,11 @@ async def test_page_can_begin_after_any_id(mongo: Mongo) -> None:
 @pytest.mark.parametrize(
     "ids", [[f"{n:03}" + "x" * LONG for n in range(20)], [{"a": "x" * LONG, "n": n} for n in range(20)]]
 )
-async def test_ids_that_are_all_too_long_are_passed_over_by_counting(mongo: Mongo, ids: list[Any]) -> None:
+async def test_ids_that_are_all_long(mongo: Mongo, ids: list[Any]) -> None:
     await _every_page_is_right(mongo, await _insert(mongo, ids))
 
 
-async def test_too_long_ids_between_others(mongo: Mongo) -> None:
+async def test_long_ids_between_others(mongo: Mongo) -> None:
     ids = [f"{n:03}" + "x" * (LONG if n % 5 < 3 else 0) for n in range(40)]
     tags = await _insert(mongo, ids[:30])
     tags += await _insert(mongo, ids[30:], THEN + timedelta(seconds=1))
@@ -158,75 +153,29 @@ async def test_pages_are_stable_while_orders_come_in(mongo: Mongo) -> None:
     assert seen == tags[::-1]
 
 
+async def test_order_added_with_the_time_of_the_cursor_hides_no_other(mongo: Mongo) -> None:
+    tags = await _insert(mongo, [f"b{n}" for n in range(6)])
+    orders = OrderRepository(mongo)
+    page, cursor = await orders.page(None, None, 3, None)
+    await _insert(mongo, ["a", "c"])
+    rest, _ = await orders.page(None, None, 100, cursor)
+    assert {order.customer_id for order in page + rest} >= set(tags)
+
+
 # --- cursors that this API did not give out
 
-DOCUMENTS: dict[str, Document] = {
-    "no time": {"created_at": "x", "order_id": "a", "skip": 0},
-    "a number": {"created_at": 5, "order_id": "a", "skip": 0},
-    "a list of times": {"created_at": [THEN], "order_id": "a", "skip": 0},
-    "an operator": {"created_at": {"$gt": THEN}, "order_id": "a", "skip": 0},
-    "a regex": {"created_at": THEN, "order_id": Regex("a"), "skip": 0},
-    "negative skip": {"created_at": THEN, "order_id": "a", "skip": -1},
-    "large skip": {"created_at": THEN, "order_id": "a", "skip": 10_001},
-    "huge skip": {"created_at": THEN, "order_id": "a", "skip": 2**62},
-    "fractional skip": {"created_at": THEN, "order_id": "a", "skip": 0.5},
-    "true skip": {"created_at": THEN, "order_id": "a", "skip": True},
-    "no skip": {"created_at": THEN, "order_id": "a", "skip": None},
-    "other field": {"created_at": THEN, "order_id": "a", "skip": 0, "$where": "1"},
-}
 
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-async def test_crafted_cursor_is_refused(mongo: Mongo, name: str) -> None:
-    cursor = base64.urlsafe_b64encode(bson.encode(DOCUMENTS[name])).decode()
+@pytest.mark.parametrize(
+    "cursor",
+    ["", "x", ".", "1", "1.", ".1", "1.-1", "1.0.0", "1.00000000", f"{2**63}.0", f"-{2**63 + 1}.0", "1e3.0", "1.0\n",
+     "\u0661.0", "\x00", "null", "1" * 1_000],
+)  # fmt: skip
+async def test_crafted_cursor_is_refused(mongo: Mongo, cursor: str) -> None:
     with pytest.raises(BadCursor):
         await OrderRepository(mongo).page(None, None, 10, cursor)
 
 
-@pytest.mark.parametrize(
-    "cursor", ["", "x", "====", "AAAA", "\u00fc", "\x00", "null", "a" * 1_000, base64.b64encode(b"\xff" * 50).decode()]
-)
-async def test_garbage_cursor_is_refused(mongo: Mongo, cursor: str) -> None:
-    with pytest.raises(BadCursor):
-        await OrderRepository(mongo).page(None, None, 10, cursor)
-
-
-@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
-def test_any_text_is_a_cursor_or_refused(text: str) -> None:
-    with suppress(BadCursor):
-        assert isinstance(read_cursor(text), Position)
-
-
-@pytest.mark.parametrize(
-    "order_id",
-    [
-        ["a"],
-        [],
-        {"$gt": ""},
-        {"$where": "sleep(1000)"},
-        {"a": Regex("(a+)+$")},
-        "\x00",
-        {"": {"": {"": {}}}},
-        DBRef("a", 1),
-    ],
-)
-async def test_crafted_id_is_compared_and_no_more(mongo: Mongo, order_id: Any) -> None:
-    """A cursor that this API could have given out, for a document that is not there."""
-    tags = await _insert(mongo, [1, "a"], THEN - timedelta(seconds=1))
-    cursor = base64.urlsafe_b64encode(bson.encode({"created_at": THEN, "order_id": order_id, "skip": 0})).decode()
-    page, _ = await OrderRepository(mongo).page(None, None, 10, cursor)
-    assert [order.customer_id for order in page] == tags[::-1]
-
-
-def test_cursor_changed_in_any_byte_is_a_cursor_or_refused() -> None:
-    raw = base64.urlsafe_b64decode(write_cursor(Position(), [{"_id": "ord_1", "created_at": THEN}]))
-    for index in range(len(raw)):
-        for value in (0, 1, 0x7F, 0xFF, raw[index] ^ 1):
-            changed = raw[:index] + bytes([value]) + raw[index + 1 :]
-            with suppress(BadCursor):
-                assert isinstance(read_cursor(base64.urlsafe_b64encode(changed).decode()), Position)
-
-
-def test_cursor_is_short() -> None:
-    for id_ in IDS:
-        assert len(write_cursor(Position(), [{"_id": id_, "created_at": THEN}])) <= 400
+@pytest.mark.parametrize("cursor", ["0.0", "-1.9999999", f"{2**63 - 1}.0", f"-{2**63}.0"])
+async def test_cursor_of_any_time_is_a_page(mongo: Mongo, cursor: str) -> None:
+    await _insert(mongo, IDS)
+    await OrderRepository(mongo).page(None, None, 10, cursor)

@@ -13,8 +13,7 @@ from bson import ObjectId
 
 from app.domain import OrderStatus
 from app.mongo import Document, Mongo
-from app.orders import OrderRepository
-from app.paging import BadCursor
+from app.orders import BadCursor, OrderRepository
 from tests.support import order_document
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

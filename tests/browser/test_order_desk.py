@@ -259,7 +259,7 @@ async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_
     await desk.press("Place order")
     await expect(desk.form.get_by_role("alert")).to_contain_text("The API does not answer")
     # What happens in the meantime is missed, and shown later.
-    await shop.workflows.cancel(await shop.orders.request_cancellation(desk.order_id, "while the API is away"))
+    await shop.workflows.start(await shop.orders.request_cancellation(desk.order_id, "while the API is away"))
     await shop.reaches(desk.order_id, OrderStatus.CANCELLED)
     await shop.place(customer_id="cus_meanwhile")
 

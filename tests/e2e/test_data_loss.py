@@ -343,9 +343,9 @@ class CountingWorkflows(OrderWorkflows):
         super().__init__(client, settings)
         self.calls: Counter[str] = Counter()
 
-    async def start(self, order: Order, timeout: float = 1, **signal: Any) -> None:
+    async def start(self, order: Order, timeout: float = 1) -> None:
         self.calls["start"] += 1
-        await super().start(order, timeout, **signal)
+        await super().start(order, timeout)
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
         self.calls["running" if order_ids is None else "running of some"] += 1

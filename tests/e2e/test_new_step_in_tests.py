@@ -61,11 +61,6 @@ EDITS = [
     ("app/domain.py", '    CHARGED = "charged"\n', '    CHECKED = "checked"\n'),
     ("app/domain.py", '    CHARGE_PAYMENT = "charge_payment"\n', '    CHECK_FRAUD = "check_fraud"\n'),
     (
-        "app/domain.py",
-        "    StepName.CHARGE_PAYMENT: OrderStatus.CHARGED,\n",
-        "    StepName.CHECK_FRAUD: OrderStatus.CHECKED,\n",
-    ),
-    (
         "app/workflows/steps.py",
         "    from app.activities.inventory import Inventory\n",
         "    from app.activities.fraud import Fraud\n",

@@ -158,8 +158,8 @@ async def test_order_whose_start_keeps_failing_holds_up_no_other(shop: Shop, wor
     class Particular(OrderWorkflows):
         """Real starts, but those of one order go to a namespace that does not exist."""
 
-        async def start(self, order: Any, timeout: float = 1, **signal: Any) -> None:
-            await (lost if order.order_id == "unlucky" else shop.workflows).start(order, timeout, **signal)
+        async def start(self, order: Any, timeout: float = 1) -> None:
+            await (lost if order.order_id == "unlucky" else shop.workflows).start(order, timeout)
 
     elsewhere = await temporal.connect(target_host=shop.client.service_client.config.target_host, namespace="nowhere")
     lost = OrderWorkflows(elsewhere, shop.settings)
@@ -182,9 +182,9 @@ class Counting(OrderWorkflows):
 
     starts = 0
 
-    async def start(self, order: Order, timeout: float = 1, **signal: Any) -> None:
+    async def start(self, order: Order, timeout: float = 1) -> None:
         self.starts += 1
-        await super().start(order, timeout, **signal)
+        await super().start(order, timeout)
 
 
 @pytest.mark.parametrize("relays", [1, 2, 4])

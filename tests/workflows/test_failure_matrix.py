@@ -251,7 +251,7 @@ class CaseRun:
         """As the API does it, which writes the cancellation first; or as Temporal's own tools do."""
         if how is How.SIGNAL:
             order_id = handle.id.removeprefix("order-")
-            await self.shop.workflows.cancel(await self.shop.orders.request_cancellation(order_id, None))
+            await self.shop.workflows.start(await self.shop.orders.request_cancellation(order_id, None))
             return
         await handle.cancel()
         if self.case.trouble is Trouble.WORKER_LOST and self.case.when is not When.WAITS and self.case.first_cancel:

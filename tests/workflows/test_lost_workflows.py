@@ -70,7 +70,7 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
         order = await shop.reaches(handle, status)
         await lose(shop, handle)
 
-        await shop.workflows.cancel(await shop.orders.request_cancellation(order.order_id, "enough"))
+        await shop.workflows.start(await shop.orders.request_cancellation(order.order_id, "enough"))
         assert (await handle.result()).status is OrderStatus.CANCELLED
         assert (await shop.available(), await shop.held()) == (10, 0)
         assert await shop.net_money(order.order_id) == 0

@@ -41,7 +41,7 @@ async def _temporal(shop: Shop, handle: Handle) -> None:
 async def _api(shop: Shop, handle: Handle) -> None:
     order = await shop.orders.request_cancellation(handle.id.removeprefix("order-"), "changed my mind")
     if order.cancellation and order.status not in TERMINAL:
-        await shop.workflows.cancel(order)
+        await shop.workflows.start(order)
 
 
 async def _approve(shop: Shop, handle: Handle) -> None:
