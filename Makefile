@@ -2,13 +2,10 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo bench chaos test lint up lock replay browser clean
+.PHONY: help dev demo bench chaos test lint up lock replay browser clean FORCE
 
 PY := .venv/bin/python
 READY := .venv/.ready
-PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
-# Run it, do not only look for it: a name on PATH may be a broken shim, too old, or Debian's python3 without venv.
-USABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -57,14 +54,8 @@ browser:  ## Chromium, for the tests of the page
 clean:  ## forget the environment and all data of `make dev`
 	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(READY): requirements-dev.lock
-	@for python in $(PY) $(PYTHONS); do \
-	  "$$python" -c '$(USABLE)' >/dev/null 2>&1 && { usable=$$python; break; }; done; \
-	[ -n "$${usable:-}" ] || { echo "no usable Python from 3.11 to 3.14 found. Install one" \
-	  "(on Debian: apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
-	echo "setting up .venv with $$("$$usable" --version), once; this takes a minute"; \
-	[ "$$usable" = $(PY) ] || "$$usable" -m venv --clear .venv
-	@$(PY) -m pip install --disable-pip-version-check --no-input --progress-bar off --require-hashes -r $< \
-	  | awk -v all="$$(grep -c '==' $<)" '/^(Collecting|Processing)/ { sub(".*/", "", $$2); printf "  %d/%d %s\n", ++n, all, $$2 } \
-	      /^Installing/ { print "  installing" } { fflush() }'
-	@touch $@
+# Also where PYTHON is given, and where the Python that .venv was made with is gone.
+$(READY): requirements-dev.lock $(if $(PYTHON),FORCE,$(shell $(PY) -c '' 2>/dev/null || echo FORCE))
+	@dev/setup.sh "$(PYTHON)"
+
+FORCE:

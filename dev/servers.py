@@ -204,6 +204,8 @@ class Server:
             library = missing[1]
             package = DEBIAN_PACKAGES.get(library.split(".")[0], "the package that holds it")
             return f"{self.name} cannot start, {library} is missing: on Debian, apt-get install {package}"
+        if shutil.disk_usage(self.log.parent).free < 1_000_000:
+            return f"{self.name} has ended, the disk is full: free some space, or choose another folder with DEV_DIR"
         code = self._process.returncode
         if code == -signal.SIGILL:
             return f"{self.name} needs a processor with AVX: set MONGODB_URI to one that runs elsewhere"

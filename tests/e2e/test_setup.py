@@ -1,0 +1,132 @@
+"""What `make` does before anything runs: it finds a Python, makes .venv, and says what to do where it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from dev.stack import ROOT
+
+TOOLS = ("bash", "make", "dirname", "grep", "awk", "head", "tail", "touch", "uname")
+REFUSES = "http://127.0.0.1:9/"  # a package index that refuses connections
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+UNUSABLE = {
+    "sys.version_info = (3, 10)": "3.10 (too old)",
+    "sys.version_info = (3, 15)": "3.15 (too new: PyYAML has no wheel for it yet)",
+    "sys.modules['ensurepip'] = None": f"{VERSION} (without venv: on Debian, apt-get install python3-venv)",
+}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A fresh clone, as far as the set-up looks at it, and a PATH of its own in `bin`, without a Python."""
+    for name in ("Makefile", "dev/setup.sh", "requirements-dev.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found, tool
+        (tmp_path / "bin" / tool).symlink_to(found)
+    return tmp_path
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def pretending(path: Path, change: str) -> Path:
+    """A Python that runs what it reads after `change`: another version, or without a module."""
+    return program(path, f'exec {sys.executable} -c "import sys; {change}; exec(sys.stdin.read())"')
+
+
+def environment_of(clone: Path) -> Path:
+    """A .venv that is set up, as far as `make` looks at it. Returns its Python."""
+    venv.create(clone / ".venv", symlinks=True)
+    (packages,) = (clone / ".venv").glob("lib/python*/site-packages")
+    (packages / "pip.py").touch()
+    (clone / ".venv" / ".ready").touch()
+    return clone / ".venv" / "bin" / "python"
+
+
+def set_up(clone: Path, *arguments: str) -> tuple[int, str]:
+    """Run `make` for .venv. Returns its exit code and the errors, without make's own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "PYTHON"))}
+    environment |= {"PATH": str(clone / "bin"), "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "1"}
+    environment |= {"PIP_INDEX_URL": REFUSES, "NO_PROXY": "127.0.0.1"}
+    made = subprocess.run(
+        [str(clone / "bin" / "make"), ".venv/.ready", *arguments],
+        cwd=clone, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return made.returncode, "\n".join(line for line in made.stderr.splitlines() if not line.startswith("make"))
+
+
+NO_NETWORK = (
+    "error: cannot reach the Python package index: check the network and pip's settings (pip config list), "
+    "then try again"
+)
+REMEDY = """
+  Python 3.11, 3.12, 3.13 and 3.14 work. Install one (on Debian: apt-get install python3 python3-venv),
+  or name one: make PYTHON=/path/to/python"""
+
+
+def test_setup_passes_over_an_unusable_python_and_says_that_there_is_no_network(clone: Path) -> None:
+    pretending(clone / "bin" / "python3", "sys.version_info = (3, 10)")
+    (clone / "bin" / "python3.13").symlink_to(sys.executable)
+    assert set_up(clone) == (2, NO_NETWORK)
+    assert set_up(clone) == (2, NO_NETWORK)  # again: .venv is there now, without its packages
+
+
+def test_setup_without_python_says_which_versions_work(clone: Path) -> None:
+    assert set_up(clone) == (2, f"error: no usable Python found{REMEDY}")
+
+
+@pytest.mark.parametrize(("change", "found"), UNUSABLE.items(), ids=["too old", "too new", "without venv"])
+def test_setup_with_an_unusable_python_says_what_was_found(clone: Path, change: str, found: str) -> None:
+    python = pretending(clone / "bin" / "python3", change)
+    assert set_up(clone) == (2, f"error: no usable Python found: python3 is {found}{REMEDY}")
+    assert set_up(clone, f"PYTHON={python}") == (2, f"error: PYTHON={python} is Python {found}{REMEDY}")
+
+
+def test_named_python_that_does_not_run_is_not_replaced_by_another(clone: Path) -> None:
+    (clone / "bin" / "python3").symlink_to(sys.executable)
+    assert set_up(clone, "PYTHON=nowhere/python") == (2, f"error: PYTHON=nowhere/python does not run{REMEDY}")
+
+
+def test_named_python_that_made_the_environment_changes_nothing(clone: Path) -> None:
+    environment_of(clone)
+    assert set_up(clone) == (0, "")
+    assert set_up(clone, f"PYTHON={sys.executable}") == (0, "")
+
+
+def test_named_python_other_than_that_of_the_environment_makes_it_anew(clone: Path) -> None:
+    python = environment_of(clone)
+    python.unlink()
+    program(python, '[ -z "$2" ] || echo another installation')
+    assert set_up(clone) == (0, "")
+    assert set_up(clone, f"PYTHON={sys.executable}") == (2, NO_NETWORK)
+    assert python.is_symlink()
+
+
+def test_environment_whose_python_is_gone_is_made_anew(clone: Path) -> None:
+    python = environment_of(clone)
+    (clone / "bin" / "python3").symlink_to(sys.executable)
+    python.unlink()
+    python.symlink_to("/nowhere/python3.12")
+    assert set_up(clone) == (2, NO_NETWORK)
+    assert python.exists()
+
+
+def test_environment_that_was_half_made_is_made_anew(clone: Path) -> None:
+    venv.create(clone / ".venv", symlinks=True)  # without pip
+    (clone / "bin" / "python3").symlink_to(sys.executable)
+    assert set_up(clone) == (2, NO_NETWORK)
