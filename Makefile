@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo bench chaos test lint up lock replay browser clean FORCE
+.PHONY: help dev demo bench chaos test lint up lock replay pictures browser clean FORCE
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -43,6 +43,9 @@ COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-
 
 replay: $(READY)  ## record the workflow histories anew that tests replay
 	@$(PY) -m tests.replay.record
+
+pictures: $(READY) browser  ## the README's pictures, taken anew from the running page
+	@$(PY) -m dev.pictures
 
 browser:  ## Chromium, for the tests of the page
 	@command -v chromium >/dev/null && exit; \

@@ -111,7 +111,7 @@ class Desk:
     async def open(self, route: str = "") -> None:
         await self.page.goto(f"{self.url}/{route}")
         await expect(self.page.locator("#connection")).to_have_text("Live")
-        await expect(self.page.locator("#articles li").first).to_be_attached()
+        await expect(self.page.locator("#products li").first).to_be_attached()
 
     async def place(self, payment: str = "Works", delivery: str = "Works", **pieces: int) -> None:
         for group, choice in (("Payment", payment), ("Delivery", delivery)):

@@ -67,7 +67,7 @@ async def test_compensated_step_shows_both_times_and_attempts(desk: Desk, shop: 
 
 async def test_place_to_unserviceable_address_shows_payment_compensated(desk: Desk) -> None:
     await desk.open()
-    await desk.place(delivery="Nobody delivers")
+    await desk.place(delivery="Not served")
     await desk.shows("Failed")
     await expect(desk.stop("Create shipment")).to_contain_text("failed")
     await expect(desk.stop("Refund payment")).to_contain_text("compensated")
@@ -201,7 +201,7 @@ async def test_place_with_invalid_fields_shows_error_beside_field(desk: Desk) ->
 
     await quantity.fill("0")
     await desk.press("Place order")
-    await expect(desk.form.get_by_role("group", name="Articles")).to_contain_text("at least 1 item")
+    await expect(desk.form.get_by_role("group", name="Products")).to_contain_text("at least 1 item")
 
 
 async def test_double_click_places_one_order(desk: Desk, shop: Shop) -> None:
@@ -239,7 +239,7 @@ async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop
 
 async def test_restock_click_updates_live_stock(desk: Desk, shop: Shop) -> None:
     await desk.open()
-    mug = desk.page.locator("#articles li", has_text="MUG")
+    mug = desk.page.locator("#products li", has_text="MUG")
     await expect(mug).to_contain_text("100 in stock")
     await shop.stock("MUG", available=2)
     await expect(mug).to_contain_text("2 in stock")

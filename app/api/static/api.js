@@ -1,4 +1,4 @@
-// Talks to the HTTP API. Every refusal arrives here as a Problem (RFC 9457), whatever its cause.
+// Talks to the HTTP API. Every refusal arrives here as a Problem (RFC 9457).
 
 export class Problem extends Error {
   /** `errors` are [{field, message}], `field` a dotted path into the request body. */

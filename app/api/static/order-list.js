@@ -43,7 +43,7 @@ export async function load() {
     if (signal.aborted) return; // another load has taken its place
     throw problem;
   }
-  // What the API no longer counts among these has left the filter while nobody told.
+  // An order that the API no longer lists under this filter has left it unannounced.
   for (const orderId of unconfirmed) remove(orderId);
 }
 
@@ -156,7 +156,7 @@ export function select(orderId) {
   reach(row.item);
 }
 
-// One stop for the tab key, arrows within: nobody tabs through five hundred orders.
+// One tab stop for the whole list, arrow keys within: tabbing through 500 orders is no use.
 function reach(item) {
   const before = list.querySelector("[tabindex='0']");
   if (before) before.tabIndex = -1;

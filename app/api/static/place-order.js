@@ -31,12 +31,12 @@ form.addEventListener("submit", async (event) => {
     location.hash = linkTo(order);
     setTimeout(() => sent === last && (last = { body: null, key: null }), 1000);
   } catch (problem) {
-    showProblem(form, atArticles(problem, lines));
+    showProblem(form, atProducts(problem, lines));
   }
 });
 
-/** The API counts lines, the form knows articles: `lines.0.quantity` is the quantity of the first one chosen. */
-function atArticles(problem, lines) {
+/** The API counts lines, the form knows products: `lines.0.quantity` is the quantity of the first one chosen. */
+function atProducts(problem, lines) {
   const errors = problem.errors.map(({ field, message }) => {
     const [, line] = /^lines\.(\d+)/.exec(field) ?? [];
     return { message, field: line ? `quantity:${lines[line].sku}` : field };

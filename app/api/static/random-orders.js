@@ -10,18 +10,18 @@ const PAYMENTS = { pm_card_ok: 12, pm_card_declined: 2, pm_card_flaky: 2, pm_car
 const POSTAL_CODES = { 10115: 16, "00000": 2, 99999: 1 };
 
 /** Resolves to the refusals: none when all were placed. */
-export async function placeAtRandom(count, articles) {
+export async function placeAtRandom(count, products) {
   const placing = Array.from({ length: count }, () =>
-    call("POST", "/orders", { body: randomOrder(articles), key: crypto.randomUUID() }).then(keep),
+    call("POST", "/orders", { body: randomOrder(products), key: crypto.randomUUID() }).then(keep),
   );
   const results = await Promise.allSettled(placing);
   return results.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
 }
 
-function randomOrder(articles) {
+function randomOrder(products) {
   const name = any(CUSTOMERS);
   const customer = name.split(" ")[0].normalize("NFKD").replace(/[^a-z]/gi, "").toLowerCase();
-  const skus = new Set(Array.from({ length: any([1, 1, 2, 3]) }, () => cheaper(any(articles), any(articles)).sku));
+  const skus = new Set(Array.from({ length: any([1, 1, 2, 3]) }, () => cheaper(any(products), any(products)).sku));
   return {
     customer_id: `cus_${customer}`,
     email: `${customer}@example.com`,
@@ -31,7 +31,7 @@ function randomOrder(articles) {
   };
 }
 
-// So dear articles are rare: their orders wait for a person.
+// So dear products are rare: their orders wait for a person.
 const cheaper = (a, b) => (a.unit_price.amount < b.unit_price.amount ? a : b);
 const any = (choices) => choices[Math.floor(Math.random() * choices.length)];
 const weighted = (weights) => any(Object.entries(weights).flatMap(([choice, weight]) => Array(weight).fill(choice)));

@@ -1,4 +1,4 @@
-// The articles: what is in stock, what it costs, how many to order, and a restock by a click.
+// The products: what is in stock, what it costs, how many to order, and a restock by a click.
 
 import { call } from "./api.js";
 import { element, flash, notify, say, set } from "./dom.js";
@@ -6,62 +6,62 @@ import { money } from "./format.js";
 
 const RESTOCK = 10;
 
-const list = document.getElementById("articles");
-const articles = new Map(); // sku: { item, row, quantity, … }
+const list = document.getElementById("products");
+const products = new Map(); // sku: { item, row, quantity, … }
 
-export const all = () => [...articles.values()].map(({ item }) => item);
+export const all = () => [...products.values()].map(({ item }) => item);
 
 /** What is chosen: [{ item, quantity }], quantity as typed, for the API to judge. */
 export const chosen = () =>
-  [...articles.values()]
+  [...products.values()]
     .map(({ item, quantity }) => ({ item, quantity: Number(quantity.value) }))
     .filter(({ quantity }) => quantity !== 0);
 
 export async function load() {
   const { items } = await call("GET", "/inventory");
   items.forEach(show);
-  // Something is chosen from the start: the cheapest, which needs nobody's approval.
-  const [cheapest] = [...articles.values()].sort((a, b) => a.item.unit_price.amount - b.item.unit_price.amount);
+  // The cheapest product is chosen from the start: its order needs no approval.
+  const [cheapest] = [...products.values()].sort((a, b) => a.item.unit_price.amount - b.item.unit_price.amount);
   if (!cheapest || chosen().length) return;
   cheapest.quantity.value = 1;
   cheapest.quantity.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 export function show(item) {
-  if (!articles.has(item.sku)) {
-    articles.set(item.sku, build(item));
-    list.append(articles.get(item.sku).row);
+  if (!products.has(item.sku)) {
+    products.set(item.sku, build(item));
+    list.append(products.get(item.sku).row);
   }
-  const article = articles.get(item.sku);
-  const moved = article.item.available !== item.available;
-  article.item = item;
-  say(article.name, item.name);
-  say(article.price, money(item.unit_price));
-  say(article.available, item.available ? `${item.available.toLocaleString()} in stock` : "Sold out");
-  set(article.available, "data-tone", item.available ? null : "bad");
-  set(article.restock, "aria-label", `+${RESTOCK}: restock ${item.name}`);
-  set(article.quantity, "aria-label", `Quantity of ${item.name}`);
-  if (moved) flash(article.available);
-  warn(article);
+  const product = products.get(item.sku);
+  const moved = product.item.available !== item.available;
+  product.item = item;
+  say(product.name, item.name);
+  say(product.price, money(item.unit_price));
+  say(product.available, item.available ? `${item.available.toLocaleString()} in stock` : "Sold out");
+  set(product.available, "data-tone", item.available ? null : "bad");
+  set(product.restock, "aria-label", `+${RESTOCK}: restock ${item.name}`);
+  set(product.quantity, "aria-label", `Quantity of ${item.name}`);
+  if (moved) flash(product.available);
+  warn(product);
 }
 
 function build(item) {
-  const article = { item };
-  article.name = element("b");
-  article.price = element("span");
-  article.available = element("span");
-  article.restock = element("button", { type: "button", onclick: () => restock(article) }, `+${RESTOCK}`);
-  article.quantity = element("input", { type: "number", name: `quantity:${item.sku}`, value: 0, min: 0, oninput: () => warn(article) });
-  article.warning = element("p", { class: "warning", hidden: true });
-  article.row = element(
+  const product = { item };
+  product.name = element("b");
+  product.price = element("span");
+  product.available = element("span");
+  product.restock = element("button", { type: "button", onclick: () => restock(product) }, `+${RESTOCK}`);
+  product.quantity = element("input", { type: "number", name: `quantity:${item.sku}`, value: 0, min: 0, oninput: () => warn(product) });
+  product.warning = element("p", { class: "warning", hidden: true });
+  product.row = element(
     "li",
     { class: "field" },
-    element("div", { class: "what" }, article.name, element("span", {}, article.price, " · ", article.available)),
-    article.restock,
-    article.quantity,
-    article.warning,
+    element("div", { class: "what" }, product.name, element("span", {}, product.price, " · ", product.available)),
+    product.restock,
+    product.quantity,
+    product.warning,
   );
-  return article;
+  return product;
 }
 
 /** Nothing keeps anyone from ordering more than there is: a saga that fails is worth a look. It only says so. */
