@@ -25,10 +25,11 @@ chaos: $(READY)  ## servers are killed while orders come in; nothing is lost
 test: $(READY)  ## every test; ARGS="-k cancel" chooses
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(READY)  ## format, lint, types
+lint: $(READY)  ## format, lint, types, CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@.venv/bin/zizmor --offline --strict-collection --persona=pedantic --quiet .github
 
 up:  ## the same with containers
 	@docker compose up --build

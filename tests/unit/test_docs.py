@@ -1,4 +1,4 @@
-"""The tests that README.md and docs/ name are there: a file, or a test of a file that the same paragraph names."""
+"""README.md and docs/ are true as far as text can be compared: named tests, links, the saga, settings and ports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GUARANTEES = [f"G{number}" for number in range(1, 12)]
 
 
@@ -25,6 +25,29 @@ def missing_in(paragraph: str) -> list[str]:
 def test_every_test_that_is_named_exists(page: Path) -> None:
     paragraphs = page.read_text().split("\n\n")
     assert [name for paragraph in paragraphs for name in missing_in(paragraph)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"(?:\]\(|src=\"|srcset=\")([^)\"#]+)", page.read_text())
+    local = [target for target in targets if not target.startswith(("http:", "https:"))]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    there = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE))
+    assert named - there == set()
+
+
+def test_saga_in_the_readme_is_that_of_the_workflow() -> None:
+    [shown] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].strip() for line in shown.splitlines()]
+    _, saga = (ROOT / "app/workflows/order.py").read_text().split("async def _saga(self)")
+    code = iter(line.split("  #")[0].strip() for line in saga.splitlines())
+    # `in` goes on where the last one was found: the lines have to be in the same order.
+    assert [line for line in lines if line != "..." and line not in code] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])

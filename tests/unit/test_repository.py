@@ -1,0 +1,42 @@
+"""CI and the devcontainer run what the Makefile has, on the Pythons and ports that the project has."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+
+from dev.stack import ROOT, Config
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+DEVCONTAINER = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+
+
+def make_targets(text: str) -> set[str]:
+    return set(re.findall(r"\bmake ([\w./-]+)", text))
+
+
+def test_ci_runs_every_check_and_make_alone() -> None:
+    commands = re.findall(r"\brun: (.*)", WORKFLOW)
+    assert [command for command in commands if not re.fullmatch(r"make [a-z-]+", command)] == []
+    assert make_targets("\n".join(commands)) == make_targets((ROOT / ".ci/run").read_text())
+
+
+def test_ci_runs_on_oldest_and_newest_python() -> None:
+    [(oldest, too_new)] = re.findall(
+        r">=3\.(\d+),<3\.(\d+)", tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    )
+    minors = {int(minor) for minor in re.findall(r'python: "3\.(\d+)"', WORKFLOW)}
+    assert min(minors) == int(oldest)
+    assert max(minors) == int(too_new) - 1
+
+
+def test_devcontainer_sets_up_with_make_and_forwards_every_port() -> None:
+    targets = make_targets(DEVCONTAINER["postCreateCommand"])
+    assert targets == {"browser", ".venv/.ready"}
+    assert "browser:" in MAKEFILE
+    assert "READY := .venv/.ready" in MAKEFILE
+    ports = [Config.api_port, Config.temporal_ui_port, Config.temporal_port, Config.mongodb_port]
+    assert DEVCONTAINER["forwardPorts"] == ports
+    assert list(DEVCONTAINER["portsAttributes"]) == [str(port) for port in ports]
