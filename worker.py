@@ -20,10 +20,8 @@ from typing import Any, TypeVar
 
 from pymongo.errors import PyMongoError
 from temporalio import runtime
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
@@ -45,10 +43,7 @@ logger = logging.getLogger("worker")
 T = TypeVar("T")
 
 # A module that a workflow imports without meaning to is an error at the start, not something reloaded for every order.
-POLICY = (
-    SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
-    | SandboxImportNotificationPolicy.WARN_ON_DYNAMIC_IMPORT
-)
+POLICY = SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
 SANDBOX = SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_import_notification_policy(POLICY))
 STOP_LIMIT = 13.0  # seconds from the signal to the exit: docker-compose.yml grants 15
 GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
@@ -140,15 +135,13 @@ async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
 async def check_search_attribute(client: Client) -> None:
     """Raises: SystemExit: without it, every workflow would hang at its first change of status, and say nothing."""
     name = temporal.ORDER_STATUS.name
-    request = ListSearchAttributesRequest(namespace=client.namespace)
     try:
-        registered = await client.operator_service.list_search_attributes(request)
+        await client.count_workflows(f"{name} = '{temporal.IN_PROGRESS}'")
     except RPCError as error:
+        if error.status is RPCStatusCode.INVALID_ARGUMENT:
+            command = f"temporal operator search-attribute create --name {name} --type Keyword"
+            raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}") from None
         logger.warning("cannot look whether the search attribute %s is there: %s", name, error)
-        return
-    if registered.custom_attributes.get(name) != IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD:
-        command = f"temporal operator search-attribute create --name {name} --type Keyword"
-        raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}")
 
 
 def _core(settings: Settings) -> runtime.Runtime:

@@ -3,8 +3,6 @@
 Ids and decisions, never personal data: they stay in workflow histories (G11). Standard library and pydantic only.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict

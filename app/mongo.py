@@ -26,6 +26,7 @@ Document = dict[str, Any]
 Collection = motor_asyncio.AsyncIOMotorCollection[Document]
 Source = Collection | motor_asyncio.AsyncIOMotorDatabase[Document]
 Session = motor_asyncio.AsyncIOMotorClientSession
+ChangeStream = motor_asyncio.AsyncIOMotorChangeStream[Document]
 T = TypeVar("T")
 Work = Callable[[Session], Awaitable[T]]
 
@@ -51,26 +52,16 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRIABLE)
 
 
-class Changes:
-    """An open change stream."""
+async def next_change(stream: ChangeStream) -> Document | None:
+    """The next change; None when there was none for about a second (the resume token has moved on all the same).
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def next(self) -> Document | None:
-        """The next change; None when there was none for about a second (the resume token has moved on all the same).
-
-        Raises:
-            StreamEnded
-        """
-        change: Document | None = await self._stream.try_next()
-        if change is None and not self._stream.alive:
-            raise StreamEnded
-        return change
-
-    @property
-    def resume_token(self) -> Any:
-        return self._stream.resume_token
+    Raises:
+        StreamEnded
+    """
+    change: Document | None = await stream.try_next()
+    if change is None and not stream.alive:  # type: ignore[truthy-function]
+        raise StreamEnded
+    return change
 
 
 class Mongo:
@@ -116,12 +107,12 @@ class Mongo:
         linearizable = collection.with_options(read_concern=ReadConcern("linearizable"))
         return await linearizable.find_one({"_id": document_id}, max_time_ms=2_000)
 
-    async def ping(self) -> None:
-        """Raises: pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary."""
-        await self.database.command("ping")
+    async def ping(self) -> Timestamp:
+        """MongoDB's own time, from which a change stream can be opened.
 
-    async def operation_time(self) -> Timestamp:
-        """MongoDB's own time, from which a change stream can be opened."""
+        Raises:
+            pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary.
+        """
         time: Timestamp = (await self.database.command("ping"))["operationTime"]
         return time
 
@@ -164,7 +155,7 @@ class Mongo:
             return await _retry(attempt, "TransientTransactionError", deadline)
 
     @asynccontextmanager
-    async def watch(self, source: Source, pipeline: list[Document], **options: Any) -> AsyncIterator[Changes]:
+    async def watch(self, source: Source, pipeline: list[Document], **options: Any) -> AsyncIterator[ChangeStream]:
         """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
         Raises:
@@ -173,7 +164,7 @@ class Mongo:
         """
         stream = await source.watch(pipeline, **options).__aenter__()  # opened here, not by the first `next`
         try:
-            yield Changes(stream)
+            yield stream
         finally:
             with suppress(PyMongoError, TimeoutError):  # raised here, it would replace a cancellation
                 async with asyncio.timeout(1):

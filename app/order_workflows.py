@@ -27,14 +27,6 @@ LIST_TIMEOUT = 10.0
 WORKFLOW_ID_PREFIX = "order-"
 
 
-class WorkflowClosed(Exception):
-    """The order's workflow has closed: it takes no update any more."""
-
-
-class UpdateRejected(Exception):
-    """The workflow's validator rejected an update; the message says why."""
-
-
 class TemporalUnavailable(Exception):
     """Temporal, or a worker that is needed for the answer, did not answer in time."""
 
@@ -77,10 +69,10 @@ class OrderWorkflows:
             )
 
     async def change_address(self, order: Order, change: AddressChange) -> bool:
-        """Update `change_shipping_address`; False when shipping began first.
+        """Update `change_shipping_address`; False when shipping began first, or the workflow has closed.
 
         Raises:
-            UpdateRejected, WorkflowClosed, TemporalUnavailable
+            TemporalUnavailable
         """
         async with _answered_within(CALL_TIMEOUT):
             await self.start(order)
@@ -89,13 +81,12 @@ class OrderWorkflows:
                     OrderWorkflow.change_shipping_address, change, id=f"address-{change.number}"
                 )
             except WorkflowUpdateFailedError as error:
-                if isinstance(error.cause, ApplicationError):
-                    raise UpdateRejected(error.cause.message) from error
-                raise
+                if not isinstance(error.cause, ApplicationError):  # that of the validator
+                    raise
             except RPCError as error:
-                if error.status is RPCStatusCode.NOT_FOUND:
-                    raise WorkflowClosed from error
-                raise
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise
+            return False
 
     async def progress(self, order_id: str) -> tuple[OrderProgress, int | None]:
         """The workflow's own answer (query `status`), and the attempt that runs or is waited for.

@@ -15,13 +15,23 @@ from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app import domain
-from app.domain import Failure, Order, OrderNotFound, OrderStatus, StepChange, StepName, StepStatus
+from app.domain import (
+    Failure,
+    Line,
+    NewOrder,
+    Order,
+    OrderNotFound,
+    OrderStatus,
+    Product,
+    StepChange,
+    StepName,
+    StepStatus,
+)
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
-from app.mongo import Changes, Document, Mongo, Session
+from app.mongo import ChangeStream, Document, Mongo, Session
 
 # Writes are update pipelines: one atomic update both looks and writes, on the server's clock.
 NOW = "$$NOW"
-FIRST_INSTANT, LAST_INSTANT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 # Another program that inserts an order need not know these fields.
 DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
 KEPT_ADDRESSES = 5  # newest proposals; an older one was superseded before it could be applied
@@ -43,10 +53,13 @@ class OrderRepository:
 
     # --- reads
 
-    async def find(self, order_id: str) -> Order | None:
-        """The order, for display: a malformed one is shown as failed."""
-        document = await self._orders.find_one({"_id": order_id})
-        return None if document is None else Order.from_any_document(document)
+    async def show(self, order_id: str) -> Order:
+        """The order, for display: a malformed one is shown as failed.
+
+        Raises:
+            OrderNotFound
+        """
+        return Order.from_any_document(await self._find(order_id))
 
     async def get(self, order_id: str) -> Order:
         """The order, for the saga.
@@ -55,10 +68,7 @@ class OrderRepository:
             OrderNotFound
             ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
-        document = await self._orders.find_one({"_id": order_id})
-        if document is None:
-            raise OrderNotFound(order_id)
-        return Order.from_document(document)
+        return Order.from_document(await self._find(order_id))
 
     async def page(
         self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
@@ -98,7 +108,7 @@ class OrderRepository:
         found = self._orders.find({"status": OrderStatus.AWAITING_APPROVAL.value, **decided})
         return [Order.from_any_document(document) async for document in found]
 
-    def watch_inserts(self) -> AbstractAsyncContextManager[Changes]:
+    def watch_inserts(self) -> AbstractAsyncContextManager[ChangeStream]:
         """A change stream of the `_id`s of new orders."""
         pipeline: list[Document] = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]
         return self._mongo.watch(self._orders, pipeline)
@@ -119,41 +129,35 @@ class OrderRepository:
             raise domain.KeyReused
         return Order.from_any_document(document)
 
-    async def add(
-        self, order_id: str, new: domain.NewOrder, products: dict[str, domain.Product], fingerprint: str
-    ) -> Order | None:
+    async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
         """Write the order with the prices of this moment; None when one of this id is there already.
 
         Raises:
             ValueError: the prices are in several currencies.
         """
         lines = [
-            domain.Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
+            Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
             for line in new.lines
         ]
-        currencies = {line.unit_price.currency for line in lines}
-        if len(currencies) > 1:
-            raise ValueError(f"prices in several currencies: {', '.join(sorted(currencies))}")
-        total = domain.Money(
-            amount=sum(line.quantity * line.unit_price.amount for line in lines), currency=currencies.pop()
-        )
+        total = sum(line.quantity * line.unit_price.amount for line in lines)
         now = datetime.now(UTC)
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
         document = {
             "_id": order_id,
             **new.model_dump(),
             "lines": [line.model_dump() for line in lines],
-            "total": total.model_dump(),
+            "total": {"amount": total, "currency": lines[0].unit_price.currency},
             "status": OrderStatus.PLACED.value,
             "created_at": now,
             "updated_at": now,
             "fingerprint": fingerprint,
         }
+        order = Order.from_document(document)
         try:
             await self._orders.insert_one(document)
         except DuplicateKeyError:
             return None
-        return Order.from_document(document)
+        return order
 
     async def normalize(self, order_id: Any) -> Order | None:
         """Read an order document that another program may have inserted, and add the fields that it may leave out.
@@ -172,8 +176,7 @@ class OrderRepository:
 
         A `created_at` that is not a date is replaced: lists are sorted by it, and show only what has one.
         """
-        # In BSON's order of all values, only dates lie between two dates.
-        is_time = {"$and": [{"$gt": ["$created_at", FIRST_INSTANT]}, {"$lt": ["$created_at", LAST_INSTANT]}]}
+        is_time = {"$eq": [{"$type": "$created_at"}, "date"]}
         fields: Document = {
             "status": OrderStatus.FAILED.value,
             "failure": {"$literal": failure.model_dump()},
@@ -286,10 +289,13 @@ class OrderRepository:
 
     async def _decide(self, order_id: str, fields: Document, guard: Document) -> Order:
         document = await self._update(order_id, {**fields, "updated_at": NOW}, guard)
-        order = Order.from_any_document(document) if document else await self.find(order_id)
-        if order is None:
+        return Order.from_any_document(document or await self._find(order_id))
+
+    async def _find(self, order_id: str) -> Document:
+        document = await self._orders.find_one({"_id": order_id})
+        if document is None:
             raise OrderNotFound(order_id)
-        return order
+        return document
 
     async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
         """One atomic update; the document after it, or None where the guard does not hold."""

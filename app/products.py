@@ -45,16 +45,8 @@ class ProductRepository:
         result = await self._products.update_one({"_id": product.sku}, {"$set": fields}, upsert=True)
         return result.upserted_id is not None
 
-    async def add(self, sku: str, quantity: int, session: Session | None = None) -> None:
-        """Raises: ProductNotFound, StockLimitReached."""
-        fits = {"_id": sku, "available": {"$lte": MAX_STOCK - quantity}}
-        result = await self._products.update_one(fits, {"$inc": {"available": quantity}}, session=session)
-        if result.matched_count == 0:
-            await self.get(sku)
-            raise StockLimitReached
-
-    async def add_once(self, restock_id: str, fingerprint: str, sku: str, quantity: int) -> bool:
-        """As `add`, once per `restock_id`; whether it was done now rather than by an earlier request.
+    async def restock(self, restock_id: str, fingerprint: str, sku: str, quantity: int) -> bool:
+        """Add to a stock, once per `restock_id`; whether it was done now rather than by an earlier request.
 
         Raises:
             KeyReused: the id belongs to another restock.
@@ -64,7 +56,11 @@ class ProductRepository:
 
         async def once(session: Session) -> None:
             await self._restocks.insert_one({"_id": restock_id, "fingerprint": fingerprint}, session=session)
-            await self.add(sku, quantity, session)
+            fits = {"_id": sku, "available": {"$lte": MAX_STOCK - quantity}}
+            result = await self._products.update_one(fits, {"$inc": {"available": quantity}}, session=session)
+            if result.matched_count == 0:
+                await self.get(sku)
+                raise StockLimitReached
 
         try:
             await self._mongo.run_transaction(once)

@@ -8,17 +8,14 @@ stand by. Starting a workflow twice does nothing, so the lease saves work and gu
 
 import asyncio
 import logging
-import random
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pymongo import ReturnDocument
-from pymongo.errors import PyMongoError
 
 from app.domain import TERMINAL, Failure, why_malformed
-from app.mongo import Mongo, is_unavailable
+from app.mongo import Mongo, is_unavailable, next_change
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
 from app.orders import NOW, OrderRepository
 
@@ -54,23 +51,18 @@ class OutboxRelay:
 
     async def run(self) -> None:
         """Run until cancelled; after any error, begin again."""
-        try:
-            while True:
-                try:
-                    if await self._hold_lease():
-                        await self._follow()
-                except Exception as error:  # noqa: BLE001
-                    logger.warning("relay interrupted: %s", type(error).__name__)
-                await asyncio.sleep(random.uniform(RETRY_DELAY / 2, RETRY_DELAY))  # noqa: S311
-        finally:
-            with suppress(PyMongoError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await self._mongo.relay.delete_one({"_id": "relay", "holder": self._holder})
+        while True:
+            try:
+                if await self._hold_lease():
+                    await self._follow()
+            except Exception as error:  # noqa: BLE001
+                logger.warning("relay interrupted: %s", type(error).__name__)
+            await asyncio.sleep(RETRY_DELAY)
 
     async def _hold_lease(self) -> bool:
         """Take the lease or renew it, if need be; whether it is held.
 
-        Held by one at a time, by MongoDB's clock, until it is released or has not been renewed.
+        Held by one at a time, by MongoDB's clock, until it has not been renewed in time.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._renew_at:
@@ -94,7 +86,7 @@ class OutboxRelay:
                 if now >= self._sweep_at:
                     self._sweep_at = now + SWEEP_EVERY
                     await self._sweep(now)
-                change = await changes.next()  # within a second
+                change = await next_change(changes)  # within a second
                 if change is not None:
                     self._suspect(change["documentKey"]["_id"], now)
                 if now >= start_at:

@@ -7,16 +7,30 @@ How Temporal is reached is not here: `app.temporal` leaves that to the SDK's own
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 
+def _seconds(timeout: object) -> object:
+    """Text that is a number, which pydantic takes for a piece of a duration."""
+    return float(timeout) if isinstance(timeout, str) and timeout.replace(".", "", 1).isdecimal() else timeout
+
+
+def _connection_string(uri: str) -> str:
+    try:
+        if not uri.startswith("mongodb+srv://"):  # to look into it would ask the network
+            parse_uri(uri)
+    except (PyMongoError, ValueError) as error:  # its text may hold a piece of the password
+        raise ValueError("is no MongoDB connection string (mongodb://...)") from error
+    return uri
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
-    mongodb_uri: str = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
+    mongodb_uri: Annotated[str, AfterValidator(_connection_string)] = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
     mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "orders"
     task_queue: Annotated[str, Field(min_length=1)] = "orders"
 
@@ -24,7 +38,9 @@ class Settings(BaseSettings):
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
     # How long it waits, in seconds or as ISO 8601 duration (P1D); a timeout counts as a rejection. Temporal has no
     # timers of 10,000 years or more: a workflow would retry its task for ever.
-    approval_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))] = timedelta(hours=24)
+    approval_timeout: Annotated[
+        timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=timedelta(days=3650))
+    ] = timedelta(hours=24)
 
     # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens every order; a caller's own are only
     # its idempotency keys.
@@ -34,22 +50,6 @@ class Settings(BaseSettings):
     # host:port where the worker serves Prometheus metrics; empty: nowhere. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
-
-    @field_validator("approval_timeout", mode="before")
-    @classmethod
-    def _seconds(cls, timeout: object) -> object:
-        """Text that is a number, which pydantic takes for a piece of a duration."""
-        return float(timeout) if isinstance(timeout, str) and timeout.replace(".", "", 1).isdecimal() else timeout
-
-    @field_validator("mongodb_uri")
-    @classmethod
-    def _connection_string(cls, uri: str) -> str:
-        try:
-            if not uri.startswith("mongodb+srv://"):  # to look into it would ask the network
-                parse_uri(uri)
-        except (PyMongoError, ValueError) as error:  # its text may hold a piece of the password
-            raise ValueError("is no MongoDB connection string (mongodb://...)") from error
-        return uri
 
     @classmethod
     def load(cls) -> Self:

@@ -5,10 +5,8 @@ second that way. Here the callers of a process queue up, and all that are queued
 one: a caller waits for at most one transaction before its own.
 """
 
-from __future__ import annotations
-
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
@@ -30,10 +28,7 @@ class GroupCommit(Generic[Request, Result]):
     """
 
     def __init__(
-        self,
-        commit: Callable[[Sequence[Request]], Awaitable[Sequence[Result]]],
-        *,
-        concerns_all: Callable[[Exception], bool],
+        self, commit: Callable[[list[Request]], Awaitable[list[Result]]], concerns_all: Callable[[Exception], bool]
     ) -> None:
         self._commit = commit
         self._concerns_all = concerns_all

@@ -7,7 +7,7 @@ comes first leaves the fence that a late reservation runs into (G4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,10 +72,10 @@ class Inventory:
         with suppress(OrderNotFound):  # removed: it holds nothing
             await self._requests.submit(Request(ref.order_id, current_attempt()))
 
-    async def _commit(self, requests: Sequence[Request]) -> list[Reservation]:
+    async def _commit(self, requests: list[Request]) -> list[Reservation]:
         return await self._mongo.run_transaction(lambda session: self._decide_all(requests, session))
 
-    async def _decide_all(self, requests: Sequence[Request], session: Session) -> list[Reservation]:
+    async def _decide_all(self, requests: list[Request], session: Session) -> list[Reservation]:
         """Decide all requests on one snapshot, write what changed, return the reservation of each."""
         records = await self._orders.records(STEP, [request.order_id for request in requests], session)
         before = {order_id: Reservation.from_document(record) for order_id, record in records.items()}
@@ -85,8 +85,12 @@ class Inventory:
         after, left = dict(before), dict(stock)
         for request in requests:
             after[request.order_id] = decide(request, after.get(request.order_id), left)
-        last = {request.order_id: _change(before, after, request) for request in requests}
-        changes = [(order_id, change) for order_id, change in last.items() if change]
+        attempts = {request.order_id: request.attempt for request in requests}
+        changes = [
+            (order_id, _change(before.get(order_id), after[order_id], attempt))
+            for order_id, attempt in attempts.items()
+            if before.get(order_id) != after[order_id]
+        ]
         moved = {sku: left[sku] - stock[sku] for sku in stock if left[sku] != stock[sku]}
         if changes:
             await self._orders.change_steps(changes, session)
@@ -117,19 +121,12 @@ def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> 
     return Reservation(StepStatus.DONE, request.quantities)
 
 
-def _change(
-    all_before: Mapping[str, Reservation], all_after: Mapping[str, Reservation], request: Request
-) -> StepChange | None:
+def _change(before: Reservation | None, after: Reservation, attempt: Attempt) -> StepChange:
     """What to write. An order reserved and released in one batch was never done: it is written as fenced."""
-    before, after = all_before.get(request.order_id), all_after[request.order_id]
-    if before == after:
-        return None
-    event, detail = StepEvent.FENCED, "stopped before it took effect"
     if after.status is StepStatus.DONE:
-        event, detail = StepEvent.SUCCEEDED, "reserved"
-    elif before is not None:
-        event = StepEvent.COMPENSATED
-    elif after.failure is not None:
-        event, detail = StepEvent.DECLINED, after.failure.message
-    quantities = after.quantities if event is StepEvent.SUCCEEDED else None
-    return StepChange(STEP, event, detail, after.failure, request.attempt, quantities)
+        return StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, after.quantities)
+    if before is not None:
+        return StepChange(STEP, StepEvent.COMPENSATED, "", None, attempt)
+    if after.failure is not None:
+        return StepChange(STEP, StepEvent.DECLINED, after.failure.message, after.failure, attempt)
+    return StepChange(STEP, StepEvent.FENCED, "stopped before it took effect", None, attempt)

@@ -1,7 +1,5 @@
 """SendConfirmation. It has no compensation: it runs when the order is shipped and paid."""
 
-from __future__ import annotations
-
 from temporalio import activity
 
 from app.activities.order_step import Dependencies, OrderStep

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Compensate = Callable[[], Awaitable[bool]]
+Reverse = Callable[[str], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,27 @@ def declined_error(failure: Failure) -> ApplicationError:
     )
 
 
-class OrderStep:
-    """One step of the saga: performs it and compensates it, each at most once per order."""
+async def irreversible(_: str) -> bool:
+    return False
 
-    def __init__(self, orders: OrderRepository, name: StepName) -> None:
+
+class OrderStep:
+    """One step of the saga: performs it and compensates it, each at most once per order.
+
+    Args:
+        reverse: reverses the effect at the gateway, by idempotency key; returns whether there was one.
+    """
+
+    def __init__(self, orders: OrderRepository, name: StepName, reverse: Reverse = irreversible) -> None:
         self._orders = orders
         self._name = name
+        self._reverse = reverse
 
-    async def perform(
-        self, order_id: str, call: Callable[[Order], Awaitable[str]], compensate: Compensate | None = None
-    ) -> None:
+    async def perform(self, order_id: str, call: Callable[[Order], Awaitable[str]]) -> None:
         """Do the step: one read, the gateway's call, one write.
 
         Args:
             call: calls the gateway; returns the detail to record, such as its reference.
-            compensate: takes the effect back at the gateway; returns whether there was one.
 
         Raises:
             ApplicationError: not retryable; declined, misconfigured, or the order was stopped.
@@ -88,7 +94,7 @@ class OrderStep:
                 raise declined_error(Failure(code="misconfigured", message="the service is misconfigured")) from error
             else:
                 record, stop_reason = await self._record(order_id, StepEvent.SUCCEEDED, detail)
-                if record.status is not StepStatus.DONE and compensate is not None and await compensate():
+                if record.status is not StepStatus.DONE and await self._reverse(order_id):
                     await self._record(order_id, StepEvent.COMPENSATED)
         if stop_reason is not None:
             raise declined_error(stop_reason)
@@ -96,18 +102,18 @@ class OrderStep:
         if record.status is not StepStatus.DONE:
             raise declined_error(record.failure or domain.FENCED)
 
-    async def compensate(self, order_id: str, compensate: Compensate) -> None:
-        """Take the step back, or make sure that it cannot take effect any more.
+    async def compensate(self, order_id: str) -> None:
+        """Reverse the step, or make sure that it cannot take effect any more.
 
         The fence comes first, the gateway second: an attempt in flight then runs into one or the other.
         """
         try:
             record, _ = await self._record(order_id, StepEvent.FENCED, "stopped before it took effect")
         except OrderNotFound:  # removed: there is nothing to record, but an effect must not stay
-            await compensate()
+            await self._reverse(order_id)
             return
         if record.status is not StepStatus.COMPENSATED:
-            had_effect = await compensate()
+            had_effect = await self._reverse(order_id)
             if had_effect or record.status is StepStatus.DONE:
                 await self._record(order_id, StepEvent.COMPENSATED)
 

@@ -1,7 +1,5 @@
 """ChargePayment and RefundPayment."""
 
-from __future__ import annotations
-
 from temporalio import activity
 
 from app.activities.order_step import Dependencies, OrderStep
@@ -12,15 +10,15 @@ from app.messages import OrderRef
 class Payments:
     def __init__(self, dependencies: Dependencies) -> None:
         self._gateway = dependencies.gateways.payments
-        self._step = OrderStep(dependencies.orders, StepName.CHARGE_PAYMENT)
+        self._step = OrderStep(dependencies.orders, StepName.CHARGE_PAYMENT, self._gateway.refund)
 
     @activity.defn(name="ChargePayment")
     async def charge(self, ref: OrderRef) -> None:
         async def charge(order: Order) -> str:
             return f"charged {await self._gateway.charge(ref.order_id, order.total, order.payment_method)}"
 
-        await self._step.perform(ref.order_id, charge, compensate=lambda: self._gateway.refund(ref.order_id))
+        await self._step.perform(ref.order_id, charge)
 
     @activity.defn(name="RefundPayment")
     async def refund(self, ref: OrderRef) -> None:
-        await self._step.compensate(ref.order_id, lambda: self._gateway.refund(ref.order_id))
+        await self._step.compensate(ref.order_id)

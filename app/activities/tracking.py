@@ -1,7 +1,5 @@
 """UpdateOrderStatus: the statuses that no step writes by itself, and decisions on approvals."""
 
-from __future__ import annotations
-
 from temporalio import activity
 
 from app.activities.order_step import Dependencies

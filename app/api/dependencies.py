@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
-from app.domain import IDENTIFIER, Order, OrderNotFound
+from app.domain import IDENTIFIER
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
@@ -39,21 +40,13 @@ IdempotencyKey = Annotated[
 ]
 
 
-def derived_id(prefix: str, caller: str, key: str) -> str:
+def document_id(prefix: str, caller: str, key: str | None) -> str:
     """The id that this caller's key stands for. The same key is always the same document, so MongoDB's unique `_id`
-    alone makes a request idempotent, without a limit in time (G2)."""
-    digest = hashlib.sha256(json.dumps([prefix, caller, key]).encode()).hexdigest()
+    alone makes a request idempotent, without a limit in time (G2). Without a key, the id is a new one."""
+    digest = hashlib.sha256(json.dumps([prefix, caller, key or secrets.token_hex()]).encode()).hexdigest()
     return f"{prefix}_{digest[:26]}"
 
 
 def fingerprint(request: BaseModel) -> str:
     """Tells a repeated body from another one under the same key."""
     return hashlib.sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-async def get_or_404(orders: OrderRepository, order_id: str) -> Order:
-    """The order; the API answers an `OrderNotFound` with 404."""
-    order = await orders.find(order_id)
-    if order is None:
-        raise OrderNotFound(order_id)
-    return order

@@ -18,11 +18,11 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, OrderId, get_or_404
+from app.api.dependencies import ClientsDep, OrderId
 from app.api.problems import FieldError, invalid, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
-from app.mongo import Document, Mongo, is_unavailable
+from app.mongo import Document, Mongo, is_unavailable, next_change
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Hub:
     @asynccontextmanager
     async def listening(self, order_id: str | None) -> AsyncIterator[Subscription]:
         """Listen from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing."""
-        subscription = Subscription(order_id, await self._mongo.operation_time())
+        subscription = Subscription(order_id, await self._mongo.ping())
         self._subscriptions.add(subscription)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run(subscription.since))
@@ -119,7 +119,7 @@ class Hub:
             try:
                 async with self._mongo.watch(self._mongo.database, PIPELINE, **LOOK_UP, **begin) as changes:
                     while True:
-                        self._hand_over(await changes.next())
+                        self._hand_over(await next_change(changes))
                         begin = {"resume_after": changes.resume_token}
             except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
                 logger.warning("live events interrupted: %s", type(error).__name__)
@@ -167,9 +167,9 @@ async def _of_all(
 
 
 async def _of_one(_: Caller, order_id: OrderId, clients: ClientsDep, request: Request) -> AsyncIterator[Messages]:
-    await get_or_404(clients.orders, order_id)  # before a change stream is opened for it
+    await clients.orders.show(order_id)  # before a change stream is opened for it
     async with request.app.state.hub.listening(order_id) as subscription:
-        yield subscription.messages(_each([await get_or_404(clients.orders, order_id)]))
+        yield subscription.messages(_each([await clients.orders.show(order_id)]))
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=responses())

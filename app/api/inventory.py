@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, IdempotencyKey, derived_id, fingerprint
+from app.api.dependencies import ClientsDep, IdempotencyKey, document_id, fingerprint
 from app.api.problems import OF_BODIES, responses
 from app.api.route import ApiRoute
 from app.domain import MAX_STOCK, Identifier, Model, Product, Text, UnitPrice
@@ -52,10 +52,7 @@ async def restock(
     caller: Caller, sku: Identifier, more: Restock, clients: ClientsDep, response: Response, key: IdempotencyKey = None
 ) -> Product:
     """Add to the available quantity. With an Idempotency-Key it is added once, however often the request is sent."""
-    if key is None:
-        await clients.products.add(sku, more.quantity)
-    elif not await clients.products.add_once(
-        derived_id("rst", caller, key), f"{sku}:{fingerprint(more)}", sku, more.quantity
-    ):
+    restock_id = document_id("rst", caller, key)
+    if not await clients.products.restock(restock_id, f"{sku}:{fingerprint(more)}", sku, more.quantity):
         response.headers["Idempotency-Replayed"] = "true"
     return await clients.products.get(sku)

@@ -1,6 +1,5 @@
 """Orders over HTTP. A request is decided in MongoDB before Temporal hears of it, so its answer holds."""
 
-import secrets
 from contextlib import suppress
 from typing import Annotated
 
@@ -8,13 +7,13 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, derived_id, fingerprint, get_or_404
+from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, document_id, fingerprint
 from app.api.problems import OF_BODIES, FieldError, Problem, invalid, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
-from app.order_workflows import START_TIMEOUT, TemporalUnavailable, UpdateRejected, WorkflowClosed
+from app.order_workflows import START_TIMEOUT, TemporalUnavailable
 from app.orders import BadCursor
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
@@ -46,7 +45,7 @@ async def place(
 ) -> Order:
     """Place an order. After a 202 it is in MongoDB, and reaches a final status through any failure."""
     orders, body = clients.orders, fingerprint(new)
-    order_id = derived_id("ord", caller, key) if key else f"ord_{secrets.token_hex(13)}"
+    order_id = document_id("ord", caller, key)
     response.headers["Location"] = f"/orders/{order_id}"
     order = await orders.placed(order_id, body) if key else None
     if order is None:
@@ -89,13 +88,13 @@ async def page(
 @router.get("/{order_id}", responses=responses(404))
 async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
     """The order, from MongoDB: also while Temporal is away, and after it has forgotten the workflow."""
-    return await get_or_404(clients.orders, order_id)
+    return await clients.orders.show(order_id)
 
 
 @router.get("/{order_id}/status", responses=responses(404))
 async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """The workflow's own answer, within 2 s; 503 when it cannot be had."""
-    await get_or_404(clients.orders, order_id)
+    await clients.orders.show(order_id)
     progress, attempt = await clients.workflows.progress(order_id)
     url = clients.workflows.workflow_url(order_id)
     return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
@@ -104,7 +103,7 @@ async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStat
 @router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *OF_BODIES))
 async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Reason | None = None) -> Order:
     """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
-    order = await get_or_404(clients.orders, order_id)
+    order = await clients.orders.show(order_id)
     if order.status not in TERMINAL:
         order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
     if order.cancellation is None or order.status in TERMINAL:
@@ -131,13 +130,10 @@ async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: Cli
 @router.put("/{order_id}/shipping-address", responses=responses(404, 409, *OF_BODIES))
 async def change_shipping_address(_: Caller, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
     """Change where the order goes, until shipping begins. The workflow decides; the address stays out of Temporal."""
-    order = await get_or_404(clients.orders, order_id)
+    order = await clients.orders.show(order_id)
     change = await clients.orders.propose_address(order_id, address)
-    try:
-        applied = change is not None and await clients.workflows.change_address(order, change)
-    except (UpdateRejected, WorkflowClosed):
-        applied = False
-    order = await get_or_404(clients.orders, order_id)
+    applied = change is not None and await clients.workflows.change_address(order, change)
+    order = await clients.orders.show(order_id)
     if not applied:
         was = "cancelled" if order.cancellation else order.status
         raise Problem(409, f"cannot change the address: the order is {was}")

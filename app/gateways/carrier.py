@@ -23,7 +23,6 @@ class Carrier(Protocol):
         Raises:
             AddressUnserviceable: nothing was ordered, and nothing will be under this key.
         """
-        ...
 
     async def cancel(self, idempotency_key: str) -> bool:
         """Cancel what was ordered under the key, once, and refuse any order under it from now on.
@@ -31,4 +30,3 @@ class Carrier(Protocol):
         Returns:
             Whether anything had been ordered.
         """
-        ...

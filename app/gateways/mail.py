@@ -8,4 +8,3 @@ from app.domain import Order
 class Mailer(Protocol):
     async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
         """Send the confirmation to the order's e-mail address, once per key however often it is called."""
-        ...

@@ -23,7 +23,6 @@ class PaymentGateway(Protocol):
         Raises:
             PaymentDeclined: nothing was captured, and nothing will be under this key.
         """
-        ...
 
     async def refund(self, idempotency_key: str) -> bool:
         """Refund what was captured under the key, once, and refuse any capture under it from now on.
@@ -34,4 +33,3 @@ class PaymentGateway(Protocol):
         Returns:
             Whether anything had been captured.
         """
-        ...

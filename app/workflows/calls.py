@@ -1,7 +1,5 @@
 """How the saga calls its activities, and shows its status in Temporal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from temporalio import workflow

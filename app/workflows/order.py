@@ -6,8 +6,6 @@ Until the shipment exists, a failure or a cancel compensates the steps in revers
 may begin anywhere: after a reset, or when Temporal's data was lost. Only ids and decisions come through here.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

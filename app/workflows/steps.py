@@ -4,8 +4,6 @@ The workflow, the worker's activities, `GET /saga`, the page, the tour and the f
 new step is a class of activities, a row here, and its name and status in `app.domain`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta

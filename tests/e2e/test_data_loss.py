@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from app import relay, temporal
 from app.domain import TERMINAL, Order, OrderStatus
 from app.messages import ApprovalDecision
-from app.mongo import Changes, Mongo
+from app.mongo import ChangeStream, Mongo, next_change
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.relay import OutboxRelay
@@ -114,9 +114,9 @@ class Statuses:
         async with mongo.watch(mongo.orders, writes) as changes, _beside(self._follow(changes)):
             yield
 
-    async def _follow(self, changes: Changes) -> None:
+    async def _follow(self, changes: ChangeStream) -> None:
         while True:
-            change = await changes.next() or {}
+            change = await next_change(changes) or {}
             fields = change.get("fullDocument") or change.get("updateDescription", {}).get("updatedFields", {})
             if "status" in fields:
                 self.of[change["documentKey"]["_id"]].append(fields["status"])

@@ -28,23 +28,22 @@ from app.messages import OrderRef
 class Fraud:
     def __init__(self, dependencies: Dependencies) -> None:
         self._gateway = dependencies.gateways.payments
-        self._step = OrderStep(dependencies.orders, StepName.CHECK_FRAUD)
+        self._step = OrderStep(dependencies.orders, StepName.CHECK_FRAUD, self._release)
 
     @activity.defn(name="CheckFraud")
     async def check(self, ref: OrderRef) -> None:
         async def check(order: Order) -> str:
             nothing = Money(amount=0, currency=order.total.currency)
-            return f"held {await self._gateway.charge(_key(ref), nothing, 'check')}"
+            return f"held {await self._gateway.charge(f'fraud-{ref.order_id}', nothing, 'check')}"
 
-        await self._step.perform(ref.order_id, check, compensate=lambda: self._gateway.refund(_key(ref)))
+        await self._step.perform(ref.order_id, check)
 
     @activity.defn(name="ReleaseFraudHold")
     async def release(self, ref: OrderRef) -> None:
-        await self._step.compensate(ref.order_id, lambda: self._gateway.refund(_key(ref)))
+        await self._step.compensate(ref.order_id)
 
-
-def _key(ref: OrderRef) -> str:
-    return f"fraud-{ref.order_id}"
+    async def _release(self, order_id: str) -> bool:
+        return await self._gateway.refund(f"fraud-{order_id}")
 '''
 ROW = """    Step(
         StepName.CHECK_FRAUD,

@@ -14,7 +14,7 @@ import pytest
 from temporalio.api.enums.v1 import PendingActivityState
 
 from app import temporal
-from app.mongo import Mongo
+from app.mongo import Mongo, next_change
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
@@ -135,7 +135,7 @@ async def test_change_stream_cancelled_while_mongodb_is_frozen_ends_cancelled(tm
     async def follow() -> None:
         async with mongo.watch(mongo.orders, []) as changes:
             while True:
-                await changes.next()
+                await next_change(changes)
                 opened.set()
 
     following = asyncio.create_task(follow())

@@ -108,7 +108,7 @@ class Actor:
     outcome: str | None = None
 
     def __post_init__(self) -> None:
-        step = self.step(cast("OrderRepository", self), STEP)
+        step = self.step(cast("OrderRepository", self), STEP, self._refund)
         self._coroutine = self._attempt(step) if self.name in ATTEMPTS else self._compensate(step)
         self.go_on()
 
@@ -134,14 +134,14 @@ class Actor:
         return self.name, self.outcome, tuple(self.seen)
 
     def _attempt(self, step: OrderStep) -> Coroutine[Any, Any, None]:
-        return step.perform("order", self._charge, compensate=self._refund)
+        return step.perform("order", self._charge)
 
     async def _compensate(self, step: OrderStep) -> None:
         if self.world.scenario.stops:
             await call()
             self.world.stopped = self.world.compensating = True
             self.seen.append(("stopped", None))
-        await step.compensate("order", self._refund)
+        await step.compensate("order")
 
     # --- the repository
 
@@ -179,7 +179,7 @@ class Actor:
         self.seen.append(("late capture" if self.world.closed else "captured", None))
         return "charged"
 
-    async def _refund(self) -> bool:
+    async def _refund(self, key: str) -> bool:
         needless = StepStatus.DONE if self.name in ATTEMPTS else StepStatus.COMPENSATED
         if any(reply[0] is needless for reply in self.seen[-1:]):
             raise Violation(f"{self.name} refunds although it read {self.seen}")
@@ -337,12 +337,12 @@ MACHINES: dict[str, tuple[StepEvent, Callable[[StepStatus | None], StepStatus | 
     ),
 }
 # ... or a line of `OrderStep`.
-LATE = "if record.status is not StepStatus.DONE and compensate is not None and await compensate():"
+LATE = "if record.status is not StepStatus.DONE and await self._reverse(order_id):"
 LINES: dict[str, tuple[str, ...]] = {
     "no look at the record before the call": ("if record is None and stop_reason is None:", "if stop_reason is None:"),
     "no look at the order before the call": ("if record is None and stop_reason is None:", "if record is None:"),
     "a late attempt keeps its effect": (LATE, "if False:"),
-    "an attempt in time takes its effect back": (LATE, "if compensate is not None and await compensate():"),
+    "an attempt in time takes its effect back": (LATE, "if await self._reverse(order_id):"),
     "a late attempt does not record that it took back": (
         f"{LATE}\n                    await self._record(order_id, StepEvent.COMPENSATED)",
         f"{LATE}\n                    pass",
@@ -362,8 +362,8 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "the gateway before the fence": (
         "        try:\n            record, _ =",
-        "        had_effect = await compensate()\n        try:\n            record, _ =",
-        "            had_effect = await compensate()\n            if",
+        "        had_effect = await self._reverse(order_id)\n        try:\n            record, _ =",
+        "            had_effect = await self._reverse(order_id)\n            if",
         "            if",
     ),
     "no compensation after a fence": (
