@@ -22,8 +22,11 @@ bench: $(READY)  ## the measurements
 chaos: $(READY)  ## servers are killed while orders come in; nothing is lost
 	@$(PY) -m dev.chaos $(ARGS)
 
-test: $(READY)  ## every test; ARGS="-k cancel" chooses
-	@$(PY) -m pytest $(ARGS)
+test: $(READY)  ## every test, in two processes; ARGS="-k cancel" chooses, and runs in one
+	@$(PY) -m pytest $(if $(ARGS),,$(PARALLEL)) $(ARGS)
+
+# By file: the tests of one share servers and set-up. No reordering: tests/conftest.py puts the longest files first.
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## format, lint, types, CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -19,21 +21,50 @@ from app.api.main import create_app
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
+from dev.stack import ROOT
+from tests.replay.histories import check_every_history
 from tests.support import SUMMARY, Shop, build_shop_worker
+
+# With several processes, a file is the unit of work: the longest ones come first, so that all processes end together.
+LONGEST_FIRST = [
+    "tests/browser/test_order_desk.py",
+    "tests/workflows/test_failure_matrix.py",
+    "tests/workflows/test_resets.py",
+    "tests/e2e/test_replica_set.py",
+    "tests/e2e/test_relay.py",
+    "tests/workflows/test_single_batch.py",
+    "tests/activities/test_fences.py",
+    "tests/e2e/test_shutdown.py",
+    "tests/e2e/test_stack.py",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "last: runs after all others, because it looks at what they did")
-    config.stash[SUMMARY] = []
+    config.stash[SUMMARY] = Counter[str]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {ROOT / path: number for number, path in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    summary = session.config.stash[SUMMARY]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["summary"] = dict(summary)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the processes of one run report."""
+    node.config.stash[SUMMARY].update(getattr(node, "workeroutput", {}).get("summary", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[SUMMARY]:
-        terminalreporter.write_line(line)
+    for what, number in sorted(config.stash[SUMMARY].items()):
+        terminalreporter.write_line(f"{what}: {number:,}")
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +75,19 @@ async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 @pytest.fixture(scope="session")
-async def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+async def temporal_server(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> AsyncIterator[Server]:
+    """At the end, the history of every order that ran here is replayed: it fails the last test if one does not."""
     logs = tmp_path_factory.mktemp("temporal")
     server = await start_temporal(free_port(), time_skipping=True, log_dir=logs)
     yield server
-    await server.stop()
+    try:
+        pytestconfig.stash[SUMMARY].update(
+            await check_every_history(await temporal.connect(target_host=server.address))
+        )
+    finally:
+        await server.stop()
 
 
 @pytest.fixture(scope="session")

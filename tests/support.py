@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from worker import build_worker
 
 T = TypeVar("T")
 
-SUMMARY = pytest.StashKey[list[str]]()  # in `config.stash`: lines to print when all tests have run
+SUMMARY = pytest.StashKey[Counter[str]]()  # in `config.stash`: numbers to print when all tests have run
 
 # Personal values that no history and no log may ever show (G11).
 EMAIL = "ada.lovelace@example.org"

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
-import pytest
 from temporalio.api.enums.v1 import PendingActivityState
 
 from app import temporal
@@ -20,7 +19,7 @@ from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
 from tests.api.listening import Listener
 from tests.e2e.test_containers import words_of
-from tests.support import SUMMARY, Shop, eventually, order_body
+from tests.support import Shop, eventually, order_body
 
 # Seconds.
 WORKER_LIMIT = 15  # what docker-compose.yml grants it before SIGKILL
@@ -29,9 +28,7 @@ API_LIMIT = 9  # Docker grants 10
 FROZEN: list[tuple[str, ...]] = [(), ("Temporal",), ("mongod",), ("Temporal", "mongod")]
 
 
-async def test_sigterm_while_servers_are_frozen_ends_worker_and_api_in_time(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+async def test_sigterm_while_servers_are_frozen_ends_worker_and_api_in_time(tmp_path: Path) -> None:
     stops = await asyncio.gather(
         *(stop_while_frozen(tmp_path / str(number), frozen) for number, frozen in enumerate(FROZEN))
     )
@@ -39,7 +36,6 @@ async def test_sigterm_while_servers_are_frozen_ends_worker_and_api_in_time(
         f"SIGTERM with {' and '.join(frozen) or 'nothing'} frozen: worker {worker:.1f} s, API {api:.1f} s"
         for frozen, (worker, api) in zip(FROZEN, stops, strict=True)
     ]
-    request.config.stash[SUMMARY].extend(report)
     assert all(worker < WORKER_LIMIT and api < API_LIMIT for worker, api in stops), "\n".join(report)
 
 

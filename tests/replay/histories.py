@@ -1,16 +1,20 @@
-"""What is read of histories: every payload in clear, and the time that was skipped."""
+"""Checks of workflow histories: they replay, and hold no personal data."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause
-from temporalio.client import WorkflowHistory
+from temporalio.client import Client, WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
 
+from app.workflows.order import OrderWorkflow
 from tests.support import ADDRESS, EMAIL, NAME, STREET
+from worker import SANDBOX
 
 # What is personal in the orders of the tests: whom they are for, where they go, and what pays for them.
 PERSONAL = [EMAIL, NAME, STREET, ADDRESS["city"], ADDRESS["postal_code"], "pm_card"]
@@ -56,3 +60,27 @@ def skipped_in(history: WorkflowHistory) -> timedelta:
         if leap.HasField("target_time"):
             skipped += leap.target_time.ToDatetime() - event.event_time.ToDatetime()
     return skipped
+
+
+def replayer(workflow_class: type = OrderWorkflow) -> Replayer:
+    return Replayer(workflows=[workflow_class], data_converter=pydantic_data_converter, workflow_runner=SANDBOX)
+
+
+async def check_every_history(client: Client) -> dict[str, int]:
+    """Replay all orders of a server, and look for personal data and failed workflow tasks. Returns what to report."""
+    skipped, count = timedelta(), 0
+    wrong: list[str] = []
+
+    async def histories() -> AsyncIterator[WorkflowHistory]:
+        nonlocal skipped, count
+        async for history in client.list_workflows("WorkflowType = 'OrderWorkflow'").map_histories():
+            count += 1
+            skipped += skipped_in(history)
+            wrong.extend(f"{history.workflow_id} holds {value!r}" for value in personal_in(history))
+            wrong.extend(f"{history.workflow_id}: a workflow task failed: {why}" for why in stumbles_in(history))
+            yield history
+
+    results = await replayer().replay_workflows(histories(), raise_on_replay_failure=False)
+    wrong += [f"run {run_id} does not replay: {error}" for run_id, error in results.replay_failures.items()]
+    assert not wrong, "\n".join(wrong)
+    return {"workflows run and replayed": count, "days of their time skipped": skipped.days}

@@ -358,7 +358,7 @@ async def runs(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.path == request.path
     ]
-    request.config.stash[SUMMARY].append(f"failure matrix: {len(chosen)} cases")
+    request.config.stash[SUMMARY]["cases of the failure matrix"] += len(chosen)
     mongo = Mongo(mongod.address, "matrix", app_name="matrix")
     at_once = asyncio.Semaphore(12)
 
