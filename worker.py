@@ -19,7 +19,6 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pymongo.errors import PyMongoError
-from temporalio import runtime
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
@@ -112,8 +111,8 @@ def _exit_by_force() -> None:
 async def serve(settings: Settings) -> None:
     """Connect and work, until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-    core = _core(settings)
-    client = await wait_for("Temporal", lambda: temporal.connect(runtime=core))
+    temporal.configure_core(settings.worker_metrics_address)
+    client = await wait_for("Temporal", temporal.connect)
     await check_search_attribute(client)
     await wait_for("MongoDB", mongo.create_indexes)
     relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
@@ -142,20 +141,6 @@ async def check_search_attribute(client: Client) -> None:
             command = f"temporal operator search-attribute create --name {name} --type Keyword"
             raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}") from None
         logger.warning("cannot look whether the search attribute %s is there: %s", name, error)
-
-
-def _core(settings: Settings) -> runtime.Runtime:
-    """The SDK's core: its logs join ours, and its metrics are served where the settings say."""
-    address = settings.worker_metrics_address
-    metrics = runtime.PrometheusConfig(
-        bind_address=address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
-    )
-    logging_config = runtime.LoggingConfig(
-        filter=runtime.TelemetryFilter(core_level="WARN", other_level="ERROR"),
-        forwarding=runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
-    )
-    telemetry = runtime.TelemetryConfig(logging=logging_config, metrics=metrics if address else None)
-    return runtime.Runtime(telemetry=telemetry)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ class StepName(StrEnum):
 
 
 # The status of an order once the step is done.
-_REACHED_BY_STEPS = _FORWARD[_FORWARD.index(OrderStatus.AWAITING_APPROVAL) + 1 :]
-STATUS_AFTER = dict(zip(StepName, _REACHED_BY_STEPS, strict=True))  # each step has a status of its own
+STATUS_AFTER = dict(zip(StepName, _FORWARD[2:], strict=True))  # each step has a status of its own
 
 
 class StepStatus(StrEnum):
@@ -141,8 +140,8 @@ class KeyReused(Exception):
     """The idempotency key belongs to an earlier request with another body."""
 
 
-class OrderNotFound(LookupError):
-    """The order is not in MongoDB: it was removed, or is being restored."""
+class NotFound(LookupError):
+    """No such order or product, which the message names. An order may have been removed, or is being restored."""
 
 
 class Money(Model):
@@ -341,8 +340,7 @@ def why_malformed(error: ValueError) -> str:
     """The first thing that is wrong with a document, by field; never its values, which may be personal."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return str(error)
 
 

@@ -4,7 +4,6 @@ Each race is decided by one conditional write, which tells of it as well: the st
 timeline change together. Every write can be repeated, and none moves an order backwards.
 """
 
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -15,18 +14,7 @@ from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app import domain
-from app.domain import (
-    Failure,
-    Line,
-    NewOrder,
-    Order,
-    OrderNotFound,
-    OrderStatus,
-    Product,
-    StepChange,
-    StepName,
-    StepStatus,
-)
+from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepName, StepStatus
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
 
@@ -39,11 +27,8 @@ NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
 
 
-FIRST_PAGE = f"{2**63 - 1}.0"  # the cursor that begins with the latest time that BSON has
-
-
-class BadCursor(ValueError):
-    """The cursor was not given out by this API."""
+CURSOR = r"^-?[0-9]{1,19}\.[0-9]{1,7}$"
+LATEST = 2**63 - 1  # of BSON's times, in milliseconds
 
 
 class OrderRepository:
@@ -57,7 +42,7 @@ class OrderRepository:
         """The order, for display: a malformed one is shown as failed.
 
         Raises:
-            OrderNotFound
+            domain.NotFound
         """
         return Order.from_any_document(await self._find(order_id))
 
@@ -65,7 +50,7 @@ class OrderRepository:
         """The order, for the saga.
 
         Raises:
-            OrderNotFound
+            domain.NotFound
             ValueError (of which pydantic.ValidationError is one): the document is malformed.
         """
         return Order.from_document(await self._find(order_id))
@@ -75,21 +60,22 @@ class OrderRepository:
     ) -> tuple[list[Order], str | None]:
         """Some orders, newest first, and the cursor of those that come after them.
 
-        Raises:
-            BadCursor
+        A cursor names the time of the last order shown, and how many orders of that time were: it is indifferent to
+        the `_id`s that other programs use. An order added with that very time, to the millisecond, may be shown twice.
         """
-        begin, skip = _read_cursor(FIRST_PAGE if cursor is None else cursor)
+        time, _, skip = (cursor or f"{LATEST}.0").partition(".")
+        begin = DatetimeMS(max(-LATEST, min(int(time), LATEST)))
         wanted = {"status": status, "customer_id": customer_id}
         query: Document = {field: value for field, value in wanted.items() if value is not None}
         query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # one date, not a list
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-        documents = await newest.skip(skip).limit(limit + 1).to_list(None)
+        documents = await newest.skip(int(skip)).limit(limit + 1).to_list(None)
         if len(documents) <= limit:
             return [Order.from_any_document(document) for document in documents], None
         del documents[limit:]
         times = [document["created_at"] for document in documents]
         last = times[-1] if isinstance(times[-1], DatetimeMS) else DatetimeMS(times[-1])
-        shown = times.count(times[-1]) + (skip if last == begin else 0)
+        shown = times.count(times[-1]) + (int(skip) if last == begin else 0)
         return [Order.from_any_document(document) for document in documents], f"{int(last)}.{shown}"
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
@@ -176,11 +162,10 @@ class OrderRepository:
 
         A `created_at` that is not a date is replaced: lists are sorted by it, and show only what has one.
         """
-        is_time = {"$eq": [{"$type": "$created_at"}, "date"]}
         fields: Document = {
             "status": OrderStatus.FAILED.value,
             "failure": {"$literal": failure.model_dump()},
-            "created_at": {"$cond": [is_time, "$created_at", NOW]},
+            "created_at": {"$cond": [{"$eq": [{"$type": "$created_at"}, "date"]}, "$created_at", NOW]},
             "updated_at": NOW,
         }
         await self._update(order_id, fields, NOT_FINAL)
@@ -236,11 +221,11 @@ class OrderRepository:
         The second is why the order was stopped, if it was: the step must not count then.
 
         Raises:
-            OrderNotFound
+            domain.NotFound
         """
         document = await self._update(order_id, _step_fields(change))
         if document is None:
-            raise OrderNotFound(order_id)
+            raise domain.NotFound(f"order {order_id}")
         order = Order.from_document(document)
         record = domain.StepRecord(step=change.step, **document["steps"][change.step])
         return record, order.stop_reason
@@ -249,12 +234,12 @@ class OrderRepository:
         """Several orders within a transaction, in which the caller has read their steps.
 
         Raises:
-            OrderNotFound: one of them was removed meanwhile.
+            domain.NotFound: one of them was removed meanwhile.
         """
         writes = [UpdateOne({"_id": order_id}, [{"$set": _step_fields(change)}]) for order_id, change in changes]
         result = await self._orders.bulk_write(writes, ordered=False, session=session)
         if result.matched_count < len(writes):
-            raise OrderNotFound
+            raise domain.NotFound
 
     async def records(self, step: StepName, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
         """The raw records of a step by order id, within a transaction."""
@@ -294,7 +279,7 @@ class OrderRepository:
     async def _find(self, order_id: str) -> Document:
         document = await self._orders.find_one({"_id": order_id})
         if document is None:
-            raise OrderNotFound(order_id)
+            raise domain.NotFound(f"order {order_id}")
         return document
 
     async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
@@ -302,19 +287,6 @@ class OrderRepository:
         return await self._orders.find_one_and_update(
             {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
         )
-
-
-def _read_cursor(cursor: str) -> tuple[DatetimeMS, int]:
-    """A cursor names the time of the last order shown and how many orders of that time were: so it is indifferent to
-    the `_id`s that other programs use. An order added with that very time, to the millisecond, may be shown twice.
-
-    Raises:
-        BadCursor
-    """
-    match = re.fullmatch(r"(-?[0-9]{1,19})\.([0-9]{1,7})", cursor)
-    if match is None or not -(2**63) <= int(match[1]) < 2**63:
-        raise BadCursor
-    return DatetimeMS(int(match[1])), int(match[2])
 
 
 def _step_fields(change: StepChange) -> Document:

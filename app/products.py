@@ -5,12 +5,8 @@ from collections.abc import Iterable, Mapping
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from app.domain import MAX_STOCK, KeyReused, Product
+from app.domain import MAX_STOCK, KeyReused, NotFound, Product
 from app.mongo import Mongo, NotReplicated, Session
-
-
-class ProductNotFound(LookupError):
-    """No product has this SKU."""
 
 
 class StockLimitReached(Exception):
@@ -23,20 +19,16 @@ class ProductRepository:
         self._products = mongo.inventory
         self._restocks = mongo.restocks
 
-    async def all(self) -> list[Product]:
-        found = self._products.find().sort("_id", 1)
-        return [product async for document in found if (product := Product.from_document(document))]
-
-    async def by_sku(self, skus: Iterable[str]) -> dict[str, Product]:
-        """Those that exist."""
-        found = self._products.find({"_id": {"$in": list(skus)}})
+    async def by_sku(self, skus: Iterable[str] | None = None) -> dict[str, Product]:
+        """Those of the products that exist, or all."""
+        found = self._products.find({} if skus is None else {"_id": {"$in": list(skus)}}).sort("_id", 1)
         return {product.sku: product async for document in found if (product := Product.from_document(document))}
 
     async def get(self, sku: str) -> Product:
-        """Raises: ProductNotFound."""
+        """Raises: NotFound."""
         products = await self.by_sku([sku])
         if sku not in products:
-            raise ProductNotFound(sku)
+            raise NotFound(f"product {sku}")
         return products[sku]
 
     async def put(self, product: Product) -> bool:
@@ -51,7 +43,7 @@ class ProductRepository:
         Raises:
             KeyReused: the id belongs to another restock.
             NotReplicated: an earlier request's restock was rolled back.
-            ProductNotFound, StockLimitReached
+            NotFound, StockLimitReached
         """
 
         async def once(session: Session) -> None:

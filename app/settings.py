@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+DAY = timedelta(days=1)
+
 
 def _seconds(timeout: object) -> object:
     """Text that is a number, which pydantic takes for a piece of a duration."""
@@ -38,9 +40,7 @@ class Settings(BaseSettings):
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
     # How long it waits, in seconds or as ISO 8601 duration (P1D); a timeout counts as a rejection. Temporal has no
     # timers of 10,000 years or more: a workflow would retry its task for ever.
-    approval_timeout: Annotated[
-        timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=timedelta(days=3650))
-    ] = timedelta(hours=24)
+    approval_timeout: Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=3650 * DAY)] = DAY
 
     # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens every order; a caller's own are only
     # its idempotency keys.

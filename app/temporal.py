@@ -1,7 +1,9 @@
 """Temporal: client, data converter, search attributes."""
 
+import logging
 from typing import Any
 
+from temporalio import runtime
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -30,3 +32,16 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
         return await Client.connect(**{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options})
     except ValueError as error:
         raise SystemExit(f"wrong setting: TEMPORAL_ADDRESS: {error}") from None
+
+
+def configure_core(metrics_address: str = "") -> None:
+    """Set up the SDK's core, once per process: its logs join those of Python; its metrics are served at host:port."""
+    metrics = runtime.PrometheusConfig(
+        bind_address=metrics_address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
+    )
+    logging_config = runtime.LoggingConfig(
+        filter=runtime.TelemetryFilter(core_level="WARN", other_level="ERROR"),
+        forwarding=runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+    )
+    telemetry = runtime.TelemetryConfig(logging=logging_config, metrics=metrics if metrics_address else None)
+    runtime.Runtime.set_default(runtime.Runtime(telemetry=telemetry), error_if_already_set=False)

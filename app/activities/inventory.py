@@ -16,7 +16,7 @@ from temporalio import activity
 
 from app.activities.group_commit import GroupCommit
 from app.activities.order_step import Dependencies, current_attempt, declined_error
-from app.domain import FENCED, Attempt, Failure, OrderNotFound, StepChange, StepEvent, StepName, StepStatus
+from app.domain import FENCED, Attempt, Failure, NotFound, StepChange, StepEvent, StepName, StepStatus
 from app.messages import OrderRef
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Inventory:
 
     @activity.defn(name="ReleaseInventory")
     async def release(self, ref: OrderRef) -> None:
-        with suppress(OrderNotFound):  # removed: it holds nothing
+        with suppress(NotFound):  # removed: it holds nothing
             await self._requests.submit(Request(ref.order_id, current_attempt()))
 
     async def _commit(self, requests: list[Request]) -> list[Reservation]:

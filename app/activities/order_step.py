@@ -16,7 +16,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from app import domain
-from app.domain import Attempt, Failure, Order, OrderNotFound, StepChange, StepEvent, StepName, StepRecord, StepStatus
+from app.domain import Attempt, Failure, NotFound, Order, StepChange, StepEvent, StepName, StepRecord, StepStatus
 from app.gateways import Declined, Gateways, Misconfigured
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class OrderStep:
 
         Raises:
             ApplicationError: not retryable; declined, misconfigured, or the order was stopped.
-            OrderNotFound
+            NotFound
         """
         order = await self._orders.get(order_id)
         record = order.step(self._name)
@@ -109,7 +109,7 @@ class OrderStep:
         """
         try:
             record, _ = await self._record(order_id, StepEvent.FENCED, "stopped before it took effect")
-        except OrderNotFound:  # removed: there is nothing to record, but an effect must not stay
+        except NotFound:  # removed: there is nothing to record, but an effect must not stay
             await self._reverse(order_id)
             return
         if record.status is not StepStatus.COMPENSATED:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.auth import Caller
 from app.api.dependencies import ClientsDep, OrderId
-from app.api.problems import FieldError, invalid, responses
+from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable, next_change
@@ -30,9 +30,9 @@ router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 Messages = AsyncIterator[ServerSentEvent]
 
+EVENT_ID = r"^[0-9]{1,10}\.[0-9]{1,10}$"  # MongoDB's time: seconds and a count
 QUEUE = 256  # changes that a subscription may be behind before it is let go, to come back with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
-LOOK_UP = {"full_document": "updateLookup"}
 COLLECTIONS = {"$in": ["orders", "inventory"]}
 PIPELINE: list[Document] = [{"$match": {"ns.coll": COLLECTIONS, "fullDocument": {"$exists": True}}}]
 FIRST_LOOK = 50  # orders that a new subscription to all of them is told first
@@ -114,13 +114,13 @@ class Hub:
                 self._running = None
 
     async def _run(self, start: Timestamp) -> None:
-        begin: Document = {"start_at_operation_time": start}
+        begin: Document = {"start_at_operation_time": start, "full_document": "updateLookup"}
         while True:
             try:
-                async with self._mongo.watch(self._mongo.database, PIPELINE, **LOOK_UP, **begin) as changes:
+                async with self._mongo.watch(self._mongo.database, PIPELINE, **begin) as changes:
                     while True:
                         self._hand_over(await next_change(changes))
-                        begin = {"resume_after": changes.resume_token}
+                        begin = {"resume_after": changes.resume_token, "full_document": "updateLookup"}
             except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
                 logger.warning("live events interrupted: %s", type(error).__name__)
                 if not is_unavailable(error):  # it cannot resume where it was
@@ -130,11 +130,10 @@ class Hub:
             subscription.end()
 
     def _hand_over(self, change: Document | None) -> None:
-        document = change and change["fullDocument"]
-        if not change or not document:  # none at the moment, or deleted in the meantime
+        if not change or not change["fullDocument"]:  # none at the moment, or deleted in the meantime
             return
         read = Order.from_any_document if change["ns"]["coll"] == "orders" else Product.from_document
-        if state := read(document):
+        if state := read(change["fullDocument"]):
             event = Event(state, change["clusterTime"])
             for subscription in self._subscriptions:
                 subscription.offer(event)
@@ -152,18 +151,15 @@ async def _of_all(
     _: Caller,
     clients: ClientsDep,
     request: Request,
-    last_event_id: Annotated[str | None, Header(description="To be told all that changed since that event")] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)] = None,
 ) -> AsyncIterator[Messages]:
-    try:
-        last_seen = None if last_event_id is None else Timestamp(*map(int, last_event_id.split(".")))
-    except (TypeError, ValueError) as error:
-        raise invalid(FieldError("Last-Event-ID", "is not one that this API gave out")) from error
     async with request.app.state.hub.listening(None) as subscription:
-        if last_seen is None:
+        if last_event_id is None:
             newest, _next = await clients.orders.page(None, None, FIRST_LOOK, None)
             yield subscription.messages(_each(reversed(newest)))
         else:
-            yield subscription.messages(clients.orders.changed_since(last_seen.as_datetime() - OVERLAP))
+            last_seen = datetime.fromtimestamp(int(last_event_id.split(".")[0]), UTC)
+            yield subscription.messages(clients.orders.changed_since(last_seen - OVERLAP))
 
 
 async def _of_one(_: Caller, order_id: OrderId, clients: ClientsDep, request: Request) -> AsyncIterator[Messages]:

@@ -30,7 +30,7 @@ class Inventory(BaseModel):
 
 @router.get("", responses=responses())
 async def inventory(_: Caller, clients: ClientsDep) -> Inventory:
-    return Inventory(items=await clients.products.all())
+    return Inventory(items=list((await clients.products.by_sku()).values()))
 
 
 @router.get("/{sku}", responses=responses(404))

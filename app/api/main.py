@@ -67,4 +67,5 @@ def __getattr__(name: str) -> FastAPI:
         raise AttributeError(name)
     settings = Settings.load()
     logs.configure(settings.log_level)
+    temporal.configure_core()
     return create_app(settings)

@@ -14,7 +14,7 @@ from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, Or
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import START_TIMEOUT, TemporalUnavailable
-from app.orders import BadCursor
+from app.orders import CURSOR
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
 
@@ -75,13 +75,10 @@ async def page(
     status: OrderStatus | None = None,
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
+    cursor: Annotated[str | None, Query(pattern=CURSOR)] = None,
 ) -> OrderPage:
     """Newest first. Paging by cursor is stable while orders come in."""
-    try:
-        items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
-    except BadCursor as error:
-        raise invalid(FieldError("cursor", "is not one that this API gave out")) from error
+    items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
     return OrderPage(items=items, next_cursor=next_cursor)
 
 

@@ -16,10 +16,10 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from app.domain import MAX_STOCK, KeyReused, OrderNotFound
+from app.domain import MAX_STOCK, KeyReused, NotFound
 from app.mongo import is_unavailable
 from app.order_workflows import TemporalUnavailable
-from app.products import ProductNotFound, StockLimitReached
+from app.products import StockLimitReached
 
 logger = logging.getLogger(__name__)
 
@@ -95,30 +95,26 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(details.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
 
 
-def _problem(error: Exception) -> HTTPException:
-    problem: HTTPException
+def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
     match error:
         case HTTPException():
-            problem = error
+            return error
         case RequestValidationError():
             # Never the input itself: it may be personal, and it may be anything.
-            problem = invalid(*(FieldError(_field(found["loc"]), found["msg"]) for found in error.errors()))
+            return invalid(*(FieldError(_field(found["loc"]), found["msg"]) for found in error.errors()))
         case KeyReused():
-            problem = invalid(FieldError("Idempotency-Key", "was used for another request"))
-        case OrderNotFound():
-            problem = Problem(404, f"there is no order {error}")
-        case ProductNotFound():
-            problem = Problem(404, f"there is no product {error}")
+            return invalid(FieldError("Idempotency-Key", "was used for another request"))
+        case NotFound():
+            return Problem(404, f"there is no {error}")
         case StockLimitReached():
-            problem = Problem(409, f"cannot add: the stock of a product is at most {MAX_STOCK}")
+            return Problem(409, f"cannot add: the stock of a product is at most {MAX_STOCK}")
         case TemporalUnavailable():
-            problem = Problem(503, "Temporal, or a worker, does not answer; try again")
+            return Problem(503, "Temporal, or a worker, does not answer; try again")
         case PyMongoError() if is_unavailable(error):
-            problem = Problem(503, f"the database does not answer; {TRY_AGAIN}")
+            return Problem(503, f"the database does not answer; {TRY_AGAIN}")
         case _:
             logger.error("unexpected error", exc_info=error)
-            problem = Problem(500, "something went wrong here; it has been logged")
-    return problem
+            return Problem(500, "something went wrong here; it has been logged")
 
 
 def _field(location: tuple[Any, ...]) -> str:

@@ -18,9 +18,7 @@ from contextlib import asynccontextmanager
 from pymongo import ReturnDocument
 
 from app.domain import Address, Money, Order
-from app.gateways import Gateways, Unavailable
-from app.gateways.carrier import AddressUnserviceable
-from app.gateways.payment import PaymentDeclined
+from app.gateways import AddressUnserviceable, Gateways, PaymentDeclined, Unavailable
 from app.mongo import Collection, Document, Mongo
 
 SLOW = 5.0  # seconds

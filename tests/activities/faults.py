@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app.domain import Address, Money
-from app.gateways.carrier import Carrier
-from app.gateways.payment import PaymentGateway
+from app.gateways import Carrier, PaymentGateway
 from app.mongo import Document, Mongo
 
 # How a command fails. `errorCode` and `closeConnection` come before any effect; an error of the write concern comes

@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError
 
 from app.activities.payments import Payments
 from app.activities.shipping import Shipping
-from app.domain import STATUS_AFTER, OrderNotFound, OrderStatus, StepName, StepRecord
+from app.domain import STATUS_AFTER, NotFound, OrderStatus, StepName, StepRecord
 from app.gateways import Declined, Misconfigured
 from app.gateways.sandbox import SandboxCarrier, SandboxPayments
 from app.messages import OrderRef, StatusUpdate
@@ -433,7 +433,7 @@ async def test_cancellations_and_attempts_at_once_agree(stage: Stage) -> None:
 
 
 async def test_removed_order_is_not_attempted(stage: Stage) -> None:
-    with pytest.raises(OrderNotFound):
+    with pytest.raises(NotFound):
         await stage.attempt("gone")
     assert stage.services.calls == 0
 
@@ -445,7 +445,7 @@ async def test_order_removed_during_the_call_is_compensated_at_the_gateway(stage
     await gate.reached()
     await stage.mongo.orders.delete_one({"_id": order_id})
     gate.open()
-    with pytest.raises(OrderNotFound):
+    with pytest.raises(NotFound):
         await late
     await stage.compensate(order_id)
     assert await stage.books(order_id) == (True, True)

@@ -8,9 +8,7 @@ import time
 import pytest
 
 from app.domain import Address, Money, Order
-from app.gateways import Unavailable
-from app.gateways.carrier import AddressUnserviceable
-from app.gateways.payment import PaymentDeclined
+from app.gateways import AddressUnserviceable, PaymentDeclined, Unavailable
 from app.gateways.sandbox import SLOW, SandboxCarrier, SandboxMailer, SandboxPayments
 from app.mongo import Document, Mongo
 from tests.support import ADDRESS, EMAIL, order_document

@@ -18,7 +18,7 @@ from app.domain import (
     TERMINAL,
     Attempt,
     Failure,
-    OrderNotFound,
+    NotFound,
     OrderStatus,
     StepChange,
     StepEvent,
@@ -218,11 +218,11 @@ async def test_document_without_a_status_counts_as_placed(mongo: Mongo, orders: 
 async def test_removed_order_is_not_made_anew(mongo: Mongo, orders: OrderRepository) -> None:
     update = StatusUpdate(order_id="gone", status=S.CANCELLED, failure=DECLINED)
     assert await orders.update_status(update) == OrderState(status=S.CANCELLED, failure_code="declined")
-    with pytest.raises(OrderNotFound):
+    with pytest.raises(NotFound):
         await orders.change_step("gone", _change(StepEvent.SUCCEEDED))
-    with pytest.raises(OrderNotFound):
+    with pytest.raises(NotFound):
         await orders.request_cancellation("gone", None)
-    with pytest.raises(OrderNotFound):
+    with pytest.raises(NotFound):
         await orders.decide_approval("gone", ApprovalDecision(approved=True))
     assert await mongo.orders.count_documents({}) == 0
 

@@ -210,7 +210,7 @@ async def test_the_stock_is_told(api: httpx.AsyncClient, shop: Shop) -> None:
 
 
 async def test_no_wrong_place_to_resume_from(api: httpx.AsyncClient) -> None:
-    for last_event_id in ("x", "1", "1.2.3", "-1.0", "1.-1", "9999999999.1", "1.9999999999", "1.x", "1e3.1"):
+    for last_event_id in ("x", "1", "1.2.3", "-1.0", "1.-1", "99999999999.1", "1.x", "1e3.1"):
         answer = await api.get("/orders/events", headers={"Last-Event-ID": last_event_id})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID"), last_event_id
 

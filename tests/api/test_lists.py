@@ -13,7 +13,7 @@ from bson import ObjectId
 
 from app.domain import OrderStatus
 from app.mongo import Document, Mongo
-from app.orders import BadCursor, OrderRepository
+from app.orders import OrderRepository
 from tests.support import order_document
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -105,9 +105,22 @@ async def test_the_last_page_has_no_cursor(api: httpx.AsyncClient, mongo: Mongo)
         b"\xff\xfe",
     ],
 )
-async def test_a_cursor_of_somebody_else_is_refused(position: bytes, mongo: Mongo) -> None:
-    with pytest.raises(BadCursor):
-        await OrderRepository(mongo).page(None, None, 1, base64.urlsafe_b64encode(position).decode())
+async def test_a_cursor_of_somebody_else_is_refused(position: bytes, api: httpx.AsyncClient) -> None:
+    cursor = base64.urlsafe_b64encode(position).decode()
+    assert (await api.get("/orders", params={"cursor": cursor})).status_code == 422
+
+
+CRAFTED = [
+    *("x", ".", "1", "1.", ".1", "1.-1", "1.0.0", "1.00000000", "1e3.0", "1.0\n", "\u0661.0", "\x00", "null"),
+    *("1" * 20 + ".0", "1" * 1_000),
+]
+
+
+@pytest.mark.parametrize("cursor", CRAFTED)
+async def test_crafted_cursor_is_refused(api: httpx.AsyncClient, cursor: str) -> None:
+    answer = await api.get("/orders", params={"cursor": cursor})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "cursor"
 
 
 async def test_malformed_documents_hide_no_other(api: httpx.AsyncClient, mongo: Mongo) -> None:
