@@ -50,6 +50,18 @@ def test_saga_in_the_readme_is_that_of_the_workflow() -> None:
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
+def test_what_can_be_deleted_is_imported_nowhere_else() -> None:
+    _, section = (ROOT / "docs/make-it-yours.md").read_text().split("## What you can delete")
+    modules = re.findall(r"`((?:dev|app)/[\w/]+)\.py`", section.replace("`app/api/main.py`", ""))
+    assert len(modules) == 6
+    program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
+    for module in modules:
+        package, name = module.replace("/", ".").rsplit(".", 1)
+        imports = rf"^(from {package}\.{name} |import {package}\.{name}|from {package} import (.*, )?{name}\b)"
+        importing = [path for path in program if re.search(imports, path.read_text(), re.MULTILINE)]
+        assert importing in ([], [ROOT / "app/api/main.py"]), module
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
 def test_every_guarantee_names_a_test(page: str) -> None:
     told = dict(
