@@ -209,6 +209,8 @@ class Server:
         code = self._process.returncode
         if code == -signal.SIGILL:
             return f"{self.name} needs a processor with AVX: set MONGODB_URI to one that runs elsewhere"
+        if code and code < 0:
+            return f"{self.name} was ended by {signal.Signals(-code).name} (log: {self.log})"
         return f"{self.name} has ended (exit code {code}): {_last_error(text)} (log: {self.log})"
 
 
@@ -216,7 +218,9 @@ def _last_error(log: str) -> str:
     """The line of a log that most likely tells why a process ended."""
     lines = [_message(line) for line in log.splitlines() if line.strip()]
     errors = [text for text, is_error in lines if is_error]
-    return (errors or [text for text, _ in lines] or ["it wrote nothing"])[-1][:300]
+    own_frames = re.findall(r'^ +File "(/(?!.*/lib/python)[^"]+)", line (\d+)', log, re.MULTILINE)
+    place = "{}:{}: ".format(*own_frames[-1]) if own_frames else ""
+    return place + (errors or [text for text, _ in lines] or ["it wrote nothing"])[-1][:300]
 
 
 def _message(line: str) -> tuple[str, bool]:

@@ -20,10 +20,15 @@ from typing import Any, NoReturn, Self
 
 import httpx
 
+from dev.failed_tasks import report_failed_tasks
 from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
+from dev.sources import Sources
 
 ROOT = Path(__file__).parent.parent
+# Seconds before a worker or API that has ended is started again: doubled each time, until it has run for the longest.
+FIRST_PAUSE = 1
+LONGEST_PAUSE = 30
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,12 @@ class Stack:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.processes: dict[str, Server] = {}
-        # In the order in which they are stopped: first what depends on the others.
-        workers = ["worker", *(f"worker-{number}" for number in range(2, config.workers + 1))]
+        self.workers = ["worker", *(f"worker-{number}" for number in range(2, config.workers + 1))]
+        self.apps = ["api", *self.workers]
         given = {"temporal": config.temporal_address, "mongod": config.mongodb_uri}
-        self.names = ["api", *workers, *(name for name, address in given.items() if not address)]
+        self.servers = [name for name, address in given.items() if not address]
+        self.names = [*self.apps, *self.servers]  # as they are stopped: first what depends on the others
+        self._sources = Sources(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
         self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
         self.mongodb_uri = config.mongodb_uri or f"mongodb://{HOST}:{config.mongodb_port}/?replicaSet=rs0"
@@ -192,20 +199,55 @@ class Stack:
         )
 
     async def watch(self) -> NoReturn:
-        """Wait for ever. Raises ServerError when one of the processes ends."""
-        ends = {asyncio.create_task(server.wait()): server for server in self.processes.values()}
-        try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            raise ServerError(ends[done.pop()].exit_reason())
-        finally:
-            for task in ends:
-                task.cancel()
+        """Keep worker and API running, on the newest code. Raises ServerError when another server ends."""
+        async with asyncio.TaskGroup() as group:
+            for name in self.servers:
+                group.create_task(self._raise_when_ended(name))
+            for name in self.workers:
+                group.create_task(report_failed_tasks(self.logs / f"{name}.log", self.temporal_address))
+            keeping = [group.create_task(self._keep_running(name)) for name in self.apps]
+            while True:
+                edited = await self._sources.edited()
+                for task in keeping:
+                    task.cancel()
+                await asyncio.wait(keeping)
+                print(f"{', '.join(edited)} edited: restarting worker and API", flush=True)
+                keeping = [group.create_task(self._keep_running(name, restart=True)) for name in self.apps]
+
+    async def _raise_when_ended(self, name: str) -> NoReturn:
+        await self.processes[name].wait()
+        raise ServerError(self.processes[name].exit_reason())
+
+    async def _keep_running(self, name: str, *, restart: bool = False) -> NoReturn:
+        """Start it again whenever it ends; first of all, if it is to be restarted."""
+        # The process, not modules in it: a worker that imports an edited file anew mixes it with the old ones.
+        if restart:
+            await self._stop(name)
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if self.processes[name].exited:
+                    await self.start(name)
+                    print(f"{name} runs again", flush=True)
+                began = time.monotonic()
+                await self.processes[name].wait()
+                if time.monotonic() - began > LONGEST_PAUSE:
+                    pause = FIRST_PAUSE
+                reason = self.processes[name].exit_reason()
+            except ServerError as error:
+                reason = str(error)
+            print(f"{reason}; starting it again in {pause} s", flush=True)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def stop(self) -> None:
         """Stop what runs, in order."""
         for name in self.names:
-            if server := self.processes.get(name):
-                await server.stop(timeout=15)  # the worker lets activities end first, for up to 10 s
+            if name in self.processes:
+                await self._stop(name)
+
+    async def _stop(self, name: str) -> None:
+        await self.processes[name].stop(timeout=15)  # the worker lets activities end first, for up to 10 s
 
 
 @asynccontextmanager

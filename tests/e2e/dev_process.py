@@ -1,0 +1,125 @@
+"""`make dev` as a process, with its output and the processes that it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from dev.servers import free_port
+from dev.stack import ROOT
+from tests.support import eventually, order_body
+
+PORTS = ("API_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "MONGODB_PORT")
+
+
+class Dev:
+    """`make dev`: its process, its output, and the processes that it starts."""
+
+    def __init__(self, dev_dir: Path, root: Path = ROOT, **environment: str) -> None:
+        self.dev_dir = dev_dir
+        self.root = root
+        self.environment = {
+            "DEV_DIR": str(dev_dir),
+            "TEMPORAL_ADDRESS": "",
+            "MONGODB_URI": "",
+            **{name: str(free_port()) for name in PORTS},
+            **environment,
+        }
+        self.api_url = f"http://127.0.0.1:{self.environment['API_PORT']}"
+        self.printed = ""
+        self._process: asyncio.subprocess.Process
+
+    async def start(self) -> Self:
+        """Start it. Standard output and errors are read as one."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dev.stack"),
+            cwd=self.root,
+            env={**os.environ, **self.environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        return self
+
+    async def reads(self, *texts: str) -> str:
+        """Wait until it prints all of these. Returns all that it prints until then."""
+        assert self._process.stdout
+        self.printed = ""
+        try:
+            async with asyncio.timeout(45):
+                while not all(text in self.printed for text in texts):
+                    line = await self._process.stdout.readline()
+                    assert line, f"it has ended: {self.printed}"
+                    self.printed += line.decode()
+        except TimeoutError:
+            pytest.fail(f"it has not printed {texts}, but: {self.printed}")
+        return self.printed
+
+    async def ready(self) -> None:
+        """Wait until it is ready."""
+        printed = await self.reads("Logs")
+        assert re.search(r"ready after \d+\.\d s", printed), printed
+
+    async def ends(self) -> tuple[int, list[str]]:
+        """Wait until it has ended. Returns its exit code, and its last lines: what followed the first, `starting`."""
+        async with asyncio.timeout(45):
+            printed, _ = await self._process.communicate()
+        lines = printed.decode().splitlines()
+        assert self._process.returncode is not None
+        return self._process.returncode, [line for line in lines if line and not line.startswith("starting ")]
+
+    async def stop(self, number: signal.Signals) -> int:
+        """Send it a signal; the exit code, or minus the number of the signal that ended it."""
+        self._process.send_signal(number)
+        return (await self.ends())[0]
+
+    def processes(self) -> dict[int, str]:
+        """Every process that it started, also after the end of their parent, and the command of each."""
+        mark = f"DEV_DIR={self.dev_dir}"
+        if sys.platform == "linux":
+            found = {}
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    if mark in (folder / "environ").read_bytes().decode(errors="replace").split("\0"):
+                        found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                except OSError:  # has ended meanwhile
+                    continue
+            return found
+        listed = subprocess.run(["ps", "-axEww", "-o", "pid=,command="], capture_output=True, text=True, check=True)  # noqa: S607
+        lines = (line.split(maxsplit=1) for line in listed.stdout.splitlines() if mark in line)
+        return {int(pid): command for pid, command in lines}
+
+    def pid_of(self, command: str) -> int:
+        (pid,) = (pid for pid, running in self.processes().items() if command in running)
+        return pid
+
+    def kill(self) -> None:
+        """End what a failed test has left."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):  # its parent took it along
+                os.kill(pid, signal.SIGKILL)
+
+
+async def place(http: httpx.AsyncClient, **changes: Any) -> str:
+    body = order_body(lines=[{"sku": "MUG-BLUE", "quantity": 1}], **changes)
+    answer = await http.post("/orders", json=body)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["order_id"])
+
+
+async def reaches(http: httpx.AsyncClient, order_id: str, status: str, *, within: float = 15) -> dict[str, Any]:
+    async def look() -> dict[str, Any]:
+        order: dict[str, Any] = (await http.get(f"/orders/{order_id}")).raise_for_status().json()
+        return order
+
+    return await eventually(look, lambda order: order["status"] == status, within=within)

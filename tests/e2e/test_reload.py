@@ -1,0 +1,134 @@
+"""`make dev` on a copy of the code that is edited: worker and API run the newest code that compiles, and come back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from dev.stack import ROOT
+from tests.e2e.dev_process import Dev, place, reaches
+
+API, WORKER, WORKFLOW = "app/api/main.py", "worker.py", "app/workflows/order.py"
+RESTARTED = ("worker runs again", "api runs again")
+
+
+@pytest.fixture(scope="module")
+async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
+    root = tmp_path_factory.mktemp("reload")
+    for name in ("app", "dev"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / WORKER, root)
+    dev = await Dev(root / ".dev", root=root).start()
+    try:
+        await dev.ready()
+        yield dev
+        assert await dev.stop(signal.SIGINT) == 0
+        assert dev.processes() == {}
+    finally:
+        dev.kill()
+
+
+@pytest.fixture
+async def http(dev: Dev) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=dev.api_url, timeout=10) as http:
+        yield http
+
+
+class Edit:
+    """An edit of one file; `undo` takes it back."""
+
+    def __init__(self, dev: Dev, name: str) -> None:
+        self._file = dev.root / name
+        self._original = self._file.read_text()
+        self.line = self._original.count("\n") + 1  # of what is appended
+
+    def append(self, text: str) -> None:
+        self._file.write_text(f"{self._original}{text}\n")
+
+    def replace(self, pattern: str, text: str) -> None:
+        edited, times = re.subn(pattern, text, self._original, count=1, flags=re.DOTALL)
+        assert times == 1
+        self._file.write_text(edited)
+
+    def undo(self) -> None:
+        self._file.write_text(self._original)
+
+
+async def title(http: httpx.AsyncClient) -> str:
+    return str((await http.get("/openapi.json")).json()["info"]["title"])
+
+
+async def test_edit_runs_at_once_and_an_order_under_way_completes(dev: Dev, http: httpx.AsyncClient) -> None:
+    order_id = await place(http, payment_method="pm_card_slow")
+    await reaches(http, order_id, "reserved")
+    before = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
+    edit = Edit(dev, API)
+    edit.replace('title="[^"]*"', 'title="Edited"')
+    await dev.reads(f"{API} edited: restarting worker and API", *RESTARTED)
+    assert not {*before} & dev.processes().keys()
+    assert await title(http) == "Edited"
+    await reaches(http, order_id, "completed")
+    edit.undo()
+    await dev.reads(*RESTARTED)
+    assert await title(http) != "Edited"
+
+
+async def test_syntax_error_is_named_and_the_old_code_goes_on(dev: Dev, http: httpx.AsyncClient) -> None:
+    before = dev.processes().keys()
+    edit = Edit(dev, API)
+    edit.append("x = (")
+    printed = await dev.reads("next edit")
+    assert printed.strip() == (f"{API}:{edit.line}: '(' was never closed. Not restarted: waiting for the next edit")
+    await reaches(http, await place(http), "completed")
+    assert dev.processes().keys() == before
+
+    edit.replace('title="[^"]*"', 'title="Mended"')
+    await dev.reads(*RESTARTED)
+    assert await title(http) == "Mended"
+    edit.undo()
+    await dev.reads(*RESTARTED)
+
+
+async def test_code_that_fails_at_the_start_is_tried_again_until_it_is_edited(
+    dev: Dev, http: httpx.AsyncClient
+) -> None:
+    edit = Edit(dev, WORKER)
+    edit.replace("^", "import nonsense\n")
+    printed = await dev.reads("again in 1 s", "again in 2 s", "again in 4 s", "api runs again")
+    place_of_error = f"{dev.root}/worker.py:1: ModuleNotFoundError: No module named 'nonsense'"
+    assert f"worker has ended (exit code 1): {place_of_error}" in printed
+    order_id = await place(http)
+    edit.undo()
+    await dev.reads(*RESTARTED)
+    await reaches(http, order_id, "completed")
+
+
+@pytest.mark.parametrize(("name", "command"), [("worker", "worker.py"), ("api", "uvicorn")])
+async def test_killed_process_is_brought_back(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
+    order_id = await place(http, payment_method="pm_card_flaky")
+    os.kill(dev.pid_of(command), signal.SIGKILL)
+    printed = await dev.reads(f"{name} runs again")
+    assert f"{name} was ended by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); starting it again in 1 s" in printed
+    await reaches(http, order_id, "completed", within=60)  # a step that was cut off is tried again after its timeout
+
+
+async def test_edit_that_is_not_replayable_names_the_order_and_what_to_do(dev: Dev, http: httpx.AsyncClient) -> None:
+    order_id = await place(http, payment_method="pm_card_outage")
+    await reaches(http, order_id, "reserved")
+    edit = Edit(dev, WORKFLOW)
+    edit.replace(r'(    async def run\(.*?""".*?"""\n)', r"\1        await workflow.sleep(1)\n")
+    await dev.reads(*RESTARTED)
+    assert (await http.post(f"/orders/{order_id}/cancel", json={})).status_code == 202
+    printed = await dev.reads("workflow terminate")
+    assert f"order-{order_id} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
+    assert re.search(r"Undo the edit, put it behind workflow\.patched, or terminate the workflow", printed)
+
+    edit.undo()
+    await dev.reads(*RESTARTED)
+    await reaches(http, order_id, "cancelled", within=60)
