@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GUARANTEES = [f"G{number}" for number in range(1, 12)]
@@ -60,6 +62,17 @@ def test_what_can_be_deleted_is_imported_nowhere_else() -> None:
         imports = rf"^(from {package}\.{name} |import {package}\.{name}|from {package} import (.*, )?{name}\b)"
         importing = [path for path in program if re.search(imports, path.read_text(), re.MULTILINE)]
         assert importing in ([], [ROOT / "app/api/main.py"]), module
+
+
+def test_settings_of_operations_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(.*?)`? ?\|", page, re.MULTILINE))
+    assert rows.pop("TEMPORAL_ADDRESS") == "127.0.0.1:7233"  # read by the Temporal SDK
+    assert list(rows) == [name.upper() for name in Settings.model_fields]
+    shown = {name: value.replace("{}", "") for name, value in rows.items()}
+    defaults = Settings.model_construct().model_dump()
+    defaults["approval_timeout"] = int(defaults["approval_timeout"].total_seconds())
+    assert shown == {name.upper(): str(value or "") for name, value in defaults.items()}
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
