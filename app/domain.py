@@ -14,17 +14,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, computed_field, field_validator
 
+from app.validation import COUNTRY_CODE, CURRENCY_CODE, EMAIL, IDENTIFIER, PRINTABLE, explain
+
 logger = logging.getLogger(__name__)
 
-# Text from a caller: printable, bounded, trimmed. NUL and other control characters never reach the database.
-Text = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-]
-IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+# Text from a caller: printable, bounded, trimmed.
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=PRINTABLE)]
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
-Email = Annotated[
-    str, StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$")
-]
+Email = Annotated[str, StringConstraints(max_length=254, pattern=EMAIL)]
 MAX_QUANTITY = 1_000
 MAX_STOCK = 1_000_000_000  # keeps every sum far inside MongoDB's 64-bit integers
 MAX_PRICE = 1_000_000_000
@@ -148,7 +145,7 @@ class Money(Model):
     """An amount in minor units (cents) of an ISO 4217 currency."""
 
     amount: Annotated[int, Field(strict=True, ge=0, le=MAX_PRICE * MAX_QUANTITY * 50)]
-    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+    currency: Annotated[str, StringConstraints(pattern=CURRENCY_CODE)]
 
 
 class Address(Model):
@@ -156,7 +153,7 @@ class Address(Model):
     street: Text
     city: Text
     postal_code: Annotated[Text, StringConstraints(max_length=16)]
-    country: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2}$", to_upper=True)]
+    country: Annotated[str, StringConstraints(pattern=COUNTRY_CODE, to_upper=True)]
 
 
 class UnitPrice(Money):
@@ -184,7 +181,7 @@ class NewOrder(Model):
     def _no_sku_twice(cls, lines: list[OrderedLine]) -> list[OrderedLine]:
         skus = [line.sku for line in lines]
         if doubled := {sku for sku in skus if skus.count(sku) > 1}:
-            raise ValueError(f"named twice: {', '.join(sorted(doubled))}")
+            raise ValueError(f"name each product once, not several times: {', '.join(sorted(doubled))}")
         return lines
 
 
@@ -339,8 +336,8 @@ FENCED = Failure(code="fenced", message="the step was compensated before it took
 def why_malformed(error: ValueError) -> str:
     """The first thing that is wrong with a document, by field; never its values, which may be personal."""
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {explain(first)[1]}"
     return str(error)
 
 

@@ -14,10 +14,11 @@ from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
-from app.domain import IDENTIFIER, Order
+from app.domain import Order
 from app.messages import AddressChange, ApprovalDecision, CancelRequest, OrderInput, OrderProgress, OrderResult
 from app.settings import Settings
 from app.temporal import IN_PROGRESS, ORDER_STATUS
+from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 
 # Seconds.

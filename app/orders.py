@@ -27,7 +27,6 @@ NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
 
 
-CURSOR = r"^-?[0-9]{1,19}\.[0-9]{1,7}$"
 LATEST = 2**63 - 1  # of BSON's times, in milliseconds
 
 

@@ -9,12 +9,12 @@ from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
-from app.domain import IDENTIFIER
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
 from app.products import ProductRepository
 from app.settings import Settings
+from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
 
 
 class Clients:
@@ -36,7 +36,7 @@ ClientsDep = Annotated[Clients, Depends(_clients)]
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
 TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once, without a limit in time."
 IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", pattern=r"^[\x20-\x7e]{1,255}$", description=TAKES_EFFECT_ONCE)
+    str | None, Header(alias="Idempotency-Key", pattern=IDEMPOTENCY_KEY, description=TAKES_EFFECT_ONCE)
 ]
 
 

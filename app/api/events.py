@@ -23,6 +23,7 @@ from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable, next_change
+from app.validation import EVENT_ID
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 Messages = AsyncIterator[ServerSentEvent]
 
-EVENT_ID = r"^[0-9]{1,10}\.[0-9]{1,10}$"  # MongoDB's time: seconds and a count
 QUEUE = 256  # changes that a subscription may be behind before it is let go, to come back with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
 COLLECTIONS = {"$in": ["orders", "inventory"]}

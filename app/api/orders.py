@@ -8,13 +8,13 @@ from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, document_id, fingerprint
-from app.api.problems import OF_BODIES, FieldError, Problem, invalid, responses
+from app.api.problems import OF_BODIES, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import START_TIMEOUT, TemporalUnavailable
-from app.orders import CURSOR
+from app.validation import CURSOR
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
 
@@ -50,13 +50,13 @@ async def place(
     order = await orders.placed(order_id, body) if key else None
     if order is None:
         known = await clients.products.by_sku(line.sku for line in new.lines)
-        unknown = [f"lines.{index}.sku" for index, line in enumerate(new.lines) if line.sku not in known]
+        unknown = [index for index, line in enumerate(new.lines) if line.sku not in known]
         if unknown:
-            raise invalid(*(FieldError(field, "there is no such product") for field in unknown))
+            raise invalid(*(in_body("unknown_product", "no such product", "lines", i, "sku") for i in unknown))
         try:
             order = await orders.add(order_id, new, known, body)
         except ValueError as error:
-            raise invalid(FieldError("lines", str(error))) from error
+            raise invalid(in_body("value_error", str(error), "lines")) from error
         if order is not None:
             with suppress(TemporalUnavailable):  # then the relay starts it
                 await clients.workflows.start(order, START_TIMEOUT)

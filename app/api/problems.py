@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
@@ -20,6 +21,7 @@ from app.domain import MAX_STOCK, KeyReused, NotFound
 from app.mongo import is_unavailable
 from app.order_workflows import TemporalUnavailable
 from app.products import StockLimitReached
+from app.validation import explain
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,12 @@ TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 
 @dataclass(frozen=True)
 class FieldError:
+    """A wrong field of the body, with a JSON Pointer (RFC 6901) to it, or a wrong parameter or header."""
+
     field: str
+    code: str
     message: str
+    pointer: str | None = None
 
 
 class ProblemDetails(BaseModel):
@@ -67,6 +73,12 @@ class Problem(HTTPException):
 def invalid(*errors: FieldError) -> Problem:
     """Wrong fields; also those that name things that do not exist, or contradict an earlier request."""
     return Problem(422, "; ".join(f"{error.field}: {error.message}" for error in errors[:3]), *errors)
+
+
+def in_body(code: str, message: str, *path: str | int) -> FieldError:
+    """A field of the body; without a path, the body as a whole."""
+    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    return FieldError(".".join(map(str, path)) or "body", code, message, pointer)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -100,10 +112,9 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
         case HTTPException():
             return error
         case RequestValidationError():
-            # Never the input itself: it may be personal, and it may be anything.
-            return invalid(*(FieldError(_field(found["loc"]), found["msg"]) for found in error.errors()))
+            return invalid(*map(_field_error, error.errors()))
         case KeyReused():
-            return invalid(FieldError("Idempotency-Key", "was used for another request"))
+            return invalid(FieldError("Idempotency-Key", "key_reused", "was used for another request"))
         case NotFound():
             return Problem(404, f"there is no {error}")
         case StockLimitReached():
@@ -117,8 +128,6 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
             return Problem(500, "something went wrong here; it has been logged")
 
 
-def _field(location: tuple[Any, ...]) -> str:
-    """`("body", "lines", 0, "sku")` is the caller's `lines.0.sku`."""
-    _, *inner = location
-    # An empty one: there is no body. A number: no JSON from that character on.
-    return "body" if not inner or isinstance(inner[0], int) else ".".join(map(str, inner))
+def _field_error(error: ErrorDetails) -> FieldError:
+    place, *path = error["loc"]
+    return in_body(*explain(error), *path) if place == "body" else FieldError(str(path[0]), *explain(error))

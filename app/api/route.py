@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from app.api.problems import TRY_AGAIN, FieldError, Problem, answer, invalid
+from app.api.problems import TRY_AGAIN, Problem, answer, in_body, invalid
 
 MAX_BODY = 64 * 1024  # bytes; the largest order that the contract allows has about 10 KB
 DEADLINE = 2.8  # seconds until the response begins; once begun, it may last: an event stream does
@@ -54,9 +54,9 @@ async def _read_body(request: Request) -> None:
             request._json = json.loads(body.decode(), object_pairs_hook=_unique_fields)
         request._body = body
     except ClientDisconnect as error:
-        raise invalid(FieldError("body", "is incomplete")) from error
+        raise invalid(in_body("incomplete", "is incomplete")) from error
     except (ValueError, RecursionError) as error:  # how deep is too deep depends on the version of Python
-        raise invalid(FieldError("body", f"cannot be read as JSON: {error}")) from error
+        raise invalid(in_body("not_json", f"cannot be read as JSON: {error}")) from error
 
 
 def _unique_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:

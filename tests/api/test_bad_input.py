@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -117,6 +118,10 @@ def names(answer: httpx.Response) -> list[str]:
     assert problem["status"] == answer.status_code
     assert {"type", "title", "status", "detail"} <= problem.keys() <= {"type", "title", "status", "detail", "errors"}
     assert "Traceback" not in answer.text
+    for error in problem.get("errors", []):
+        assert {"field", "code", "message"} <= error.keys() <= {"field", "code", "message", "pointer"}, error
+        assert re.fullmatch("[a-z_]+", error["code"]), error
+        assert not re.search(r"\^|\\x|pattern|[Ii]nput|should", error["message"]), error
     return [error["field"] for error in problem.get("errors", [])]
 
 
@@ -144,6 +149,65 @@ async def test_orders_with_a_wrong_field(api: httpx.AsyncClient) -> None:
     }
     told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
     assert told == {wrong: (422, [field]) for wrong, (_, field) in WRONG_FIELDS.items()}
+
+
+# What is wrong -> code, message and JSON Pointer of the error.
+EXPLAINED = {
+    "no lines": ("too_short", "choose at least one product", "/lines"),
+    "51 lines": ("too_long", "choose at most 50 products", "/lines"),
+    "a sku twice": ("value_error", "name each product once, not several times: MUG", "/lines"),
+    "quantity 0": ("greater_than_equal", "must be at least 1", "/lines/0/quantity"),
+    "quantity 1001": ("less_than_equal", "must be at most 1000", "/lines/0/quantity"),
+    "quantity as text": ("int_type", "must be a whole number", "/lines/0/quantity"),
+    "an unknown sku": ("unknown_product", "no such product", "/lines/0/sku"),
+    "an operator as sku": ("string_type", "must be text", "/lines/0/sku"),
+    "a field path as customer": (
+        "not_an_identifier",
+        "must be 1 to 64 letters, digits, dots, underscores or hyphens",
+        "/customer_id",
+    ),
+    "NUL in the name": ("not_printable", "must not contain control characters", "/shipping_address/name"),
+    "a name of spaces": ("string_too_short", "must not be empty", "/shipping_address/name"),
+    "a name too long": ("string_too_long", "must have at most 200 characters", "/shipping_address/name"),
+    "a country of three": (
+        "not_a_country_code",
+        "must be a country code of two letters, such as DE",
+        "/shipping_address/country",
+    ),
+    "no e-mail address": ("not_an_email_address", "not an e-mail address", "/email"),
+    "an unknown field": ("extra_forbidden", "unknown field", "/discount"),
+    "a key with dots": ("extra_forbidden", "unknown field", "/shipping_address.name"),
+    "nothing of the address": ("model_attributes_type", "must be an object", "/shipping_address"),
+}
+
+
+@pytest.mark.parametrize("wrong", EXPLAINED)
+async def test_error_has_stable_code_readable_message_and_pointer(api: httpx.AsyncClient, wrong: str) -> None:
+    answer = await api.post("/orders", json=WRONG_FIELDS[wrong][0])
+    (error,) = answer.json()["errors"]
+    assert (error["code"], error["message"], error["pointer"]) == EXPLAINED[wrong]
+    assert answer.json()["detail"] == f"{error['field']}: {error['message']}"
+
+
+async def test_error_of_parameter_or_header_has_no_pointer(api: httpx.AsyncClient) -> None:
+    answers = [
+        await api.get("/orders", params={"status": "x"}),
+        await api.get("/orders", params={"limit": "x"}),
+        await api.get("/orders/*"),
+        await api.post("/orders", json=order_body(), headers={b"Idempotency-Key": "\u00fc".encode()}),
+    ]
+    errors = [error for answer in answers for error in answer.json()["errors"]]
+    assert [(error["field"], error["code"], error.get("pointer")) for error in errors] == [
+        ("status", "enum", None),
+        ("limit", "int_parsing", None),
+        ("order_id", "not_an_identifier", None),
+        ("Idempotency-Key", "not_printable", None),
+    ]
+
+
+async def test_pointer_escapes_the_keys_of_the_caller(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/orders", json=order_body(**{"a/b~c": 1}))
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/a~1b~0c"]
 
 
 async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
