@@ -6,24 +6,24 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from temporalio.client import Client
 from temporalio.testing import TimeSkipper
 
 from app import temporal
-from app.api.main import create_app
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
+from tests.kit.http import serve
+from tests.kit.shop import Shop, build_shop_worker
 from tests.replay.histories import check_every_history
-from tests.support import SUMMARY, Shop, build_shop_worker
+
+SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print when all tests have run
 
 # With several processes, a file is the unit of work: the longest ones come first, so that all processes end together.
 LONGEST_FIRST = [
@@ -68,6 +68,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
+def summary(pytestconfig: pytest.Config) -> Counter[str]:
+    """Numbers to print when all tests have run."""
+    return pytestconfig.stash[SUMMARY]
+
+
+@pytest.fixture(scope="session")
 async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     server = await start_mongod(tmp_path_factory.mktemp("mongod") / "data", free_port(), test_commands=True)
     yield server
@@ -75,17 +81,13 @@ async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 @pytest.fixture(scope="session")
-async def temporal_server(
-    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> AsyncIterator[Server]:
+async def temporal_server(tmp_path_factory: pytest.TempPathFactory, summary: Counter[str]) -> AsyncIterator[Server]:
     """At the end, the history of every order that ran here is replayed: it fails the last test if one does not."""
     logs = tmp_path_factory.mktemp("temporal")
     server = await start_temporal(free_port(), time_skipping=True, log_dir=logs)
     yield server
     try:
-        pytestconfig.stash[SUMMARY].update(
-            await check_every_history(await temporal.connect(target_host=server.address))
-        )
+        summary.update(await check_every_history(await temporal.connect(target_host=server.address)))
     finally:
         await server.stop()
 
@@ -147,26 +149,6 @@ async def worker(shop: Shop) -> AsyncIterator[None]:
     """A worker with the sandbox gateways on this test's task queue."""
     async with build_shop_worker(shop):
         yield
-
-
-@asynccontextmanager
-async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The API over real HTTP, in this process."""
-    app = create_app(settings, target_host=temporal_address)
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
-    )
-    running = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not running.done(), "the API did not start"
-        await asyncio.sleep(0.01)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-            yield http
-    finally:
-        server.should_exit = True
-        await running
 
 
 @pytest.fixture

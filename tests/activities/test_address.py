@@ -14,8 +14,9 @@ from app.domain import Address, OrderStatus
 from app.messages import AddressChange, OrderRef
 from app.mongo import Mongo
 from app.orders import KEPT_ADDRESSES, OrderRepository
-from tests.activities.attempts import attempt
-from tests.support import ADDRESS, Shop, dependencies
+from tests.kit.attempts import attempt
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop, dependencies
 
 BEFORE_THE_CHARGE = [OrderStatus.PLACED, OrderStatus.AWAITING_APPROVAL, OrderStatus.RESERVED]
 

@@ -27,8 +27,8 @@ from app.gateways.sandbox import SandboxCarrier, SandboxPayments
 from app.messages import OrderRef, StatusUpdate
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
-from tests.activities.attempts import SCHEDULED, STARTED, attempt, outcome
-from tests.activities.faults import (
+from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
+from tests.kit.faults import (
     AFTER_THE_EFFECT,
     BEFORE_THE_EFFECT,
     FaultyServices,
@@ -36,7 +36,9 @@ from tests.activities.faults import (
     failing,
     recorded_commands,
 )
-from tests.support import ADDRESS, dependencies, eventually, order_document
+from tests.kit.orders import ADDRESS, order_document
+from tests.kit.shop import dependencies
+from tests.kit.waiting import eventually
 
 HELD_AT = ["before the gateway acts", "after the gateway acted"]
 FAULTS: dict[str, Document] = {"before": BEFORE_THE_EFFECT, "after": AFTER_THE_EFFECT}

@@ -11,7 +11,7 @@ from app.domain import Address, Money, Order
 from app.gateways import AddressUnserviceable, PaymentDeclined, Unavailable
 from app.gateways.sandbox import SLOW, SandboxCarrier, SandboxMailer, SandboxPayments
 from app.mongo import Document, Mongo
-from tests.support import ADDRESS, EMAIL, order_document
+from tests.kit.orders import ADDRESS, EMAIL, order_document
 
 MONEY = Money(amount=2_000, currency="EUR")
 

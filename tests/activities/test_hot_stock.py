@@ -12,8 +12,9 @@ from app.activities.inventory import Inventory
 from app.mongo import Document, Mongo
 from dev import hot_stock
 from dev.servers import Server
-from tests.activities.attempts import outcome
-from tests.support import dependencies, order_document
+from tests.kit.attempts import outcome
+from tests.kit.orders import order_document
+from tests.kit.shop import dependencies
 
 CALLERS = 64
 PROCESSES = 3
@@ -65,7 +66,7 @@ async def _place(mongo: Mongo, orders: list[dict[str, int]]) -> list[str]:
 async def _reserver(mongo: Mongo, mongod: Server, order_ids: list[str]) -> Process:
     """A process that is ready, and begins when it is written to."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.activities.reserver", mongod.address, mongo.database.name, *order_ids,
+        sys.executable, "-m", "tests.kit.reserver", mongod.address, mongo.database.name, *order_ids,
         stdin=PIPE, stdout=PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -14,9 +14,11 @@ from app.gateways import Declined
 from app.messages import OrderRef
 from app.mongo import Mongo
 from app.orders import OrderRepository
-from tests.activities.attempts import attempt
-from tests.activities.faults import AFTER_THE_EFFECT, BEFORE_THE_EFFECT, Gate, failing, recorded_commands
-from tests.support import dependencies, eventually, order_document, steps_of
+from tests.kit.attempts import attempt
+from tests.kit.faults import AFTER_THE_EFFECT, BEFORE_THE_EFFECT, Gate, failing, recorded_commands
+from tests.kit.orders import order_document, steps_of
+from tests.kit.shop import dependencies
+from tests.kit.waiting import eventually
 
 
 class Mailer:

@@ -29,8 +29,9 @@ from app.domain import (
 from app.messages import ApprovalDecision, OrderState, StatusUpdate
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
-from tests.activities.attempts import attempt
-from tests.support import dependencies, order_document, steps_of
+from tests.kit.attempts import attempt
+from tests.kit.orders import order_document, steps_of
+from tests.kit.shop import dependencies
 
 S = OrderStatus
 CHARGE = StepName.CHARGE_PAYMENT

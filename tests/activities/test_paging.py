@@ -17,7 +17,7 @@ from bson.raw_bson import RawBSONDocument
 
 from app.mongo import Mongo
 from app.orders import OrderRepository
-from tests.support import order_document
+from tests.kit.orders import order_document
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 FAR = DatetimeMS(10**15)  # the year 33658, beyond Python's

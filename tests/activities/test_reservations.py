@@ -24,9 +24,11 @@ from app.messages import OrderRef
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
 from dev.servers import Server
-from tests.activities.attempts import SCHEDULED, STARTED, attempt, outcome
-from tests.activities.faults import BEFORE_THE_EFFECT, failing, recorded_commands
-from tests.support import dependencies, eventually, order_document, steps_of
+from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
+from tests.kit.faults import BEFORE_THE_EFFECT, failing, recorded_commands
+from tests.kit.orders import order_document, steps_of
+from tests.kit.shop import dependencies
+from tests.kit.waiting import eventually
 
 # The commit was carried out, but the process that asked for it never learns that.
 COMMITTED: dict[str, Any] = {"writeConcernError": {"code": 8000, "errmsg": "gone"}}

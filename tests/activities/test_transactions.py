@@ -13,8 +13,8 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from app.mongo import Mongo, Session, is_unavailable
 from dev.servers import free_port, start_mongod
-from tests.activities.faults import AFTER_THE_EFFECT, Gate, failing
-from tests.support import eventually
+from tests.kit.faults import AFTER_THE_EFFECT, Gate, failing
+from tests.kit.waiting import eventually
 
 TRANSIENT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}  # WriteConflict
 LOST = {"closeConnection": True}

@@ -12,7 +12,9 @@ import pytest
 
 from app.domain import OrderStatus
 from app.order_workflows import workflow_id
-from tests.support import ADDRESS, Shop, build_shop_worker, eventually, order_body, steps_of
+from tests.kit.orders import ADDRESS, order_body, steps_of
+from tests.kit.shop import Shop, build_shop_worker
+from tests.kit.waiting import eventually
 
 RACES = 40
 # When an order is cancelled in a race: at once, or when it has reached a status at least.

@@ -14,7 +14,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.mongo import Mongo
-from tests.support import ADDRESS, Shop, eventually, order_body, raw
+from tests.kit.http import raw
+from tests.kit.orders import ADDRESS, order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 JSON = {"Content-Type": "application/json"}
 LINE = {"sku": "MUG", "quantity": 1}

@@ -13,10 +13,12 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server
-from tests.activities.faults import failing
-from tests.api.listening import Heard, Listener
-from tests.conftest import serve
-from tests.support import Shop, eventually, order_body
+from tests.kit.faults import failing
+from tests.kit.http import serve
+from tests.kit.listening import Heard, Listener
+from tests.kit.orders import order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 LISTENERS = 500
 

@@ -14,8 +14,10 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server
-from tests.conftest import serve
-from tests.support import Shop, eventually, order_body, raw
+from tests.kit.http import bearer, raw, serve
+from tests.kit.orders import order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 BAD_KEYS = ["", "k" * 256, "tab\tin it", "null\x00", "bell\x07", "ünïcode"]
 
@@ -160,10 +162,6 @@ async def keyed_api(settings: Settings, temporal_server: Server) -> AsyncIterato
     keyed = settings.model_copy(update={"api_keys": {"shop": "secret-of-the-shop", "app": "secret-of-the-app"}})
     async with serve(keyed, temporal_server.address) as http:
         yield http
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 async def test_each_caller_has_keys_of_its_own(keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from bson import ObjectId
 from app.domain import OrderStatus
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
-from tests.support import order_document
+from tests.kit.orders import order_document
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ORDERS = 2_000  # of 20 customers, in all statuses

@@ -12,7 +12,7 @@ import pytest
 from app.domain import OrderStatus
 from dev.sample_stock import SAMPLE_STOCK
 from dev.stack import ROOT
-from tests.support import Shop
+from tests.kit.shop import Shop
 
 PAGE = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (curl .*?)\n(?:\n|\Z)", PAGE, re.MULTILINE | re.DOTALL)

@@ -9,8 +9,7 @@ import pytest
 
 from app.settings import Settings
 from dev.servers import Server
-from tests.api.test_idempotency import bearer
-from tests.conftest import serve
+from tests.kit.http import bearer, serve
 
 NAMES = ["step", "activity", "compensation", "starts_from", "status"]
 SAGA: list[list[str | None]] = [

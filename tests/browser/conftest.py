@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Locator, Page, ViewportSize, async_pla
 from app.api.main import create_app
 from app.settings import Settings
 from dev.servers import Server, free_port
-from tests.support import Shop
+from tests.kit.shop import Shop
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

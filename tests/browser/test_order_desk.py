@@ -13,7 +13,8 @@ from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server
 from tests.browser.conftest import ApiServer, Desk, a_desk, serving
-from tests.support import Shop, order_document
+from tests.kit.orders import order_document
+from tests.kit.shop import Shop
 
 pytestmark = pytest.mark.usefixtures("worker")
 

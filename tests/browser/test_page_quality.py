@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Response, expect
 
 from tests.browser.conftest import PHONE, WIDE, ApiServer, Desk, a_desk
 from tests.browser.test_order_desk import fill_with_orders
-from tests.support import Shop
+from tests.kit.shop import Shop
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import Desk
-from tests.support import Shop
+from tests.kit.shop import Shop
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ settings, files and health checks are those of the two files.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 import signal
@@ -25,19 +24,12 @@ from pymongo.errors import OperationFailure
 
 from dev.servers import Server, find_mongod, find_temporal, free_port
 from dev.stack import ROOT
-from tests.support import eventually, order_body
+from tests.kit.images import DOCKERFILE, IMAGE, words_of
+from tests.kit.orders import order_body
+from tests.kit.waiting import eventually
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-DOCKERFILE = re.sub(r"\\\n *|^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).splitlines()
-IMAGE = DOCKERFILE[DOCKERFILE.index("", 1) + 1 :]  # the last stage: what is shipped
-
-
-def words_of(instruction: str) -> list[str]:
-    """The words of CMD or of the command of HEALTHCHECK."""
-    (line,) = (line for line in IMAGE if line.startswith(instruction))
-    words: list[str] = json.loads(line[line.index("[") :])
-    return words
 
 
 def health_check(service: str) -> list[str]:

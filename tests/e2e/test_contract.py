@@ -15,10 +15,10 @@ import httpx
 
 from app.settings import Settings
 from dev.servers import Server
-from tests.api.listening import Listener
-from tests.api.test_idempotency import bearer
-from tests.conftest import serve
-from tests.support import Shop, eventually
+from tests.kit.http import bearer, serve
+from tests.kit.listening import Listener
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 CASES = 2_000

@@ -25,10 +25,12 @@ from app.orders import OrderRepository
 from app.relay import OutboxRelay
 from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
-from tests.conftest import serve
-from tests.e2e.test_relay import relaying
-from tests.support import ADDRESS, Shop, eventually, order_body, steps_of
-from tests.workflows.faults import REFUND, Fails, FaultyGateways, reconfigure
+from tests.kit.faults import Fails, FaultyGateways
+from tests.kit.http import serve
+from tests.kit.orders import ADDRESS, order_body, steps_of
+from tests.kit.shop import Shop, relaying
+from tests.kit.waiting import eventually
+from tests.kit.workflows import REFUND, reconfigure
 
 STOCK = 100_000
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}

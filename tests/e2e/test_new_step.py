@@ -19,7 +19,9 @@ import pytest
 from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
-from tests.support import ADDRESS, Shop, eventually, order_body
+from tests.kit.orders import ADDRESS, order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 STEP = "notify_warehouse"
 PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Another step")[1].split("\n## ")[0]

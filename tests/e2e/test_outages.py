@@ -21,10 +21,11 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
-from tests.api.listening import Listener
-from tests.conftest import serve
-from tests.e2e.test_relay import relaying
-from tests.support import ADDRESS, Shop, build_shop_worker, eventually, order_body
+from tests.kit.http import serve
+from tests.kit.listening import Listener
+from tests.kit.orders import ADDRESS, order_body
+from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.waiting import eventually
 
 
 class Plant:

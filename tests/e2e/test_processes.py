@@ -17,7 +17,9 @@ from app import temporal
 from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server, free_port
-from tests.support import ADDRESS, EMAIL, NAME, STREET, Shop, eventually, order_body
+from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET, order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,19 +18,9 @@ from app.domain import Order, OrderStatus
 from app.mongo import Document
 from app.order_workflows import OrderWorkflows
 from app.relay import MAX_RETRY_DELAY, OutboxRelay
-from tests.support import Shop, eventually, order_document
-
-
-@asynccontextmanager
-async def relaying(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
-    """A relay, as worker.py runs one; it may not end by itself."""
-    running = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, shop.workflows).run())
-    try:
-        yield running
-        assert not running.done(), "the relay ended"
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
+from tests.kit.orders import order_document
+from tests.kit.shop import Shop, relaying
+from tests.kit.waiting import eventually
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from pymongo import AsyncMongoClient
 
 from dev.servers import ReplicaSet, Server, free_port
 from dev.stack import Config, Stack
-from tests.support import eventually, order_body
+from tests.kit.orders import order_body
+from tests.kit.waiting import eventually
 
 TERMINAL = {"completed", "failed", "cancelled"}
 SKU = "MUG"

@@ -11,8 +11,9 @@ from app.domain import OrderStatus
 from app.mongo import Document
 from dev.servers import find_temporal
 from dev.stack import ROOT
-from tests.e2e.test_relay import relaying
-from tests.support import ADDRESS, Shop, build_shop_worker, eventually
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.waiting import eventually
 
 PAGE = ROOT / "docs" / "operations.md"
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}

@@ -17,9 +17,11 @@ from app.mongo import Mongo, next_change
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
-from tests.api.listening import Listener
-from tests.e2e.test_containers import words_of
-from tests.support import Shop, eventually, order_body
+from tests.kit.images import words_of
+from tests.kit.listening import Listener
+from tests.kit.orders import order_body
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 # Seconds.
 WORKER_LIMIT = 15  # what docker-compose.yml grants it before SIGKILL

@@ -16,7 +16,7 @@ import pytest
 
 from dev.stack import ROOT
 from tests.e2e.dev_process import PORTS, Dev, place, reaches
-from tests.support import eventually
+from tests.kit.waiting import eventually
 
 README = (ROOT / "README.md").read_text()
 

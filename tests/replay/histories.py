@@ -13,7 +13,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from app.workflows.order import OrderWorkflow
-from tests.support import ADDRESS, EMAIL, NAME, STREET
+from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET
 from worker import SANDBOX
 
 # What is personal in the orders of the tests: whom they are for, where they go, and what pays for them.

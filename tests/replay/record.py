@@ -29,15 +29,15 @@ from app.mongo import Mongo
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
 from dev.servers import free_port, start_mongod, start_temporal
-from tests.support import ADDRESS, Shop, eventually
-from tests.workflows.faults import (
+from tests.kit.faults import Fails, FaultyGateways, Pause
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import (
     CHARGE,
     REFUND,
     SHIP,
-    Fails,
-    FaultyGateways,
     Handle,
-    Pause,
     RestartableWorker,
     at_the_end_of,
     pending,

@@ -9,8 +9,8 @@ from temporalio import workflow
 from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer, Worker
 
+from tests.kit.waiting import eventually
 from tests.replay.patching import PATCH, STATES, Before, Deprecated, Patched, Removed, send_email, send_letter
-from tests.support import eventually
 
 Histories = dict[type[object], WorkflowHistory]
 

@@ -15,7 +15,7 @@ import pytest
 from dev.servers import Server, find_temporal
 from dev.stack import ROOT
 from tests.replay.record import HISTORIES
-from tests.support import Shop
+from tests.kit.shop import Shop
 
 Replay = Callable[..., Awaitable[tuple[int | None, str]]]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from app.activities.group_commit import LARGEST, GroupCommit
-from tests.support import eventually
+from tests.kit.waiting import eventually
 
 
 class Outage(Exception):

@@ -26,7 +26,7 @@ from app.activities.order_step import OrderStep
 from app.domain import Attempt, Failure, Order, StepChange, StepEvent, StepName, StepRecord, StepStatus, next_status
 from app.gateways import Declined
 from app.orders import OrderRepository
-from tests.support import order_document
+from tests.kit.orders import order_document
 
 STEP = StepName.CHARGE_PAYMENT
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,8 +13,9 @@ from temporalio.client import WorkflowExecutionStatus
 
 from app.domain import OrderStatus
 from dev.servers import Server, find_temporal
-from tests.support import Shop
-from tests.workflows.faults import FaultyGateways, Handle, Pause
+from tests.kit.faults import FaultyGateways, Pause
+from tests.kit.shop import Shop
+from tests.kit.workflows import Handle
 
 Temporal = Callable[..., Awaitable[str]]
 

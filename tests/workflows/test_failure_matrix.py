@@ -7,6 +7,7 @@ One case is one order with its own product, worker and faults. All cases run at 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,17 +29,16 @@ from app.workflows import steps
 from app.workflows.order import OrderWorkflow
 from app.workflows.steps import activity_name
 from dev.servers import Server
-from tests.support import ADDRESS, SUMMARY, Shop, eventually, steps_of
-from tests.workflows.faults import (
+from tests.kit.faults import Call, FaultyGateways, Pause, T
+from tests.kit.orders import ADDRESS, steps_of
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import (
     CHARGE,
     RESERVE,
     SHIP,
-    Call,
-    FaultyGateways,
     Handle,
-    Pause,
     RestartableWorker,
-    T,
     at_the_end_of,
     reconfigure,
     waits_to_retry,
@@ -350,7 +350,7 @@ class CaseRun:
 
 @pytest.fixture(scope="module")
 async def runs(
-    request: pytest.FixtureRequest, mongod: Server, client: Client, skipper: TimeSkipper
+    request: pytest.FixtureRequest, summary: Counter[str], mongod: Server, client: Client, skipper: TimeSkipper
 ) -> AsyncIterator[dict[Case, asyncio.Task[None]]]:
     """All chosen cases, begun at once."""
     chosen: list[Case] = [
@@ -358,7 +358,7 @@ async def runs(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.path == request.path
     ]
-    request.config.stash[SUMMARY]["cases of the failure matrix"] += len(chosen)
+    summary["cases of the failure matrix"] += len(chosen)
     mongo = Mongo(mongod.address, "matrix", app_name="matrix")
     at_once = asyncio.Semaphore(12)
 

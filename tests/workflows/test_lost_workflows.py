@@ -14,9 +14,11 @@ from app import relay
 from app.domain import OrderStatus
 from app.messages import ApprovalDecision, OrderResult
 from app.workflows.order import OrderWorkflow
-from tests.e2e.test_relay import relaying
-from tests.support import ADDRESS, Shop, build_shop_worker, eventually
-from tests.workflows.faults import Fails, FaultyGateways, Handle
+from tests.kit.faults import Fails, FaultyGateways
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.waiting import eventually
+from tests.kit.workflows import Handle
 
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 LARGE = 50_000

@@ -18,8 +18,11 @@ from app.domain import Address, OrderStatus
 from app.messages import AddressChange, ApprovalDecision, CancelRequest
 from app.workflows import steps
 from app.workflows.order import OrderWorkflow
-from tests.support import ADDRESS, Shop, eventually, steps_of
-from tests.workflows.faults import (
+from tests.kit.faults import Fails, FaultyGateways, Pause
+from tests.kit.orders import ADDRESS, steps_of
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import (
     CHARGE,
     CONFIRM,
     REFUND,
@@ -27,10 +30,7 @@ from tests.workflows.faults import (
     RESERVE,
     SHIP,
     UNSHIP,
-    Fails,
-    FaultyGateways,
     Handle,
-    Pause,
     RestartableWorker,
     at_the_end_of,
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from app.messages import ApprovalDecision
 from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.workflows.order import OrderWorkflow
-from tests.support import Shop, eventually
-from tests.workflows.faults import Fails, FaultyGateways, Handle
+from tests.kit.faults import Fails, FaultyGateways
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import Handle
 
 LARGE = 50_000  # needs an approval
 

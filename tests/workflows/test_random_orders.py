@@ -20,8 +20,10 @@ from app.gateways import Unavailable
 from app.messages import ApprovalDecision
 from app.mongo import Session
 from app.workflows.order import OrderWorkflow
-from tests.support import ADDRESS, Shop
-from tests.workflows.faults import (
+from tests.kit.faults import Call, FaultyGateways, T
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop
+from tests.kit.workflows import (
     CHARGE,
     CONFIRM,
     REFUND,
@@ -29,11 +31,8 @@ from tests.workflows.faults import (
     RESERVE,
     SHIP,
     UNSHIP,
-    Call,
-    FaultyGateways,
     Handle,
     RestartableWorker,
-    T,
     reset,
     reset_points,
 )

@@ -17,8 +17,11 @@ from temporalio.client import WorkflowFailureError
 from app.domain import TERMINAL, OrderStatus
 from app.messages import ApprovalDecision
 from app.workflows.order import OrderWorkflow
-from tests.support import ADDRESS, Shop, eventually
-from tests.workflows.faults import FaultyGateways, Handle, Pause, reset, reset_points
+from tests.kit.faults import FaultyGateways, Pause
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import Handle, reset, reset_points
 
 LARGE = 50_000  # needs an approval
 CARRIER_DOWN = {"shipping_address": {**ADDRESS, "postal_code": "99999"}}

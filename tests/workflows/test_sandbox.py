@@ -9,7 +9,8 @@ from subprocess import PIPE
 import pytest
 
 from app.domain import OrderStatus
-from tests.support import ADDRESS, Shop, build_shop_worker
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop, build_shop_worker
 from tests.workflows.careless import CarelessWorkflow
 
 OUT_OF_REACH = ["motor", "app.mongo", "app.settings", "pydantic_settings", "fastapi", "app.gateways.sandbox"]

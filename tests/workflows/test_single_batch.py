@@ -22,8 +22,11 @@ from temporalio.worker._workflow_instance import _WorkflowLogicFlag
 from app.domain import Address, OrderStatus
 from app.messages import AddressChange, ApprovalDecision
 from app.workflows.order import OrderWorkflow
-from tests.support import ADDRESS, Shop, eventually
-from tests.workflows.faults import (
+from tests.kit.faults import FaultyGateways, Pause
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import (
     CHARGE,
     CONFIRM,
     REFUND,
@@ -31,9 +34,7 @@ from tests.workflows.faults import (
     RESERVE,
     SHIP,
     UNSHIP,
-    FaultyGateways,
     Handle,
-    Pause,
     RestartableWorker,
     pending,
 )

@@ -1,17 +1,12 @@
-"""What tests say often: an order, a stock, a wait for something to become true."""
+"""The shop of one test: its orders, stock and books, its gateways and worker."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
-import httpx
-import pytest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
@@ -20,71 +15,16 @@ from app.domain import Order, OrderStatus
 from app.gateways import Gateways
 from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
 from app.messages import OrderResult
-from app.mongo import Document, Mongo
+from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.products import ProductRepository
+from app.relay import OutboxRelay
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
+from tests.kit.orders import order_document
+from tests.kit.waiting import eventually
 from worker import build_worker
-
-T = TypeVar("T")
-
-SUMMARY = pytest.StashKey[Counter[str]]()  # in `config.stash`: numbers to print when all tests have run
-
-# Personal values that no history and no log may ever show (G11).
-EMAIL = "ada.lovelace@example.org"
-NAME = "Ada Lovelace"
-STREET = "12 St James's Square"
-ADDRESS = {"name": NAME, "street": STREET, "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
-
-
-def order_body(**changes: Any) -> dict[str, Any]:
-    """A valid body for POST /orders."""
-    return {
-        "customer_id": "cus_1",
-        "email": EMAIL,
-        "payment_method": "pm_card_ok",
-        "lines": [{"sku": "MUG", "quantity": 2}],
-        "shipping_address": ADDRESS,
-        **changes,
-    }
-
-
-def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, **changes: Any) -> Document:
-    """A valid order as it stands in MongoDB; `lines` are quantities by SKU, `price` is the unit price."""
-    lines = lines or {"MUG": 2}
-    now = datetime.now(UTC)
-    money = {"amount": price, "currency": "EUR"}
-    return {
-        "_id": f"ord_{secrets.token_hex(8)}",
-        "customer_id": "cus_1",
-        "email": EMAIL,
-        "payment_method": "pm_card_ok",
-        "shipping_address": dict(ADDRESS),
-        "lines": [
-            {"sku": sku, "name": sku, "quantity": quantity, "unit_price": money} for sku, quantity in lines.items()
-        ],
-        "total": {"amount": price * sum(lines.values()), "currency": "EUR"},
-        "status": "placed",
-        "created_at": now,
-        "updated_at": now,
-        **changes,
-    }
-
-
-async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15) -> T:
-    """Look until what is seen is as wanted; fail with what was seen last."""
-    seen: T
-    try:
-        async with asyncio.timeout(within):
-            while True:
-                seen = await look()
-                if until(seen):
-                    return seen
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {within} s; last seen: {seen!r}") from None
 
 
 class Shop:
@@ -167,19 +107,13 @@ def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: A
     return build_worker(shop.client, shop.mongo, gateways, shop.settings.task_queue, **options)
 
 
-def steps_of(order: Order) -> dict[str, str]:
-    """The timeline in short: status by step."""
-    return {step.step.value: step.status.value for step in order.steps}
-
-
-async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
-    """Send bytes that no HTTP client would send; the status and the body of the answer."""
-    reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+@asynccontextmanager
+async def relaying(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
+    """A relay, as worker.py runs one; it may not end by itself."""
+    running = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, shop.workflows).run())
     try:
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head.lower())
-        body = await reader.readexactly(int(length[1])) if length else b""
-        return int(head.split()[1]), body
+        yield running
+        assert not running.done(), "the relay ended"
     finally:
-        writer.close()
+        running.cancel()
+        await asyncio.wait([running])

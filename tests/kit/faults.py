@@ -1,20 +1,33 @@
-"""Faults where they happen: in the server (fail points) or in a gateway; and what a test sees of the server."""
+"""Faults on cue: in MongoDB (fail points), in a gateway, at an activity's report.
+
+A fault is injected where it would happen: a gateway's call takes effect in the sandbox's books or does not, and then
+answers, answers late, or never. An activity that calls no gateway has its fault at its report to Temporal. Neither the
+workflow nor the activities know of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from app.domain import Address, Money
-from app.gateways import Carrier, PaymentGateway
+from app.gateways import Carrier, Gateways, PaymentGateway, Unavailable
 from app.mongo import Document, Mongo
+from app.workflows.steps import STEPS, activity_name
+from tests.kit.shop import Shop, build_shop_worker, sandbox_gateways
 
 # How a command fails. `errorCode` and `closeConnection` come before any effect; an error of the write concern comes
 # after it: the command was carried out, but the caller cannot know.
 AFTER_THE_EFFECT = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
 BEFORE_THE_EFFECT = {"errorCode": 8000}  # one that the driver does not retry by itself
+STEP_ACTIVITIES = {activity_name(each) for step in STEPS for each in (step.activity, step.compensation) if each}
 UNCOUNTED = ["sandbox", "system.profile", "$cmd"]
 
 
@@ -158,3 +171,106 @@ class PlainService:
         if key in self.taken:
             self.returned.add(key)
         return key in self.taken
+
+
+T = TypeVar("T")
+Call = Callable[[], Awaitable[T]]
+
+
+class Fault(Protocol):
+    """Stands between an activity and what it calls."""
+
+    async def __call__(self, call: Call[T]) -> T: ...
+
+
+class Fails:
+    """The first calls fail without effect; all of them, if `times` is not given."""
+
+    def __init__(self, times: float = float("inf")) -> None:
+        self.times = times
+        self.calls = 0
+
+    async def __call__(self, call: Call[T]) -> T:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise Unavailable
+        return await call()
+
+
+class Pause:
+    """The first call waits for `go_on`, before its effect or, if `done`, after it."""
+
+    def __init__(self, *, done: bool = False) -> None:
+        self._done = done
+        self._calls = 0
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, call: Call[T]) -> T:
+        self._calls += 1
+        if self._calls > 1:
+            return await call()
+        if self._done:
+            try:
+                return await call()
+            finally:
+                await self._wait()
+        await self._wait()
+        return await call()
+
+    async def _wait(self) -> None:
+        self.reached.set()
+        await self.go_on.wait()
+
+
+class FaultyGateways(Interceptor):
+    """The sandbox gateways for one worker; `faults` by the name of the activity that calls them."""
+
+    def __init__(self, shop: Shop, **faults: Fault) -> None:
+        self.shop = shop
+        self.faults = faults
+        bundle = sandbox_gateways(shop.mongo)
+        faulty: dict[str, Any] = {each.name: _Faulty(getattr(bundle, each.name), faults) for each in fields(bundle)}
+        self.gateways = Gateways(**faulty)
+
+    def worker(self, **changes: Any) -> Worker:
+        """The worker of `worker.py` with these gateways; `changes` are options of `temporalio.worker.Worker`."""
+        options = {"interceptors": [self], "graceful_shutdown_timeout": timedelta(), **changes}
+        return build_shop_worker(self.shop, self.gateways, **options)
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        return _AtTheReport(next, self.faults)
+
+
+class _Faulty:
+    """A gateway whose every method meets the fault of the activity that calls it."""
+
+    def __init__(self, gateway: object, faults: dict[str, Fault]) -> None:
+        self._gateway = gateway
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._gateway, name)
+
+        async def call(*arguments: Any) -> Any:
+            fault = self._faults.get(activity.info().activity_type)
+            return await (fault(lambda: method(*arguments)) if fault else method(*arguments))
+
+        return call
+
+
+class _AtTheReport(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, faults: dict[str, Fault]) -> None:  # noqa: A002
+        super().__init__(next)
+        self._faults = faults
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        name = activity.info().activity_type
+        fault = None if _calls_gateway(name, input.fn) else self._faults.get(name)
+        run = super().execute_activity
+        return await (fault(lambda: run(input)) if fault else run(input))
+
+
+def _calls_gateway(name: str, method: Callable[..., Any]) -> bool:
+    """Whether an activity is of a step, and of a class with a gateway: then its fault is at the gateway."""
+    return name in STEP_ACTIVITIES and any(isinstance(each, _Faulty) for each in vars(method.__self__).values())  # type: ignore[attr-defined]

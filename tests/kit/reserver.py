@@ -1,4 +1,4 @@
-"""The part of a worker process that reserves: `python -m tests.activities.reserver URI DATABASE ORDER_ID...`
+"""The part of a worker process that reserves: `python -m tests.kit.reserver URI DATABASE ORDER_ID...`
 
 Reserves for all orders at once, releases every third again, and prints the outcome of each.
 """
@@ -14,7 +14,7 @@ from app.messages import OrderRef
 from app.mongo import Mongo
 from app.orders import OrderRepository
 from app.products import ProductRepository
-from tests.activities.attempts import attempt, outcome
+from tests.kit.attempts import attempt, outcome
 
 
 async def main(uri: str, database: str, *order_ids: str) -> None:

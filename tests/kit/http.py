@@ -1,0 +1,52 @@
+"""The API over real HTTP, in this process, and requests to it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+
+from app.api.main import create_app
+from app.settings import Settings
+from dev.servers import free_port
+
+
+@asynccontextmanager
+async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[httpx.AsyncClient]:
+    """The API over real HTTP, in this process."""
+    app = create_app(settings, target_host=temporal_address)
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
+    )
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not running.done(), "the API did not start"
+        await asyncio.sleep(0.01)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            yield http
+    finally:
+        server.should_exit = True
+        await running
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
+    """Send bytes that no HTTP client would send; the status and the body of the answer."""
+    reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+    try:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        body = await reader.readexactly(int(length[1])) if length else b""
+        return int(head.split()[1]), body
+    finally:
+        writer.close()

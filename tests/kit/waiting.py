@@ -1,0 +1,23 @@
+"""Waiting for a condition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15) -> T:
+    """Look until what is seen is as wanted; fail with what was seen last."""
+    seen: T
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                seen = await look()
+                if until(seen):
+                    return seen
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {within} s; last seen: {seen!r}") from None
