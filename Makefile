@@ -22,8 +22,8 @@ bench: $(READY)  ## the measurements
 chaos: $(READY)  ## servers are killed while orders come in; nothing is lost
 	@$(PY) -m dev.chaos $(ARGS)
 
-test: $(READY)  ## every test, in two processes; ARGS="-k cancel" chooses, and runs in one
-	@$(PY) -m pytest $(if $(ARGS),,$(PARALLEL)) $(ARGS)
+test: $(READY)  ## every test, in two processes; ARGS="-k cancel" or a path chooses, and runs in one
+	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
 
 # By file: the tests of one share servers and set-up. No reordering: tests/conftest.py puts the longest files first.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder

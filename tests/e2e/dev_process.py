@@ -17,7 +17,8 @@ import pytest
 
 from dev.servers import free_port
 from dev.stack import ROOT
-from tests.support import eventually, order_body
+from tests.kit.orders import order_body
+from tests.kit.waiting import eventually
 
 PORTS = ("API_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "MONGODB_PORT")
 

@@ -14,6 +14,7 @@ EMAIL = "ada.lovelace@example.org"
 NAME = "Ada Lovelace"
 STREET = "12 St James's Square"
 ADDRESS = {"name": NAME, "street": STREET, "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
+UNSERVICEABLE = {**ADDRESS, "postal_code": "00000"}  # an address that the sandbox carrier declines
 
 
 def order_body(**changes: Any) -> dict[str, Any]:

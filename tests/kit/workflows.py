@@ -131,3 +131,14 @@ async def reconfigure(
     )
     service = handle._client.workflow_service
     await service.update_activity_options(request)
+
+
+async def activities_of(handle: Handle) -> list[str]:
+    """The names of the steps and compensations that the workflow scheduled, in that order."""
+    history = await handle.fetch_history()
+    names = [
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in history.events
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    ]
+    return [name for name in names if name != "UpdateOrderStatus"]

@@ -14,8 +14,8 @@ import pytest
 
 from dev.servers import Server, find_temporal
 from dev.stack import ROOT
-from tests.replay.record import HISTORIES
 from tests.kit.shop import Shop
+from tests.replay.record import HISTORIES
 
 Replay = Callable[..., Awaitable[tuple[int | None, str]]]
 

@@ -17,7 +17,8 @@ from app.domain import OrderStatus
 from app.gateways import Gateways
 from dev.servers import free_port
 from dev.stack import ROOT
-from tests.support import ADDRESS, Shop, build_shop_worker
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop, build_shop_worker
 
 PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Your own payment service")[1].split("\n## ")[0]
 CODE = "\n".join(

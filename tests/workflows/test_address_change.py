@@ -1,0 +1,98 @@
+"""A new shipping address, until the order is charged."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from temporalio.client import WorkflowUpdateFailedError
+from temporalio.exceptions import ActivityError
+
+from app.domain import Address, OrderStatus
+from app.messages import AddressChange
+from app.workflows.order import OrderWorkflow
+from tests.kit.faults import Fails, FaultyGateways, Pause
+from tests.kit.orders import ADDRESS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import Handle, activities_of
+
+
+async def propose(shop: Shop, handle: Handle, city: str) -> AddressChange:
+    address = Address.model_validate({**ADDRESS, "city": city})
+    change = await shop.orders.propose_address(handle.id.removeprefix("order-"), address)
+    assert change is not None
+    return change
+
+
+async def test_address_change_before_charge_is_applied_and_after_it_rejected(shop: Shop) -> None:
+    await shop.stock()
+    charge, ship = Pause(), Pause()
+    async with FaultyGateways(shop, ChargePayment=charge, CreateShipment=ship).worker():
+        handle = await shop.start()
+        await charge.reached.wait()
+        late = await propose(shop, handle, "Leeds")
+        assert await handle.execute_update(OrderWorkflow.change_shipping_address, await propose(shop, handle, "Bath"))
+        charge.go_on.set()
+        await ship.reached.wait()
+        with pytest.raises(WorkflowUpdateFailedError, match="update failed"):
+            await handle.execute_update(OrderWorkflow.change_shipping_address, late)
+        assert await shop.orders.propose_address(late.order_id, Address.model_validate(ADDRESS)) is None
+        ship.go_on.set()
+        await handle.result()
+    assert (await shop.order(handle)).shipping_address.city == "Bath"
+
+
+async def test_address_change_that_loses_against_the_charge_is_not_applied(shop: Shop) -> None:
+    """The workflow accepts it while the payment is charged, and MongoDB holds its write up until that is done."""
+    await shop.stock()
+    charge, change_held = Pause(), Pause()
+    gateways = FaultyGateways(shop, ChargePayment=charge, ChangeShippingAddress=change_held)
+    async with gateways.worker():
+        handle = await shop.start()
+        await charge.reached.wait()
+        change = await propose(shop, handle, "York")
+        update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
+        await change_held.reached.wait()
+        charge.go_on.set()
+        await shop.reaches(handle, OrderStatus.SHIPPED, OrderStatus.COMPLETED)
+        change_held.go_on.set()
+        assert not await update
+        assert (await handle.result()).status is OrderStatus.COMPLETED
+    assert (await shop.order(handle)).shipping_address.city == ADDRESS["city"]
+
+
+async def test_address_change_that_keeps_failing_does_not_hold_up_the_order(skipping: Shop) -> None:
+    charge = Pause()
+    async with FaultyGateways(skipping, ChargePayment=charge, ChangeShippingAddress=Fails()).worker():
+        handle = await skipping.start()
+        await charge.reached.wait()
+        change = await propose(skipping, handle, "York")
+        update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
+        await eventually(lambda: activities_of(handle), lambda names: "ChangeShippingAddress" in names)
+        charge.go_on.set()
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await update
+        assert isinstance(refused.value.cause, ActivityError)
+        assert (await handle.result()).status is OrderStatus.COMPLETED
+    assert (await skipping.order(handle)).shipping_address.city == ADDRESS["city"]
+
+
+@pytest.mark.parametrize("how", ["signal", "temporal"])
+async def test_cancel_while_address_change_runs_waits_for_its_end(shop: Shop, how: str) -> None:
+    await shop.stock(available=10)
+    charge, change_held = Pause(), Pause()
+    async with FaultyGateways(shop, ChargePayment=charge, ChangeShippingAddress=change_held).worker():
+        handle = await shop.start()
+        await charge.reached.wait()
+        change = await propose(shop, handle, "York")
+        update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
+        await change_held.reached.wait()
+        await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
+        await shop.reaches(handle, OrderStatus.CANCELLED)
+        assert (await handle.describe()).close_time is None
+        change_held.go_on.set()
+        assert not await update
+        charge.go_on.set()
+        await eventually(handle.describe, lambda description: description.close_time is not None)
+    assert (await shop.available(), await shop.held()) == (10, 0)

@@ -1,0 +1,82 @@
+"""A large order waits for an approval."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.client import WorkflowFailureError
+
+from app.domain import OrderStatus
+from app.messages import ApprovalDecision, CancelRequest
+from app.workflows.order import OrderWorkflow
+from tests.kit.faults import FaultyGateways, Pause
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+from tests.kit.workflows import REFUND, RELEASE, UNSHIP, Handle, activities_of
+
+LARGE = 50_000  # needs an approval
+
+
+@pytest.fixture
+async def awaiting(shop: Shop, worker: None) -> Handle:
+    """A large order that waits for an approval, in real time."""
+    await shop.stock(available=10)
+    handle = await shop.start({"MUG": 1}, price=LARGE)
+    await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+    return handle
+
+
+async def test_approved_order_completes(awaiting: Handle) -> None:
+    await eventually(lambda: awaiting.query(OrderWorkflow.status), lambda told: told.waiting_for == "approval")
+    await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+    assert (await awaiting.result()).status is OrderStatus.COMPLETED
+    progress = await awaiting.query(OrderWorkflow.status)
+    assert (progress.waiting_for, progress.approved) == (None, True)
+
+
+async def test_rejected_order_begins_no_step(shop: Shop, awaiting: Handle) -> None:
+    await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=False, reason="over budget"))
+    result = await awaiting.result()
+    assert (result.status, result.failure_code) == (OrderStatus.FAILED, "not_approved")
+    order = await shop.order(awaiting)
+    assert order.failure is not None
+    assert order.failure.message == "over budget"
+    assert await activities_of(awaiting) == [UNSHIP, REFUND, RELEASE]
+    assert (await shop.available(), await shop.held()) == (10, 0)
+
+
+async def test_first_approval_decision_counts(shop: Shop) -> None:
+    await shop.stock()
+    handle = await shop.start({"MUG": 1}, price=LARGE)
+    await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
+    await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
+    async with FaultyGateways(shop).worker():  # which learns of both at once
+        assert (await handle.result()).status is OrderStatus.COMPLETED
+
+
+async def test_approval_of_order_that_needs_none_is_ignored(shop: Shop) -> None:
+    await shop.stock()
+    pause = Pause()
+    async with FaultyGateways(shop, ChargePayment=pause).worker():
+        handle = await shop.start()
+        await pause.reached.wait()
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
+        assert (await handle.query(OrderWorkflow.status)).approved is None
+        pause.go_on.set()
+        assert (await handle.result()).status is OrderStatus.COMPLETED
+
+
+@pytest.mark.parametrize("how", ["signal", "temporal"])
+async def test_cancel_while_awaiting_approval_begins_no_step(shop: Shop, awaiting: Handle, how: str) -> None:
+    if how == "signal":
+        await awaiting.signal(OrderWorkflow.cancel, CancelRequest(reason="changed my mind"))
+        assert (await awaiting.result()).status is OrderStatus.CANCELLED
+        order = await shop.order(awaiting)
+        assert order.failure is not None
+        assert order.failure.message == "changed my mind"
+    else:
+        await awaiting.cancel()
+        with pytest.raises(WorkflowFailureError):
+            await awaiting.result()
+        assert (await shop.order(awaiting)).status is OrderStatus.CANCELLED
+    assert await activities_of(awaiting) == [UNSHIP, REFUND, RELEASE]
+    assert (await awaiting.query(OrderWorkflow.status)).waiting_for is None
