@@ -20,7 +20,7 @@ COMMANDS = re.findall(r"^    (curl .*?)\n(?:\n|\Z)", PAGE, re.MULTILINE | re.DOT
 
 def request_of(command: str, api: httpx.AsyncClient) -> httpx.Request:
     """The request that a curl command sends."""
-    url, *arguments = [argument for argument in shlex.split(command)[1:] if argument != "-N"]
+    url, *arguments = [argument for argument in shlex.split(command.replace("\\\n", ""))[1:] if argument != "-N"]
     flags = list(zip(arguments[::2], arguments[1::2], strict=True))
     assert {flag for flag, _ in flags} <= {"-H", "-d"}
     headers = dict(value.split(": ") for flag, value in flags if flag == "-H")
