@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
@@ -13,7 +14,7 @@ from temporalio.worker import Worker
 from app.activities.order_step import Dependencies
 from app.domain import Order, OrderStatus
 from app.gateways import Gateways
-from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
+from app.gateways.sandbox import sandbox
 from app.messages import OrderResult
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows, workflow_id
@@ -25,6 +26,8 @@ from app.workflows.order import OrderWorkflow
 from tests.kit.orders import order_document
 from tests.kit.waiting import eventually
 from worker import build_worker
+
+T = TypeVar("T")
 
 
 class Shop:
@@ -88,12 +91,20 @@ class Shop:
 
 def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:
     """The sandbox gateways, or others in their place: `payments`, `carrier`, `mailer`."""
-    sandboxes: dict[str, Any] = {
-        "payments": SandboxPayments(mongo.sandbox),
-        "carrier": SandboxCarrier(mongo.sandbox),
-        "mailer": SandboxMailer(mongo.sandbox),
-    }
-    return Gateways(**(sandboxes | others))
+    opening = sandbox(mongo)
+    bundle = _at_once(opening.__aenter__())
+    _at_once(opening.__aexit__(None, None, None))  # there is nothing to close
+    return replace(bundle, **others)
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise AssertionError("it waits")
 
 
 def dependencies(mongo: Mongo, **gateways: Any) -> Dependencies:

@@ -6,13 +6,14 @@ The same is checked of each order that any other test runs, when the tests' Temp
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 
-from tests.replay.histories import PERSONAL, personal_in, replayer
+from tests.replay.histories import PERSONAL, personal_in, replayer, shape_of
 from tests.replay.incompatible import OrderWorkflow as Incompatible
 from tests.replay.record import HISTORIES, PATHS
 
@@ -49,3 +50,12 @@ def test_personal_value_in_a_payload_is_found(value: str) -> None:
     started = history.events[0].workflow_execution_started_event_attributes
     started.input.payloads[0].data = json.dumps({"note": f"for {value}"}).encode()
     assert personal_in(history) == [value]
+
+
+def test_shape_differs_for_every_path_and_not_for_another_order_on_the_same() -> None:
+    histories = {path.stem: recorded(path) for path in HISTORIES.glob("*.json")}
+    assert len({shape_of(history) for history in histories.values()}) == len(histories)
+    text = (HISTORIES / "completed.json").read_text(encoding="utf-8")
+    (order_id,) = set(re.findall(r"\bord_[0-9a-f]+\b", text))
+    other = WorkflowHistory.from_json("order-ord_2", text.replace(order_id, "ord_2"))
+    assert shape_of(other) == shape_of(histories["completed"])
