@@ -2,13 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo bench chaos test lint up lock replay pictures browser clean FORCE
+.PHONY: help dev demo bench chaos test test-fast lint up lock replay pictures browser clean FORCE
 
 PY := .venv/bin/python
 READY := .venv/.ready
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 dev: $(READY)  ## everything, in the foreground: Temporal, MongoDB, worker, API
 	@$(PY) -m dev.stack
@@ -24,6 +24,9 @@ chaos: $(READY)  ## servers are killed while orders come in; nothing is lost
 
 test: $(READY)  ## every test, in two processes; ARGS="-k cancel" or a path chooses, and runs in one
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
+
+test-fast: $(READY)  ## the tests without a browser or processes of their own
+	@$(PY) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 # By file: the tests of one share servers and set-up. No reordering: tests/conftest.py puts the longest files first.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder

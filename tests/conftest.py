@@ -28,26 +28,50 @@ SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print when all tests hav
 # With several processes, a file is the unit of work: the longest ones come first, so that all processes end together.
 LONGEST_FIRST = [
     "tests/browser/test_order_desk.py",
+    "tests/e2e/test_outages.py",
+    "tests/e2e/test_replica_set.py",
+    "tests/e2e/test_new_step.py",
+    "tests/e2e/test_contract.py",
     "tests/workflows/test_failure_matrix.py",
     "tests/workflows/test_resets.py",
-    "tests/e2e/test_replica_set.py",
     "tests/e2e/test_relay.py",
-    "tests/workflows/test_single_batch.py",
-    "tests/activities/test_fences.py",
-    "tests/e2e/test_shutdown.py",
+    "tests/e2e/test_data_loss.py",
+    "tests/browser/test_page_quality.py",
     "tests/e2e/test_stack.py",
+    "tests/workflows/test_single_batch.py",
+    "tests/e2e/test_shutdown.py",
+    "tests/e2e/test_processes.py",
+    "tests/api/test_actions.py",
+    "tests/unit/test_interleavings.py",
 ]
+SLOW = (
+    "tests/browser",
+    "tests/e2e",
+    "tests/activities/test_hot_stock.py",
+    "tests/replay/test_replay_command.py",
+    "tests/unit/test_interleavings.py",
+    "tests/workflows/test_command_line.py",
+    "tests/workflows/test_failure_matrix.py",
+    "tests/workflows/test_lost_workflows.py",
+    "tests/workflows/test_random_orders.py",
+    "tests/workflows/test_resets.py",
+    "tests/workflows/test_sandbox.py",
+    "tests/workflows/test_single_batch.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUMMARY] = Counter[str]()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not hasattr(config, "workerinput"):
-        return
-    rank = {ROOT / path: number for number, path in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        rank = {ROOT / path: number for number, path in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
