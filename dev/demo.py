@@ -29,9 +29,9 @@ SIGNS = {
 FINAL = {"completed", "failed", "cancelled"}
 PATIENCE = 30  # seconds for one order; the slowest takes about one
 
-# Articles of the tour's own. The bicycle is dear enough to wait for approval.
+# Products for the tour alone. The bicycle is dear enough to wait for approval.
 BIKE_PRICE = max(649_00, int(os.environ.get("APPROVAL_THRESHOLD") or 0))
-ARTICLES = {
+PRODUCTS = {
     "TOUR-MUG": {"name": "Mug", "unit_price": {"amount": 12_99, "currency": "EUR"}, "available": 100},
     "TOUR-VASE": {"name": "Vase, the last", "unit_price": {"amount": 89_00, "currency": "EUR"}, "available": 1},
     "TOUR-BIKE": {"name": "Bicycle", "unit_price": {"amount": BIKE_PRICE, "currency": "EUR"}, "available": 100},
@@ -57,8 +57,8 @@ class Act:
 ACTS = [
     Act("An order that all goes well for", "completed"),
     Act("A card that is declined", "failed", "payment_declined", payment_method="pm_card_declined"),
-    Act("Two of an article of which there is one", "failed", "out_of_stock", sku="TOUR-VASE", quantity=2),
-    Act("An address where nobody delivers", "failed", "address_unserviceable", postal_code="00000"),
+    Act("Two of a product of which there is one", "failed", "out_of_stock", sku="TOUR-VASE", quantity=2),
+    Act("An address that no carrier serves", "failed", "address_unserviceable", postal_code="00000"),
     Act(
         "The payment service is down, and the customer cancels",
         "cancelled",
@@ -156,8 +156,8 @@ async def demo() -> int:
         running_or_new() as api_url,
         httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=10) as http,
     ):
-        for sku, article in ARTICLES.items():
-            (await http.put(f"/inventory/{sku}", json=article)).raise_for_status()
+        for sku, product in PRODUCTS.items():
+            (await http.put(f"/inventory/{sku}", json=product)).raise_for_status()
         saga = [row["step"] for row in (await http.get("/saga")).raise_for_status().json()["steps"]]
         results = []
         for number, act in enumerate(ACTS, 1):

@@ -1,4 +1,4 @@
-"""Five articles to begin with, for an API that has none: `python dev/sample_stock.py http://127.0.0.1:8000`.
+"""Five products to begin with, for an API that has none: `python dev/sample_stock.py http://127.0.0.1:8000`.
 
 Standard library only, so that it runs in the container image, too.
 """
@@ -25,12 +25,12 @@ def authorization() -> dict[str, str]:
 
 
 def load_sample_stock(api_url: str) -> None:
-    """Put the sample articles into the inventory, if it is empty."""
+    """Put the sample products into the inventory, if it is empty."""
     if call(f"{api_url}/inventory")["items"]:
         return
     for sku, (name, price, available) in SAMPLE_STOCK.items():
-        article = {"name": name, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
-        call(f"{api_url}/inventory/{sku}", article)
+        product = {"name": name, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
+        call(f"{api_url}/inventory/{sku}", product)
 
 
 def call(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -70,7 +70,7 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, never the same one twice.
+    """A port that is not in use, never the same one twice.
 
     From below the range that outgoing connections are given: a server that is down for a moment would
     otherwise find its port taken by one of its own clients when it comes back.

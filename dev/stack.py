@@ -257,7 +257,7 @@ async def running_or_new() -> AsyncIterator[str]:
     try:
         async with httpx.AsyncClient(timeout=3) as http:
             ready = (await http.get(f"{api_url}/readyz")).json()["status"] == "ready"
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # nobody there, or somebody else
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # no server there, or another one
         ready = False
     if ready:
         print(f"with the stack that runs at {api_url}\n", flush=True)
