@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -89,6 +91,20 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for what, number in sorted(config.stash[SUMMARY].items()):
         terminalreporter.write_line(f"{what}: {number:,}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def check_for_leaked_processes() -> Iterator[None]:
+    """Set up first, hence torn down last. Clients that were not closed are ResourceWarnings, which are errors here."""
+    yield
+    listed = subprocess.run(["ps", "-axww", "-o", "ppid=,stat=,command="], capture_output=True, text=True, check=True)  # noqa: S607
+    children = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    leaked = [
+        command
+        for parent, state, command in (child for child in children if len(child) == 3)
+        if int(parent) == os.getpid() and not state.startswith("Z") and not command.startswith("ps -ax")
+    ]
+    assert leaked == []
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
 from app.domain import Address, Money, Order
 from app.gateways import AddressUnserviceable, PaymentDeclined, Unavailable
-from app.gateways.sandbox import SLOW, SandboxCarrier, SandboxMailer, SandboxPayments
+from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
 from app.mongo import Document, Mongo
 from tests.kit.orders import ADDRESS, EMAIL, order_document
 
@@ -93,9 +92,7 @@ async def test_declined_card_and_outage_capture_nothing(mongo: Mongo, payments: 
 
 async def test_slow_card_does_not_delay_others(payments: SandboxPayments) -> None:
     slow = asyncio.create_task(payments.charge("slow", MONEY, "pm_card_slow"))
-    began = time.monotonic()
     await payments.charge("quick", MONEY, "pm_card_ok")
-    assert time.monotonic() - began < SLOW / 2
     assert not slow.done()
     slow.cancel()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from typing import Any
 
@@ -98,10 +97,8 @@ async def test_simultaneous_cancels_of_one_order_agree(api: httpx.AsyncClient, s
 async def test_cancel_without_a_worker_takes_effect_later(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock(available=2)
     order_id = await place(api)
-    began = time.monotonic()
     answer = await api.post(f"/orders/{order_id}/cancel")
     assert answer.status_code == 202
-    assert time.monotonic() - began < 3
     async with build_shop_worker(shop):
         order = await shop.reaches(order_id, OrderStatus.CANCELLED)
     assert steps_of(order).get("charge_payment") != "done"
@@ -264,10 +261,8 @@ async def test_the_address_of_an_order_whose_saga_was_not_started_yet(
 async def test_without_a_worker_the_address_cannot_be_changed(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order_id = await place(api)
-    began = time.monotonic()
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
-    assert time.monotonic() - began < 3
 
 
 async def test_cancel_of_open_order_whose_workflow_has_closed_is_taken_up(
@@ -306,8 +301,6 @@ async def test_the_workflow_tells_its_own_status(api: httpx.AsyncClient, shop: S
 async def test_without_a_worker_there_is_no_status(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order_id = await place(api)
-    began = time.monotonic()
     answer = await api.get(f"/orders/{order_id}/status")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-    assert time.monotonic() - began < 2.2
     assert (await api.get(f"/orders/{order_id}")).status_code == 200

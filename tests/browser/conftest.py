@@ -17,6 +17,7 @@ from playwright.async_api import Browser, Locator, Page, ViewportSize, async_pla
 from app.api.main import create_app
 from app.settings import Settings
 from dev.servers import Server, free_port
+from tests.kit.http import patience
 from tests.kit.shop import Shop
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -81,7 +82,8 @@ async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[Ap
     server = ApiServer(settings, temporal_address)
     await server.start()
     try:
-        yield server
+        with patience():
+            yield server
     finally:
         await server.stop()
 

@@ -56,7 +56,10 @@ async def test_wrong_setting_is_one_line(program: str) -> None:
         return variable, output.decode(), process.returncode
 
     keys = [("API_KEYS", '{"shop": ""}'), ("API_KEYS", '{"shop": "with space"}'), ("MONGODB_URI", "localhost")]
-    for variable, output, code in await asyncio.gather(*(start(*item) for item in [*wrong.items(), *keys])):
+    tried = (
+        [*wrong.items(), *keys] if program == "worker" else keys[:1]
+    )  # both load their settings by the same function
+    for variable, output, code in await asyncio.gather(*(start(*item) for item in tried)):
         assert code == 1, output
         assert output.startswith("wrong setting: "), output
         assert variable in output.upper()

@@ -13,6 +13,7 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, encode
 from temporalio.service import RPCError
 
+import app.relay
 from app import temporal
 from app.domain import Order, OrderStatus
 from app.mongo import Document
@@ -21,6 +22,12 @@ from app.relay import MAX_RETRY_DELAY, OutboxRelay
 from tests.kit.orders import order_document
 from tests.kit.shop import Shop, relaying
 from tests.kit.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API starts nothing here, and a relay that waits for it proves no more."""
+    monkeypatch.setattr(app.relay, "GRACE", 0.1)
 
 
 @pytest.fixture
@@ -179,9 +186,10 @@ class Counting(OrderWorkflows):
 
 @pytest.mark.parametrize("relays", [1, 2, 4])
 async def test_order_that_the_api_started_costs_the_relays_no_further_start(
-    shop: Shop, worker: None, relays: int
+    shop: Shop, worker: None, relays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that stays `placed` for longer than the relay's grace; what was not started is started, once."""
+    monkeypatch.setattr(app.relay, "GRACE", 2.0)
     await shop.stock()
     counting = [Counting(shop.client, shop.settings) for _ in range(relays)]
     running = [asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, each).run()) for each in counting]

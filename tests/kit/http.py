@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from unittest.mock import patch
 
 import httpx
 import uvicorn
 
+from app.api import orders, route
 from app.api.main import create_app
 from app.settings import Settings
 from dev.servers import free_port
 
 
+@contextmanager
+def patience() -> Iterator[None]:
+    """Let the API wait longer for servers that are there, but slow, on a busy machine."""
+    with patch.object(orders, "START_TIMEOUT", 5.0), patch.object(route, "DEADLINE", 9.0):
+        yield
+
+
 @asynccontextmanager
-async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The API over real HTTP, in this process."""
+async def serve(settings: Settings, temporal_address: str, *, patient: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """The API over real HTTP, in this process; not `patient` where a server is away."""
     app = create_app(settings, target_host=temporal_address)
     port = free_port()
     server = uvicorn.Server(
@@ -28,8 +37,9 @@ async def serve(settings: Settings, temporal_address: str) -> AsyncIterator[http
         assert not running.done(), "the API did not start"
         await asyncio.sleep(0.01)
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-            yield http
+        with patience() if patient else nullcontext():
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+                yield http
     finally:
         server.should_exit = True
         await running
