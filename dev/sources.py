@@ -22,6 +22,8 @@ class Sources:
             changed = [file for file in self._running | seen if self._running.get(file) != seen.get(file)]
             names = {file: str(file.relative_to(self._root)) for file in sorted(changed)}
             errors = [f"{name}:{error}" for file, name in names.items() if (error := _syntax_error(file))]
+            # The old processes go on. Only `app/workflows/order.py` is read anew for each order, by Temporal's sandbox:
+            # while it does not compile, new orders wait.
             for error in errors:
                 print(f"{error}. Not restarted: waiting for the next edit", flush=True)
             if names and not errors:
