@@ -34,7 +34,7 @@ async def test_generated_requests_are_answered_as_described(
     quiet = settings.model_copy(update={"mongodb_database": f"{settings.mongodb_database}_quiet"})
     async with serve(keyed, temporal_server.address) as api, serve(quiet, temporal_server.address) as beside:
         listener = await Listener.to(beside, "/orders/events")
-        silence = asyncio.create_task(listener.next(within=120))
+        silence = asyncio.create_task(listener.next(within=170))
         process = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("schemathesis"),
             *("--config-file", CONFIG, "run", f"{api.base_url}/openapi.json", "--no-color"),
@@ -45,7 +45,7 @@ async def test_generated_requests_are_answered_as_described(
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(170):
                 output = (await process.communicate())[0].decode()
         finally:
             if process.returncode is None:
