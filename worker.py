@@ -1,9 +1,9 @@
-"""The worker process: runs the workflows and activities, and the relay beside them.
+"""The worker process: runs the workflows, the activities and the relay.
 
     python worker.py
 
-Stops on SIGTERM and SIGINT: takes no new work, gives what runs `GRACE` to end, and leaves the rest to be tried again by
-another worker.
+On SIGTERM or SIGINT it takes no new work, gives running activities `GRACE` to finish, and leaves the rest to another
+worker, which retries it.
 """
 
 import asyncio
@@ -41,31 +41,31 @@ from app.workflows.steps import all_activities, check_table
 logger = logging.getLogger("worker")
 T = TypeVar("T")
 
-# A module that a workflow imports without meaning to is an error at the start, not something reloaded for every order.
+# A module that a workflow imports by accident is an error at the start; by default it is reloaded for every order.
 POLICY = SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
 SANDBOX = SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_import_notification_policy(POLICY))
 STOP_LIMIT = 13.0  # seconds from the signal to the exit: docker-compose.yml grants 15
-GRACE = timedelta(seconds=10)  # for activities that run when the worker is told to stop
+GRACE = timedelta(seconds=10)  # for running activities when the worker stops
 
 
 def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: str, **options: Any) -> Worker:
-    """The worker of the order saga, with the activities that its table of steps names.
+    """Build the worker of the order saga, with the activities that its table of steps names.
 
     Args:
-        options: more of `temporalio.worker.Worker`'s own, or others than are chosen here.
+        options: further options of `temporalio.worker.Worker`, which override the defaults chosen here.
 
     Raises:
         TypeError: the table of steps is not complete; the message names what is missing.
     """
     check_table()
     dependencies = Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), gateways)
-    instance_of = cache(lambda owner: owner(dependencies))  # one for all activities of a class
+    instance_of = cache(lambda owner: owner(dependencies))  # one instance per class
 
     def bound(function: Callable[..., Any]) -> Any:
         owner, name = function.__qualname__.split(".")
         return getattr(instance_of(getattr(sys.modules[function.__module__], owner)), name)
 
-    chosen: WorkerConfig = {
+    defaults: WorkerConfig = {
         "workflows": [OrderWorkflow],
         "activities": [bound(function) for function in all_activities()],
         "workflow_runner": SANDBOX,
@@ -73,11 +73,11 @@ def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: s
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
         "graceful_shutdown_timeout": GRACE,
     }
-    return Worker(client, task_queue=task_queue, **{**chosen, **options})
+    return Worker(client, task_queue=task_queue, **{**defaults, **options})
 
 
 async def main() -> None:
-    """Run until SIGTERM or SIGINT; servers that are not there yet are waited for.
+    """Run until SIGTERM or SIGINT; wait for servers that are not up yet.
 
     Raises:
         SystemExit: a setting is wrong, or Temporal lacks the search attribute.
@@ -88,7 +88,7 @@ async def main() -> None:
 
     def stop() -> None:
         serving.cancel()
-        # A thread of its own: also when the event loop, or a thread of the driver at the interpreter's exit, hangs.
+        # A separate thread fires even if the event loop hangs, or a thread of the driver when the interpreter exits.
         force = threading.Timer(STOP_LIMIT, _exit_by_force)
         force.daemon = True
         force.start()
@@ -97,26 +97,26 @@ async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop)
     with suppress(asyncio.CancelledError):
         await serving
-    # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at its exit
+    # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at exit
     # (https://github.com/temporalio/sdk-python/issues/300).
     await asyncio.sleep(0.1)
 
 
 def _exit_by_force() -> None:
-    """Temporal or MongoDB does not answer: stop as after a crash, which loses nothing."""
+    """Exit as in a crash, which loses nothing, because Temporal or MongoDB does not answer."""
     logger.error("not stopped within %.0f s: exiting by force", STOP_LIMIT)
     os._exit(os.EX_TEMPFAIL)
 
 
 async def serve(settings: Settings) -> None:
-    """Connect and work, until cancelled."""
+    """Connect, then run the worker and the relay until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     temporal.configure_core(settings.worker_metrics_address)
     client = await wait_for("Temporal", temporal.connect)
     await check_search_attribute(client)
     await wait_for("MongoDB", mongo.create_indexes)
     relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
-    # Your own gateways come in here, in place of `sandbox`.
+    # Put your own gateways here, in place of `sandbox`.
     async with sandbox(mongo) as gateways, build_worker(client, mongo, gateways, settings.task_queue):
         logger.info("worker ready: task queue %s", settings.task_queue)
         await relay.run()
@@ -132,7 +132,7 @@ async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
 
 
 async def check_search_attribute(client: Client) -> None:
-    """Raises: SystemExit: without it, every workflow would hang at its first change of status, and say nothing."""
+    """Raises SystemExit if it is missing: every workflow would hang silently at its first change of status."""
     name = temporal.ORDER_STATUS.name
     try:
         await client.count_workflows(f"{name} = '{temporal.IN_PROGRESS}'")
@@ -140,7 +140,7 @@ async def check_search_attribute(client: Client) -> None:
         if error.status is RPCStatusCode.INVALID_ARGUMENT:
             command = f"temporal operator search-attribute create --name {name} --type Keyword"
             raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}") from None
-        logger.warning("cannot look whether the search attribute %s is there: %s", name, error)
+        logger.warning("cannot check the search attribute %s: %s", name, error)
 
 
 if __name__ == "__main__":

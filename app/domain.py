@@ -1,6 +1,6 @@
-"""The language of the domain: order, product, money, status, step.
+"""The domain model: order, product, money, status, step.
 
-Standard library and pydantic only: workflows, activities, gateways and the API all use it.
+Imports only the standard library and pydantic, because workflows, activities, gateways and the API all use it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Email = Annotated[str, StringConstraints(max_length=254, pattern=EMAIL)]
 MAX_QUANTITY = 1_000
-MAX_STOCK = 1_000_000_000  # keeps every sum far inside MongoDB's 64-bit integers
+MAX_STOCK = 1_000_000_000  # keeps every sum far within MongoDB's 64-bit integers
 MAX_PRICE = 1_000_000_000
 
 
 class Model(BaseModel):
-    """Unknown fields are refused: a misspelt field is the caller's error, and dropping it would hide that."""
+    """Base of the domain's models. Rejects unknown fields: dropping a misspelt one would hide the caller's error."""
 
-    # Never the value in an error: it may be personal, and errors end in logs and in workflow histories.
+    # Errors do not contain the value: it may be personal, and errors end up in logs and workflow histories.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class OrderStatus(StrEnum):
-    """Declared in the order in which the saga reaches them: what may follow what is derived from it."""
+    """Declared in the order in which the saga reaches them; the allowed transitions are derived from this order."""
 
     PLACED = "placed"
     AWAITING_APPROVAL = "awaiting_approval"
@@ -49,20 +49,20 @@ class OrderStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-POINT_OF_NO_RETURN = OrderStatus.SHIPPED  # from here on the order completes
+POINT_OF_NO_RETURN = OrderStatus.SHIPPED  # from this status on, the order completes
 _ALL = list(OrderStatus)
 _FORWARD = _ALL[: _ALL.index(OrderStatus.COMPENSATING)]
 TERMINAL = frozenset({OrderStatus.COMPLETED, OrderStatus.FAILED, OrderStatus.CANCELLED})
 CANCELLABLE = _FORWARD[: _FORWARD.index(POINT_OF_NO_RETURN)]
 IRREVERSIBLE = _FORWARD[_FORWARD.index(POINT_OF_NO_RETURN) :]
-# Charging is followed by shipping at once, with the address as it is then.
+# Shipping follows the charge at once, so the address is final when the charge is recorded.
 ADDRESS_CHANGEABLE = CANCELLABLE[:-1]
-# The saga has turned back: no step may take effect any more.
+# The order is or was compensated: no step may take effect any more.
 STOPPED = frozenset(_ALL[_ALL.index(OrderStatus.COMPENSATING) :])
 _COMPENSATING = [OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION]
 
-# From where each status may be reached. Every write of a status is conditional on it, so a late writer cannot move
-# an order backwards, and MongoDB alone decides between shipping and compensating.
+# The statuses from which each status may be reached. Every write of a status is conditional on them, so a late writer
+# cannot move an order backwards, and MongoDB alone decides between shipping and compensating.
 ALLOWED_FROM: Mapping[OrderStatus, list[OrderStatus]] = {
     **{status: _FORWARD[:position] for position, status in enumerate(_FORWARD) if position},
     OrderStatus.COMPENSATING: CANCELLABLE,
@@ -82,29 +82,29 @@ class StepName(StrEnum):
 
 
 # The status of an order once the step is done.
-STATUS_AFTER = dict(zip(StepName, _FORWARD[2:], strict=True))  # each step has a status of its own
+STATUS_AFTER = dict(zip(StepName, _FORWARD[2:], strict=True))  # strict: each step has its own status
 
 
 class StepStatus(StrEnum):
     DONE = "done"
-    FAILED = "failed"  # declined, or fenced: it had no effect, as far as is known
+    FAILED = "failed"  # declined or fenced, without a known effect
     COMPENSATED = "compensated"
 
 
 class StepEvent(StrEnum):
-    """What can happen to a step, in any order and any number of times."""
+    """An event of a step. Events may come in any order and any number of times."""
 
-    SUCCEEDED = "succeeded"  # the gateway did it
-    DECLINED = "declined"  # the gateway's final no
-    FENCED = "fenced"  # a compensation came: the step must not take effect any more
-    COMPENSATED = "compensated"  # the gateway took back an effect
+    SUCCEEDED = "succeeded"  # the gateway performed the step
+    DECLINED = "declined"  # the gateway rejected the step for good
+    FENCED = "fenced"  # compensated before it took effect: it cannot take effect any more
+    COMPENSATED = "compensated"  # the gateway reversed an effect
 
 
 def next_status(status: StepStatus | None, event: StepEvent) -> StepStatus | None:
-    """The state machine of a step: the status after an event; an event that comes too late changes nothing.
+    """Return a step's status after an event. An event that comes too late changes nothing.
 
         absent -> done -> compensated
-        absent -> failed (declined, or fenced) -> compensated (the gateway had acted after all)
+        absent -> failed (declined or fenced) -> compensated (the gateway had acted after all)
 
     The conditional writes of `app.orders` are derived from this function.
     """
@@ -115,7 +115,7 @@ def next_status(status: StepStatus | None, event: StepEvent) -> StepStatus | Non
 
 @dataclass(frozen=True)
 class Attempt:
-    """When a step was first tried (a retried one: when Temporal scheduled it), and which attempt this is, from 1."""
+    """The number of an attempt, from 1, and the time of the first one (a retry knows only when that was scheduled)."""
 
     first_at: datetime
     number: int
@@ -123,7 +123,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class StepChange:
-    """What happened to a step. `quantities` by SKU are those that a reservation holds."""
+    """An event of a step, with what to record. `quantities` are those that a reservation holds, by SKU."""
 
     step: StepName
     event: StepEvent
@@ -134,11 +134,11 @@ class StepChange:
 
 
 class KeyReused(Exception):
-    """The idempotency key belongs to an earlier request with another body."""
+    """The idempotency key belongs to an earlier request with a different body."""
 
 
 class NotFound(LookupError):
-    """No such order or product, which the message names. An order may have been removed, or is being restored."""
+    """The order or product that the message names does not exist. It may have been removed, or is being restored."""
 
 
 class Money(Model):
@@ -168,7 +168,7 @@ class OrderedLine(Model):
 
 
 class NewOrder(Model):
-    """An order as a caller places it. It has no prices: they come from the products."""
+    """An order as the caller sends it, without prices: they come from the products."""
 
     customer_id: Identifier
     email: Email
@@ -180,8 +180,8 @@ class NewOrder(Model):
     @classmethod
     def _no_sku_twice(cls, lines: list[OrderedLine]) -> list[OrderedLine]:
         skus = [line.sku for line in lines]
-        if doubled := {sku for sku in skus if skus.count(sku) > 1}:
-            raise ValueError(f"name each product once, not several times: {', '.join(sorted(doubled))}")
+        if repeated := {sku for sku in skus if skus.count(sku) > 1}:
+            raise ValueError(f"must list each product once; repeated: {', '.join(sorted(repeated))}")
         return lines
 
 
@@ -193,19 +193,19 @@ class Line(OrderedLine):
 
 
 class Failure(Model):
-    """Why an order did not complete: a code for programs and a sentence for people."""
+    """The reason why an order did not complete: a code for programs and a message for people."""
 
     code: str
     message: str
 
 
-# Failure codes that the saga itself gives.
+# Failure codes of the saga itself.
 CANCELLED = "cancelled"
 NOT_APPROVED = "not_approved"
 
 
 class Decision(BaseModel):
-    """What a person decided of an order: an accepted cancel, or the first decision on an approval."""
+    """A person's decision on an order: an accepted cancel, or the first approval or rejection."""
 
     approved: bool = False
     reason: str | None = None
@@ -213,9 +213,9 @@ class Decision(BaseModel):
 
 
 class StepRecord(Model):
-    """One step in an order's timeline: first attempt, decision (`at`), compensation, and the attempts it took.
+    """One step in an order's timeline: its first attempt, outcome (`at`), compensation and number of attempts.
 
-    A step that was fenced has had no attempt that counted: `attempts` is 0.
+    For a fenced step no attempt counts: `attempts` is 0.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -232,12 +232,12 @@ class StepRecord(Model):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def interrupted(self) -> bool:
-        """Stopped by a cancel or another step's failure before it took effect, rather than declined."""
+        """True if a cancel or another step's failure stopped this step before it took effect; it was not declined."""
         return self.status is StepStatus.FAILED and self.failure is None
 
 
 class Order(Model):
-    """An order as MongoDB holds it and the API shows it, all but `email`, which only the mailer needs."""
+    """An order as MongoDB stores it and the API returns it, except `email`, which only the mailer needs."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
@@ -249,7 +249,7 @@ class Order(Model):
     payment_method: Identifier
     shipping_address: Address
     email: Annotated[Email, Field(exclude=True)]
-    created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it: a text would not do
+    created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it, so text is not accepted
     updated_at: Annotated[datetime, Field(strict=True)]
     steps: list[StepRecord] = []
     failure: Failure | None = None
@@ -259,15 +259,15 @@ class Order(Model):
     @field_validator("steps", mode="before")
     @classmethod
     def _steps_in_order(cls, steps: Any) -> Any:
-        """MongoDB holds the steps by name, so that a step cannot appear twice."""
+        """Convert from MongoDB, which holds the steps by name, so that a step cannot appear twice."""
         if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
             return [{"step": name, **steps[name]} for name in StepName if name in steps]
         return steps
 
     @field_validator("steps")
     @classmethod
-    def _without_unbegun(cls, steps: list[StepRecord]) -> list[StepRecord]:
-        """A compensation fences every step. A fence is shown only where the step before it took effect."""
+    def _without_unreached(cls, steps: list[StepRecord]) -> list[StepRecord]:
+        """Hide the fences of steps that the order never reached: a compensation fences every step."""
         took_effect = {record.step for record in steps if record.status is not StepStatus.FAILED}
         before = dict(zip(list(StepName)[1:], StepName, strict=False))
         return [record for record in steps if not record.interrupted or before.get(record.step) in took_effect]
@@ -279,9 +279,9 @@ class Order(Model):
 
     @property
     def stop_reason(self) -> Failure | None:
-        """Why no step may take effect any more: the order is cancelled or being compensated.
+        """The reason why no step may take effect any more, if the order is cancelled or is or was compensated.
 
-        Without the reasons that people gave: it becomes an activity's error, and so a part of the history (G11).
+        It omits the reasons that people gave, because it becomes an activity's error and so part of the history (G11).
         """
         if self.failure is None and self.cancellation:
             return Failure(code=CANCELLED, message=CANCELLED)
@@ -297,21 +297,21 @@ class Order(Model):
         """Read an order document.
 
         Raises:
-            ValueError (of which pydantic.ValidationError is one): the document is malformed (another program may have
+            ValueError (pydantic.ValidationError is a subclass): the document is malformed (another program may have
                 written it).
         """
         order = cls.model_validate(document)
         if len({line.sku for line in order.lines}) < len(order.lines):
-            raise ValueError("lines: a sku is named twice")
+            raise ValueError("lines: must list each product once")
         if {line.unit_price.currency for line in order.lines} != {order.total.currency}:
-            raise ValueError("prices in several currencies")
+            raise ValueError("must be priced in one currency")
         if order.total.amount != sum(line.quantity * line.unit_price.amount for line in order.lines):
             raise ValueError("total is not the sum of the lines")
         return order
 
     @classmethod
     def from_any_document(cls, document: Mapping[str, Any]) -> Order:
-        """Read an order document for display; a malformed one is shown as failed rather than hidden or an error."""
+        """Read an order document for display. A malformed one is shown as failed, neither hidden nor an error."""
         try:
             return cls.from_document(document)
         except ValueError as error:
@@ -334,7 +334,7 @@ FENCED = Failure(code="fenced", message="the step was compensated before it took
 
 
 def why_malformed(error: ValueError) -> str:
-    """The first thing that is wrong with a document, by field; never its values, which may be personal."""
+    """Describe the first error of a document, by field and without values, which may be personal."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {explain(first)[1]}"
@@ -353,11 +353,11 @@ class Product(Model):
     sku: Annotated[Identifier, Field(validation_alias="_id")]
     name: Text
     unit_price: UnitPrice
-    available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: orders may give back to any stock
+    available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: a release must always fit
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self | None:
-        """Read a product's document; a malformed one, which another program may have written, counts as none."""
+        """Read a product document; return None if it is malformed (another program may have written it)."""
         try:
             return cls.model_validate(document)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, on stderr. They carry order ids, never what an order holds (G11)."""
+"""Logs: one JSON object per line, on stderr. They contain order ids, never the content of an order (G11)."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler()  # stderr
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("pymongo").setLevel(logging.INFO)  # below, it writes whole commands, and all that they hold
+    logging.getLogger("pymongo").setLevel(logging.INFO)  # at DEBUG it logs whole commands, with their data
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
-        if logger.handlers:  # its own, for text; without any (--no-access-log) it is to be silent
+        if logger.handlers:  # its own text handlers; without any (--no-access-log) it stays silent
             logger.handlers.clear()
             logger.propagate = True

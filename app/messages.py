@@ -1,6 +1,7 @@
-"""What travels through Temporal: inputs, results, signals, updates, queries.
+"""The messages that pass through Temporal: inputs, results, signals, updates, queries.
 
-Ids and decisions, never personal data: they stay in workflow histories (G11). Standard library and pydantic only.
+They hold ids and decisions, never personal data, because workflow histories keep them (G11). Imports only the standard
+library and pydantic.
 """
 
 from datetime import timedelta
@@ -11,7 +12,7 @@ from app.domain import Failure, OrderStatus, StepName
 
 
 class Message(BaseModel):
-    """Unknown fields are ignored: during a rollout, an old worker meets messages of a new one."""
+    """Base of all messages. Ignores unknown fields: during a rollout, an old worker receives messages of a new one."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -25,7 +26,7 @@ class OrderInput(Message):
 
 
 class OrderRef(Message):
-    """The input of every step and every compensation: the rest of the order is read from MongoDB."""
+    """The input of every step and every compensation; the rest of the order is read from MongoDB."""
 
     order_id: str
 
@@ -37,14 +38,14 @@ class CancelRequest(Message):
 
 
 class ApprovalDecision(Message):
-    """As `CancelRequest`: the API keeps the reason in MongoDB."""
+    """As with `CancelRequest`, the API keeps the reason in MongoDB."""
 
     approved: bool
     reason: str | None = None
 
 
 class StatusUpdate(Message):
-    """A status that no step writes by itself, or a decision on an approval."""
+    """A status that no step writes, or a decision on an approval."""
 
     order_id: str
     status: OrderStatus
@@ -53,7 +54,7 @@ class StatusUpdate(Message):
 
 
 class OrderState(Message):
-    """The order as MongoDB has it: what the workflow goes by, as a write of its own may have come too late."""
+    """The order's state in MongoDB, from which the workflow continues: its own write may have come too late."""
 
     status: OrderStatus
     failure_code: str | None = None
@@ -61,14 +62,14 @@ class OrderState(Message):
 
 
 class AddressChange(Message):
-    """Names an address that waits in the order document: the address is personal and stays out of the history."""
+    """Refers to an address proposed in the order document; the address is personal and stays out of the history."""
 
     order_id: str
     number: int
 
 
 class OrderResult(Message):
-    """How an order ended. A business outcome is a result, not a failure of the workflow."""
+    """The outcome of an order. A business outcome is a result, not a failure of the workflow."""
 
     order_id: str
     status: OrderStatus
@@ -76,7 +77,7 @@ class OrderResult(Message):
 
 
 class OrderProgress(Message):
-    """Where the workflow is, and its answer to the query `status`."""
+    """The workflow's progress, which is also its answer to the query `status`."""
 
     model_config = ConfigDict(frozen=False)
 

@@ -1,7 +1,7 @@
-"""MongoDB through Motor: client, collections, indexes, transactions. The one file that imports motor.
+"""MongoDB through Motor: client, collections, indexes, transactions. The only file that imports Motor.
 
-Motor is in its last year of support; its successor is PyMongo's own `AsyncMongoClient`. What differs between the two
-(how a session, a change stream or an aggregate is opened) is kept in this file, so that the change is this file.
+Motor is in its last year of support; its successor is PyMongo's own `AsyncMongoClient`. The differences between
+the two (how to open a session, a change stream or an aggregate) stay in this file, so only this file will change.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-# Motor runs each call on a thread, by default 5 for each core. A worker runs 100 activities at once and the API as many
+# Motor runs each call on a thread, by default 5 per core. A worker runs 100 activities at once and the API as many
 # requests; with too few threads they wait for one another, not for MongoDB.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
@@ -32,28 +32,28 @@ Work = Callable[[Session], Awaitable[T]]
 
 # Seconds after which a transaction is not retried; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
-_TRY_LATER = ("TransientTransactionError", "UnknownTransactionCommitResult")
-# A time limit or the write concern was not met; the member is not (or is no longer) the primary.
-_RETRIABLE = frozenset({50, 64, 91, 189, 10107, 11600, 11602, 13435, 13436})
+_RETRY_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult")
+# Error codes: a time limit or the write concern was not met, or the member is not (or no longer) the primary.
+_RETRY_CODES = frozenset({50, 64, 91, 189, 10107, 11600, 11602, 13435, 13436})
 
 
 class StreamEnded(Exception):
-    """A change stream has ended, because its collection was dropped."""
+    """A change stream has ended because its collection was dropped."""
 
 
 class NotReplicated(ConnectionFailure):
-    """A write that was seen has been rolled back, or may still be: retry later."""
+    """A write that was read has been rolled back or may still be: retry later."""
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether an error says that MongoDB is away (or without a primary), and the same call may go through later."""
-    if isinstance(error, PyMongoError) and any(map(error.has_error_label, _TRY_LATER)):
+    """Return True if the error means that MongoDB is unavailable or has no primary, and a retry may succeed."""
+    if isinstance(error, PyMongoError) and any(map(error.has_error_label, _RETRY_LABELS)):
         return True
-    return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRIABLE)
+    return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRY_CODES)
 
 
 async def next_change(stream: ChangeStream) -> Document | None:
-    """The next change; None when there was none for about a second (the resume token has moved on all the same).
+    """Return the next change, or None after about a second without one (the resume token advances anyway).
 
     Raises:
         StreamEnded
@@ -65,9 +65,9 @@ async def next_change(stream: ChangeStream) -> Document | None:
 
 
 class Mongo:
-    """One per process and event loop; it does not survive a fork.
+    """The client and the collections, one instance per process and event loop; it does not survive a fork.
 
-    Reads and writes are of the majority: nothing is decided by, or answered from, what a failover may roll back.
+    All reads and writes use majority concern, so no decision or answer rests on a write that a failover may roll back.
     """
 
     is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
@@ -98,8 +98,8 @@ class Mongo:
     def close(self) -> None:
         self.client.close()
 
-    async def find_settled(self, collection: Collection, document_id: str) -> Document | None:
-        """A document, read only once a majority has it: what decides an answer must not be rolled back.
+    async def find_durable(self, collection: Collection, document_id: str) -> Document | None:
+        """Return a document once a majority has it: what decides an answer must not be rolled back.
 
         Raises:
             pymongo.errors.ExecutionTimeout: no majority within two seconds.
@@ -108,7 +108,7 @@ class Mongo:
         return await linearizable.find_one({"_id": document_id}, max_time_ms=2_000)
 
     async def ping(self) -> Timestamp:
-        """MongoDB's own time, from which a change stream can be opened.
+        """Return MongoDB's operation time, at which a change stream can start.
 
         Raises:
             pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary.
@@ -117,25 +117,25 @@ class Mongo:
         return time
 
     async def create_indexes(self) -> None:
-        """Create the indexes that this program's queries need; does nothing where they exist."""
+        """Create the indexes that the queries of this program need, unless they exist."""
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
         searched: list[list[str]] = [[], ["status"], ["customer_id"], ["customer_id", "status"]]
         lists = [IndexModel([*fields, *newest]) for fields in searched]
         await self.orders.create_indexes([*lists, IndexModel("updated_at")])
 
     async def run_transaction(self, work: Work[T], *, within: float = TRANSACTION_DEADLINE) -> T:
-        """Run `work` in a transaction; retry it while MongoDB says that this can help.
+        """Run `work` in a transaction; retry it while MongoDB reports a transient error.
 
         Motor's own `with_transaction` commits outside of its retry loop, so a write conflict or a lost reply at commit
-        would be raised. Here the whole is retried on TransientTransactionError, and the commit alone on
-        UnknownTransactionCommitResult, as the driver specification asks for.
+        would be raised. Here the whole transaction is retried on TransientTransactionError, and only the commit on
+        UnknownTransactionCommitResult, as the driver specification requires.
 
-        `work` may run several times: it must have no effect but through the session. Cancelling the caller does not
-        cancel the transaction, because a session cannot be given up in the middle of a call.
+        `work` may run several times: it must have no effect except through the session. Cancelling the caller does
+        not cancel the transaction, because a session cannot be abandoned in the middle of a call.
 
         Raises:
-            pymongo.errors.PyMongoError: the error of the last try, for good or after `within` seconds. If it is the
-                commit's unknown result, the transaction may have taken effect.
+            pymongo.errors.PyMongoError: the error is not transient, or `within` seconds have passed. If it is labelled
+                UnknownTransactionCommitResult, the transaction may have taken effect.
         """
         task = asyncio.ensure_future(self._transact(work, within))
         self._transactions.add(task)
@@ -159,22 +159,22 @@ class Mongo:
         """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
         Raises:
-            pymongo.errors.OperationFailure: it cannot begin where the options say, for instance because that is too
-                long ago (error 286); what happened in between has to be looked up.
+            pymongo.errors.OperationFailure: the stream cannot start where the options say, for example too long ago
+                (error 286); the caller has to read what has changed since.
         """
         stream = await source.watch(pipeline, **options).__aenter__()  # opened here, not by the first `next`
         try:
             yield stream
         finally:
-            with suppress(PyMongoError, TimeoutError):  # raised here, it would replace a cancellation
+            with suppress(PyMongoError, TimeoutError):  # an error here would replace a cancellation
                 async with asyncio.timeout(1):
                     await stream.close()
 
 
 async def _retry(call: Callable[[], Awaitable[T]], label: str, deadline: float) -> T:
-    """Repeat a call that fails with this label, until the deadline.
+    """Retry a call that fails with this label, until the deadline.
 
-    After 10 ms doubling up to half a second, with full jitter, so that transactions that collided do not collide again.
+    The delay doubles from 10 ms to 0.5 s, with full jitter, so that transactions that collided do not collide again.
     """
     delay = 0.01
     while True:

@@ -1,6 +1,6 @@
-"""The order workflows, as the API and the relay see them: start, signal, update, query.
+"""Access to the order workflows for the API and the relay: start, signal, update, query.
 
-Every call has a deadline: Temporal that does not answer by then counts as unavailable.
+Every call has a deadline. If Temporal does not answer by then, it counts as unavailable.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 
 # Seconds.
-START_TIMEOUT = 0.8  # a POST answers within a second; the relay starts what was not started by then
-CALL_TIMEOUT = 1.8  # an endpoint that asks Temporal answers within two
+START_TIMEOUT = 0.8  # a POST answers within 1 s; the relay starts a workflow that was not started by then
+CALL_TIMEOUT = 1.8  # an endpoint that calls Temporal answers within 2 s
 LIST_TIMEOUT = 10.0
 WORKFLOW_ID_PREFIX = "order-"
 
@@ -42,10 +42,10 @@ class OrderWorkflows:
         self._settings = settings
 
     async def start(self, order: Order, timeout: float = CALL_TIMEOUT) -> None:
-        """Start the order's workflow where it does not run, and signal it a cancel or an approval that is recorded.
+        """Start the order's workflow unless it runs, and signal a cancel or an approval that is recorded.
 
-        A workflow that was terminated, or whose order was removed and placed again, is started anew: MongoDB knows
-        which steps took effect. Repeated signals do no harm.
+        A workflow that was terminated, or whose order was removed and placed again, is started again: MongoDB knows
+        which steps took effect. Repeated signals are harmless.
 
         Raises:
             TemporalUnavailable
@@ -58,7 +58,7 @@ class OrderWorkflows:
             signal = {"start_signal": "approve", "start_signal_args": [decision]}
         needs_approval = order.total.amount >= self._settings.approval_threshold
         timer = self._settings.approval_timeout
-        async with _answered_within(timeout):
+        async with _deadline(timeout):
             await self._client.start_workflow(
                 OrderWorkflow.run,
                 OrderInput(order_id=order.order_id, needs_approval=needs_approval, approval_timeout=timer),
@@ -70,19 +70,19 @@ class OrderWorkflows:
             )
 
     async def change_address(self, order: Order, change: AddressChange) -> bool:
-        """Update `change_shipping_address`; False when shipping began first, or the workflow has closed.
+        """Send the update `change_shipping_address`; return False if shipping began first or the workflow has closed.
 
         Raises:
             TemporalUnavailable
         """
-        async with _answered_within(CALL_TIMEOUT):
+        async with _deadline(CALL_TIMEOUT):
             await self.start(order)
             try:
                 return await self._handle(order.order_id).execute_update(
                     OrderWorkflow.change_shipping_address, change, id=f"address-{change.number}"
                 )
             except WorkflowUpdateFailedError as error:
-                if not isinstance(error.cause, ApplicationError):  # that of the validator
+                if not isinstance(error.cause, ApplicationError):  # not the validator's
                     raise
             except RPCError as error:
                 if error.status is not RPCStatusCode.NOT_FOUND:
@@ -90,44 +90,44 @@ class OrderWorkflows:
             return False
 
     async def progress(self, order_id: str) -> tuple[OrderProgress, int | None]:
-        """The workflow's own answer (query `status`), and the attempt that runs or is waited for.
+        """Return the workflow's answer to the query `status`, and the number of the current or next attempt.
 
-        The server counts the attempts, the workflow does not know them.
+        Only the server counts attempts; the workflow does not know them.
 
         Raises:
-            TemporalUnavailable: also where no workflow is known any more, or yet.
+            TemporalUnavailable: also if Temporal does not know the workflow yet, or any more.
         """
         handle = self._handle(order_id)
-        async with _answered_within(CALL_TIMEOUT):
+        async with _deadline(CALL_TIMEOUT):
             progress, description = await asyncio.gather(handle.query(OrderWorkflow.status), handle.describe())
         pending = description.raw_description.pending_activities
         return progress, max((activity.attempt for activity in pending), default=None)
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
-        """The orders, or those among a few hundred, whose workflow runs. From Temporal's visibility, a moment late.
+        """Return the ids, among a few hundred or of all orders, whose workflow runs. Visibility lags a moment.
 
         Raises:
             TemporalUnavailable
         """
         query = f"ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.task_queue}'"
         if order_ids is not None:
-            # One that is no identifier has no workflow, and could say anything within the query.
+            # An id that is not an identifier has no workflow, and could change the meaning of the query.
             ids = [f"'{workflow_id(order_id)}'" for order_id in order_ids if re.fullmatch(IDENTIFIER, order_id)]
             if not ids:
                 return set()
             query += f" AND WorkflowId IN ({', '.join(ids)})"
-        async with _answered_within(LIST_TIMEOUT):
+        async with _deadline(LIST_TIMEOUT):
             found = self._client.list_workflows(query, page_size=1_000)
             return {execution.id.removeprefix(WORKFLOW_ID_PREFIX) async for execution in found}
 
     def workflow_url(self, order_id: str) -> str | None:
-        """The workflow's page in Temporal's Web UI, where there is one."""
+        """Return the URL of the workflow in Temporal's Web UI, or None if that is not configured."""
         ui, namespace = self._settings.temporal_ui_url.rstrip("/"), self._client.namespace
         return f"{ui}/namespaces/{namespace}/workflows/{workflow_id(order_id)}" if ui else None
 
     async def ping(self) -> None:
         """Raises: TemporalUnavailable."""
-        async with _answered_within(CALL_TIMEOUT):
+        async with _deadline(CALL_TIMEOUT):
             await self._client.service_client.check_health()
 
     def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:
@@ -135,10 +135,10 @@ class OrderWorkflows:
 
 
 @asynccontextmanager
-async def _answered_within(seconds: float) -> AsyncIterator[None]:
-    """A deadline over all calls; turns the SDK's errors into `TemporalUnavailable`.
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    """Set a deadline for all calls in the block, and turn the SDK's errors into `TemporalUnavailable`.
 
-    `rpc_timeout` would not do: it bounds each try of a call, neither their sum nor the first connection.
+    `rpc_timeout` is not enough: it limits each attempt of a call, but neither their sum nor the first connection.
     """
     try:
         async with asyncio.timeout(seconds):

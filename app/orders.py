@@ -1,7 +1,7 @@
-"""The order document: the one place where it is built, found and guarded.
+"""The repository of orders, the only code that queries and updates order documents.
 
-Each race is decided by one conditional write, which tells of it as well: the state of a step, the status and the
-timeline change together. Every write can be repeated, and none moves an order backwards.
+One conditional write decides each race and records the outcome: the state of a step, the status and the timeline change
+together. Every write can be repeated, and none moves an order backwards.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -18,16 +18,14 @@ from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, Ste
 from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
 
-# Writes are update pipelines: one atomic update both looks and writes, on the server's clock.
+# Writes are update pipelines: one atomic update checks and writes, by the server's clock.
 NOW = "$$NOW"
-# Another program that inserts an order need not know these fields.
+# Fields that another program may omit when it inserts an order.
 DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
-KEPT_ADDRESSES = 5  # newest proposals; an older one was superseded before it could be applied
+KEPT_ADDRESSES = 5  # newest proposals of an order; an older one is superseded anyway
 NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
-
-
-LATEST = 2**63 - 1  # of BSON's times, in milliseconds
+MAX_TIME = 2**63 - 1  # the latest BSON date, in milliseconds
 
 
 class OrderRepository:
@@ -38,7 +36,7 @@ class OrderRepository:
     # --- reads
 
     async def show(self, order_id: str) -> Order:
-        """The order, for display: a malformed one is shown as failed.
+        """Return the order for display; a malformed one is shown as failed.
 
         Raises:
             domain.NotFound
@@ -46,27 +44,27 @@ class OrderRepository:
         return Order.from_any_document(await self._find(order_id))
 
     async def get(self, order_id: str) -> Order:
-        """The order, for the saga.
+        """Return the order for the saga.
 
         Raises:
             domain.NotFound
-            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+            ValueError (pydantic.ValidationError is a subclass): the document is malformed.
         """
         return Order.from_document(await self._find(order_id))
 
     async def page(
         self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
     ) -> tuple[list[Order], str | None]:
-        """Some orders, newest first, and the cursor of those that come after them.
+        """Return a page of orders, newest first, and the cursor of the next page.
 
-        A cursor names the time of the last order shown, and how many orders of that time were: it is indifferent to
-        the `_id`s that other programs use. An order added with that very time, to the millisecond, may be shown twice.
+        A cursor holds the time of the last order shown, and the number of orders with that time shown so far, so it
+        works with any `_id`. An order added with that same time, to the millisecond, may be shown twice.
         """
-        time, _, skip = (cursor or f"{LATEST}.0").partition(".")
-        begin = DatetimeMS(max(-LATEST, min(int(time), LATEST)))
+        time, _, skip = (cursor or f"{MAX_TIME}.0").partition(".")
+        begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))
         wanted = {"status": status, "customer_id": customer_id}
         query: Document = {field: value for field, value in wanted.items() if value is not None}
-        query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # one date, not a list
+        query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # not an array of dates
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
         documents = await newest.skip(int(skip)).limit(limit + 1).to_list(None)
         if len(documents) <= limit:
@@ -78,35 +76,35 @@ class OrderRepository:
         return [Order.from_any_document(document) for document in documents], f"{int(last)}.{shown}"
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
-        """Oldest change first."""
+        """Yield the orders that changed since then, the oldest change first."""
         async for document in self._orders.find({"updated_at": {"$gte": then}}).sort("updated_at", ASCENDING):
             yield Order.from_any_document(document)
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
-        """The `_id`s of orders that are not final, as they are now; of any type, where another program wrote them."""
+        """Return the `_id`s of the orders that are not final; if another program wrote one, it may be of any type."""
         query: Document = NOT_FINAL | ({} if among is None else {"_id": {"$in": among}})
         return [document["_id"] async for document in self._orders.find(query, {"_id": 1})]
 
     async def undelivered(self) -> list[Order]:
-        """Orders that still await approval though a decision or a cancel is recorded: the signal may have been lost."""
+        """Return orders that await approval although a decision or a cancel is recorded: the signal may be lost."""
         decided = {"$or": [{"approval": {"$ne": None}}, {"cancellation": {"$ne": None}}]}
         found = self._orders.find({"status": OrderStatus.AWAITING_APPROVAL.value, **decided})
         return [Order.from_any_document(document) async for document in found]
 
     def watch_inserts(self) -> AbstractAsyncContextManager[ChangeStream]:
-        """A change stream of the `_id`s of new orders."""
+        """Open a change stream of the `_id`s of new orders."""
         pipeline: list[Document] = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]
         return self._mongo.watch(self._orders, pipeline)
 
     # --- placing
 
-    async def placed(self, order_id: str, fingerprint: str, *, settled: bool = False) -> Order | None:
-        """The order that an earlier request placed under this id; `settled` waits until a majority has it.
+    async def placed(self, order_id: str, fingerprint: str, *, durable: bool = False) -> Order | None:
+        """Return the order that an earlier request placed under this id; `durable` waits until a majority has it.
 
         Raises:
-            domain.KeyReused: it was made of another body.
+            domain.KeyReused: the earlier request had a different body.
         """
-        read = self._mongo.find_settled(self._orders, order_id) if settled else self._orders.find_one({"_id": order_id})
+        read = self._mongo.find_durable(self._orders, order_id) if durable else self._orders.find_one({"_id": order_id})
         document = await read
         if document is None:
             return None
@@ -115,10 +113,10 @@ class OrderRepository:
         return Order.from_any_document(document)
 
     async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
-        """Write the order with the prices of this moment; None when one of this id is there already.
+        """Insert the order with the current prices; return None if its id is already taken.
 
         Raises:
-            ValueError: the prices are in several currencies.
+            ValueError: the prices are not in one currency.
         """
         lines = [
             Line(**line.model_dump(), name=products[line.sku].name, unit_price=products[line.sku].unit_price)
@@ -126,7 +124,7 @@ class OrderRepository:
         ]
         total = sum(line.quantity * line.unit_price.amount for line in lines)
         now = datetime.now(UTC)
-        now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as MongoDB keeps it
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # MongoDB's precision
         document = {
             "_id": order_id,
             **new.model_dump(),
@@ -145,10 +143,10 @@ class OrderRepository:
         return order
 
     async def normalize(self, order_id: Any) -> Order | None:
-        """Read an order document that another program may have inserted, and add the fields that it may leave out.
+        """Read an order document that another program may have inserted, and add the fields that it may omit.
 
         Raises:
-            ValueError (of which pydantic.ValidationError is one): the document is malformed.
+            ValueError (pydantic.ValidationError is a subclass): the document is malformed.
         """
         document = await self._orders.find_one({"_id": order_id})
         if document and any(document.get(field) is None for field in DEFAULTS):
@@ -157,9 +155,9 @@ class OrderRepository:
         return Order.from_document(document) if document else None
 
     async def mark_malformed(self, order_id: Any, failure: Failure) -> None:
-        """Mark a malformed document as failed; nothing that it holds can be relied on.
+        """Mark a malformed document as failed: nothing in it is reliable.
 
-        A `created_at` that is not a date is replaced: lists are sorted by it, and show only what has one.
+        A `created_at` that is not a date is replaced: lists are sorted by it and omit documents without one.
         """
         fields: Document = {
             "status": OrderStatus.FAILED.value,
@@ -169,22 +167,22 @@ class OrderRepository:
         }
         await self._update(order_id, fields, NOT_FINAL)
 
-    # --- requests of customers and approvers, decided before Temporal hears of them
+    # --- requests of customers and approvers, decided before Temporal is called
 
     async def request_cancellation(self, order_id: str, reason: str | None) -> Order:
-        """Accept a cancel before the point of no return; `Order.cancellation` of the result is the outcome."""
+        """Accept a cancel before the point of no return; `cancellation` of the returned order is the outcome."""
         cancellation = {"$ifNull": ["$cancellation", {"reason": {"$literal": reason}, "at": NOW}]}
         return await self._decide(order_id, {"cancellation": cancellation}, _in(domain.CANCELLABLE))
 
     async def decide_approval(self, order_id: str, decision: ApprovalDecision) -> Order:
-        """Record the first decision on an order that awaits approval; `Order.approval` of the result is the outcome."""
+        """Record the first decision on an order awaiting approval; `approval` of the returned order is the outcome."""
         awaiting = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
         return await self._decide(order_id, {"approval": _approval(decision)}, awaiting)
 
     async def propose_address(self, order_id: str, address: domain.Address) -> AddressChange | None:
-        """Put a new address into the order document, for the saga to apply; None when it is too late.
+        """Add a proposed address to the order document, for the saga to apply; return None if it is too late.
 
-        Numbered by MongoDB, so that an earlier proposal that is applied late cannot overwrite a later one.
+        MongoDB numbers the proposals, so an earlier one that is applied late cannot overwrite a later one.
         """
         number = {"$add": [{"$ifNull": ["$addresses_proposed", 0]}, 1]}
         proposed = {"number": number, "address": {"$literal": address.model_dump()}}
@@ -194,10 +192,10 @@ class OrderRepository:
         return AddressChange(order_id=order_id, number=document["addresses_proposed"]) if document else None
 
     async def apply_address_change(self, change: AddressChange) -> bool:
-        """Make a proposed address that of the order, unless a later one is already; False when it is too late.
+        """Apply a proposed address, unless a later one is already applied; return False if it is too late.
 
-        The guard is the status, which moves on in the write that records the charge: the carrier, asked right after
-        it, is told the address that the order then keeps.
+        The status is the guard. The write that records the charge changes it, so the carrier, which is called next,
+        gets the order's final address.
         """
         applied = {"$ifNull": ["$addresses_applied", 0]}
         proposals = {"$ifNull": ["$address_changes", []]}
@@ -215,9 +213,9 @@ class OrderRepository:
     # --- writes of the saga
 
     async def change_step(self, order_id: str, change: StepChange) -> tuple[domain.StepRecord, Failure | None]:
-        """Apply an event to a step; the record as it is then, whether or not this event came in time.
+        """Apply an event to a step, unless it comes too late; return the step's record and the order's stop reason.
 
-        The second is why the order was stopped, if it was: the step must not count then.
+        If there is a stop reason, the step must not count.
 
         Raises:
             domain.NotFound
@@ -230,10 +228,10 @@ class OrderRepository:
         return record, order.stop_reason
 
     async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
-        """Several orders within a transaction, in which the caller has read their steps.
+        """Change a step of several orders, in the transaction in which the caller has read them.
 
         Raises:
-            domain.NotFound: one of them was removed meanwhile.
+            domain.NotFound: one of the orders was removed in the meantime.
         """
         writes = [UpdateOne({"_id": order_id}, [{"$set": _step_fields(change)}]) for order_id, change in changes]
         result = await self._orders.bulk_write(writes, ordered=False, session=session)
@@ -241,15 +239,15 @@ class OrderRepository:
             raise domain.NotFound
 
     async def records(self, step: StepName, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
-        """The raw records of a step by order id, within a transaction."""
+        """Return the raw records of a step by order id, within a transaction."""
         field = f"steps.{step}"
         found = self._orders.find({"_id": {"$in": order_ids}, field: {"$exists": True}}, {field: 1}, session=session)
         return {document["_id"]: document["steps"][step] async for document in found}
 
     async def update_status(self, update: StatusUpdate) -> OrderState:
-        """Write a status that no step writes by itself, where the order may still have it; the state as it is then.
+        """Write a status that no step writes, if the order may still reach it; return the state after the write.
 
-        The first failure stays. A cancel that was accepted, and a decision on an approval, count before it.
+        The first failure is kept. An accepted cancel overrides a new one, and an approver's reason its message.
         """
         fields: Document = {"status": _forward(update.status), "updated_at": NOW}
         if update.approval is not None:
@@ -262,10 +260,10 @@ class OrderRepository:
             message: Document = {"$literal": update.failure.message}
             if update.failure.code == domain.NOT_APPROVED:
                 message = {"$ifNull": ["$approval.reason", message]}
-            why = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
-            fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), why, "$$REMOVE"]}]}
+            resolved = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
+            fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), resolved, "$$REMOVE"]}]}
         document = await self._update(update.order_id, fields)
-        # Removed: the workflow goes on by what it wanted.
+        # The order was removed: the workflow continues as if the update had applied.
         state = document or update.model_dump(exclude={"order_id"})
         failure_code = (state.get("failure") or {}).get("code")
         approved = (state.get("approval") or {}).get("approved")
@@ -282,19 +280,19 @@ class OrderRepository:
         return document
 
     async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
-        """One atomic update; the document after it, or None where the guard does not hold."""
+        """Update atomically; return the document after it, or None if the guard does not match."""
         return await self._orders.find_one_and_update(
             {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
         )
 
 
 def _step_fields(change: StepChange) -> Document:
-    """The conditional write of a step, as `domain.next_status` has it: an event that comes too late changes nothing."""
+    """Return the conditional write of a step, derived from `domain.next_status`: a late event changes nothing."""
     before = f"$steps.{change.step}"
-    moves_from = [status for status in (None, *StepStatus) if domain.next_status(status, change.event) is not status]
-    moves = {"$in": [{"$ifNull": [f"{before}.status", None]}, moves_from]}
-    record: Document = {"status": domain.next_status(moves_from[0], change.event), "at": NOW}
-    # $literal: a detail may begin with a dollar sign, which would otherwise be read as the name of a field.
+    applies_to = [status for status in (None, *StepStatus) if domain.next_status(status, change.event) is not status]
+    applies = {"$in": [{"$ifNull": [f"{before}.status", None]}, applies_to]}
+    record: Document = {"status": domain.next_status(applies_to[0], change.event), "at": NOW}
+    # $literal: a detail that begins with a dollar sign would otherwise be read as a field name.
     record["detail"] = {"$literal": change.detail}
     if change.event is domain.StepEvent.COMPENSATED:
         record = {"$mergeObjects": [before, {"status": StepStatus.COMPENSATED, "compensated_at": NOW}]}
@@ -306,17 +304,17 @@ def _step_fields(change: StepChange) -> Document:
         quantities = [{"sku": sku, "quantity": quantity} for sku, quantity in change.quantities.items()]
         record["quantities"] = {"$literal": quantities}
     fields: Document = {
-        f"steps.{change.step}": {"$cond": [moves, record, before]},
-        "updated_at": {"$cond": [moves, NOW, "$updated_at"]},
+        f"steps.{change.step}": {"$cond": [applies, record, before]},
+        "updated_at": {"$cond": [applies, NOW, "$updated_at"]},
     }
     if change.event is domain.StepEvent.SUCCEEDED:
-        counts = {"$and": [moves, NOT_CANCELLED]}
-        fields["status"] = {"$cond": [counts, _forward(domain.STATUS_AFTER[change.step]), "$status"]}
+        advances = {"$and": [applies, NOT_CANCELLED]}
+        fields["status"] = {"$cond": [advances, _forward(domain.STATUS_AFTER[change.step]), "$status"]}
     return fields
 
 
 def _may_become(status: OrderStatus) -> Document:
-    # A document that another program inserted may have no status: it counts as placed.
+    # A document inserted by another program may have no status: it counts as placed.
     return {"$in": [{"$ifNull": ["$status", OrderStatus.PLACED.value]}, domain.ALLOWED_FROM[status]]}
 
 

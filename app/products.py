@@ -20,7 +20,7 @@ class ProductRepository:
         self._restocks = mongo.restocks
 
     async def by_sku(self, skus: Iterable[str] | None = None) -> dict[str, Product]:
-        """Those of the products that exist, or all."""
+        """Return products by SKU: all, or those of `skus` that exist."""
         found = self._products.find({} if skus is None else {"_id": {"$in": list(skus)}}).sort("_id", 1)
         return {product.sku: product async for document in found if (product := Product.from_document(document))}
 
@@ -32,13 +32,13 @@ class ProductRepository:
         return products[sku]
 
     async def put(self, product: Product) -> bool:
-        """Create or replace a product; whether it was created."""
+        """Create or replace a product; return True if it was created."""
         fields = product.model_dump(exclude={"sku"})
         result = await self._products.update_one({"_id": product.sku}, {"$set": fields}, upsert=True)
         return result.upserted_id is not None
 
     async def restock(self, restock_id: str, fingerprint: str, sku: str, quantity: int) -> bool:
-        """Add to a stock, once per `restock_id`; whether it was done now rather than by an earlier request.
+        """Add to the available quantity, once per `restock_id`; return False if an earlier request did.
 
         Raises:
             KeyReused: the id belongs to another restock.
@@ -57,7 +57,7 @@ class ProductRepository:
         try:
             await self._mongo.run_transaction(once)
         except DuplicateKeyError:
-            earlier = await self._mongo.find_settled(self._restocks, restock_id)
+            earlier = await self._mongo.find_durable(self._restocks, restock_id)
             if earlier is None:
                 raise NotReplicated from None
             if earlier["fingerprint"] != fingerprint:
@@ -68,12 +68,12 @@ class ProductRepository:
     # --- within the transaction of a reservation
 
     async def available(self, skus: Iterable[str], session: Session) -> dict[str, int]:
-        """Raises: TypeError: another program wrote a quantity that is not a whole number."""
+        """Return available quantities by SKU; raises TypeError if another program wrote one that is not an integer."""
         found = self._products.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
         stock = {document["_id"]: document.get("available") async for document in found}
         for sku, quantity in stock.items():
             if not isinstance(quantity, int) or isinstance(quantity, bool):  # NaN would pass every comparison
-                raise TypeError(f"product {sku}: available is not a whole number")
+                raise TypeError(f"product {sku}: available must be a whole number")
         return stock
 
     async def change_available(self, changes: Mapping[str, int], session: Session) -> None:

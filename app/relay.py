@@ -1,9 +1,9 @@
-"""The outbox relay: each open order gets a running workflow, also after a loss or from another program (G1).
+"""The outbox relay: starts the missing workflow of each open order, including orders of other programs (G1).
 
-The orders are their own outbox. A change stream tells of each insert; a sweep compares all open orders with the running
-workflows: at the start, and every minute. A suspect is looked at again after a moment, as it is then, and started only
-if no workflow runs for it, so an order that the API has started costs nothing here. One relay holds a lease; the others
-stand by. Starting a workflow twice does nothing, so the lease saves work and guards nothing.
+The orders are their own outbox. A change stream reports each insert. A sweep, at the start and every minute, compares
+all open orders with the running workflows. After a moment, a suspect is read again, and its workflow is started if none
+runs, so an order that the API has started costs no second start. One relay holds a lease; the others stand by. Starting
+a workflow twice has no effect, so the lease saves work and protects nothing.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from app.orders import NOW, OrderRepository
 logger = logging.getLogger(__name__)
 
 # Seconds.
-GRACE = 1.0  # for the API to start what it has inserted
-SWEEP_EVERY = 60.0
+GRACE = 1.0  # for the API to start the workflow of an order that it inserted
+SWEEP_INTERVAL = 60.0
 RETRY_DELAY = 1.0
-MAX_RETRY_DELAY = 60.0  # of one order that cannot be started
+MAX_RETRY_DELAY = 60.0  # for an order that cannot be started
 LEASE = 5.0
-BATCH = 100  # orders that are looked at together
-LONGEST_ID = 500  # characters
+BATCH = 100  # suspects that are checked together
+MAX_ID_LENGTH = 500  # characters
 
 
 @dataclass
 class Suspect:
-    """An order that may have no workflow. `order_id` is of any type, where another program inserted it."""
+    """An order that may have no workflow. If another program inserted it, `order_id` may be of any type."""
 
     order_id: Any
     due: float  # on the event loop's clock
@@ -45,12 +45,12 @@ class OutboxRelay:
         self._mongo = mongo
         self._orders = orders
         self._workflows = workflows
-        self._holder = secrets.token_hex(8)  # of the lease
+        self._holder = secrets.token_hex(8)  # identifies this relay in the lease
         self._renew_at = self._sweep_at = 0.0
         self._suspects: dict[str, Suspect] = {}
 
     async def run(self) -> None:
-        """Run until cancelled; after any error, begin again."""
+        """Run until cancelled; after any error, start again."""
         while True:
             try:
                 if await self._hold_lease():
@@ -60,13 +60,13 @@ class OutboxRelay:
             await asyncio.sleep(RETRY_DELAY)
 
     async def _hold_lease(self) -> bool:
-        """Take the lease or renew it, if need be; whether it is held.
+        """Acquire or renew the lease if necessary; return True if this relay holds it.
 
-        Held by one at a time, by MongoDB's clock, until it has not been renewed in time.
+        One relay at a time holds the lease, by MongoDB's clock, until it fails to renew it in time.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._renew_at:
-            free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": ["$until", NOW]}]}  # or there is none yet
+            free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": ["$until", NOW]}]}  # or missing
             mine = {"_id": "relay", "holder": self._holder, "until": {"$add": [NOW, int(LEASE * 1_000)]}}
             taken = [{"$replaceWith": {"$cond": [free, mine, "$$ROOT"]}}]
             lease = await self._mongo.relay.find_one_and_update(
@@ -78,15 +78,15 @@ class OutboxRelay:
         return True
 
     async def _follow(self) -> None:
-        await self._mongo.create_indexes()  # back, if a collection was dropped
+        await self._mongo.create_indexes()  # in case a collection was dropped
         async with self._orders.watch_inserts() as changes:
-            self._sweep_at = start_at = 0.0  # now that the stream is open, so that nothing falls in between
+            self._sweep_at = start_at = 0.0  # after opening the stream, so that no insert is missed
             while await self._hold_lease():
                 now = asyncio.get_running_loop().time()
                 if now >= self._sweep_at:
-                    self._sweep_at = now + SWEEP_EVERY
+                    self._sweep_at = now + SWEEP_INTERVAL
                     await self._sweep(now)
-                change = await next_change(changes)  # within a second
+                change = await next_change(changes)  # waits for a second at most
                 if change is not None:
                     self._suspect(change["documentKey"]["_id"], now)
                 if now >= start_at:
@@ -94,7 +94,7 @@ class OutboxRelay:
                     await self._start_due(now)
 
     async def _sweep(self, now: float) -> None:
-        """Suspect all open orders without a running workflow; repeat signals that may have been lost.
+        """Add all open orders without a running workflow to the suspects; repeat signals that may be lost.
 
         Raises:
             TemporalUnavailable
@@ -106,21 +106,21 @@ class OutboxRelay:
         for order in await self._orders.undelivered():
             try:
                 await self._workflows.start(order)
-            except TemporalUnavailable:  # perhaps for this order alone: the others do not wait for it
+            except TemporalUnavailable:  # perhaps for this order only: go on with the others
                 self._sweep_at = now + RETRY_DELAY
 
     def _suspect(self, order_id: Any, now: float) -> None:
         key = repr(order_id)
-        if len(key) <= LONGEST_ID:
+        if len(key) <= MAX_ID_LENGTH:
             self._suspects.setdefault(key, Suspect(order_id, now + GRACE))
         else:
-            logger.error("an order is not started: its _id has %d characters", len(key))
+            logger.error("cannot start an order: its _id has %d characters", len(key))
 
     async def _start_due(self, now: float) -> None:
-        """Start those that are lost. Where that fails for one, the others do not wait: it is retried later and later.
+        """Start the due suspects without a workflow. If one fails, the others do not wait; it is retried with backoff.
 
         Raises:
-            TemporalUnavailable: which workflows run is unknown.
+            TemporalUnavailable: the running workflows cannot be listed.
         """
         due = [(key, suspect) for key, suspect in self._suspects.items() if suspect.due <= now][:BATCH]
         if not due:
@@ -137,7 +137,7 @@ class OutboxRelay:
             except Exception as error:
                 if is_unavailable(error):
                     raise
-                logger.warning("order %s cannot be started yet: %s", suspect.order_id, type(error).__name__)
+                logger.warning("cannot start order %s yet: %s", suspect.order_id, type(error).__name__)
                 suspect.delay = min(suspect.delay * 2, MAX_RETRY_DELAY)
 
     async def _start(self, order_id: Any) -> None:

@@ -1,6 +1,6 @@
-"""Every setting, read from the environment once.
+"""All settings, read from the environment once.
 
-How Temporal is reached is not here: `app.temporal` leaves that to the SDK's own environment variables
+Temporal's address and credentials are not among them: `app.temporal` uses the SDK's own environment variables
 (TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_*), which the `temporal` command reads too.
 """
 
@@ -16,16 +16,16 @@ DAY = timedelta(days=1)
 
 
 def _seconds(timeout: object) -> object:
-    """Text that is a number, which pydantic takes for a piece of a duration."""
+    """Convert a number of seconds given as text, which pydantic would read as part of a duration."""
     return float(timeout) if isinstance(timeout, str) and timeout.replace(".", "", 1).isdecimal() else timeout
 
 
 def _connection_string(uri: str) -> str:
     try:
-        if not uri.startswith("mongodb+srv://"):  # to look into it would ask the network
+        if not uri.startswith("mongodb+srv://"):  # parsing it would query the DNS
             parse_uri(uri)
-    except (PyMongoError, ValueError) as error:  # its text may hold a piece of the password
-        raise ValueError("is no MongoDB connection string (mongodb://...)") from error
+    except (PyMongoError, ValueError) as error:  # its text may contain part of the password
+        raise ValueError("must be a MongoDB connection string (mongodb://...)") from error
     return uri
 
 
@@ -38,16 +38,16 @@ class Settings(BaseSettings):
 
     # An order of this total or more, in minor units of its currency, awaits approval.
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000
-    # How long it waits, in seconds or as ISO 8601 duration (P1D); a timeout counts as a rejection. Temporal has no
-    # timers of 10,000 years or more: a workflow would retry its task for ever.
+    # The time that it waits, in seconds or as an ISO 8601 duration (P1D); a timeout counts as a rejection. Bounded,
+    # because Temporal has no timers of 10,000 years or more: the workflow task would fail and be retried for ever.
     approval_timeout: Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=3650 * DAY)] = DAY
 
-    # Callers by name, {"shop": "its-secret"}; empty: the API is open. A key opens every order; a caller's own are only
-    # its idempotency keys.
+    # API keys by caller, {"shop": "its-secret"}; empty: the API is open. A key gives access to every order; only
+    # idempotency keys are separate for each caller.
     api_keys: dict[str, Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]] = {}
-    # Where the order desk links to a workflow in Temporal's Web UI; empty: no link.
+    # The address of Temporal's Web UI, to which the order desk links; empty: no link.
     temporal_ui_url: str = ""
-    # host:port where the worker serves Prometheus metrics; empty: nowhere. (The API serves its own at /metrics.)
+    # host:port of the worker's Prometheus metrics; empty: none. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
 
@@ -56,12 +56,12 @@ class Settings(BaseSettings):
         """Read the environment.
 
         Raises:
-            SystemExit: a setting is wrong; its message names each wrong variable and what is wrong with it.
+            SystemExit: a setting is wrong; the message names each wrong variable and the reason.
         """
         try:
             return cls()
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)]
             raise SystemExit("wrong setting: " + "; ".join(wrong)) from None
-        except ValueError as error:  # pydantic-settings: a value that is no JSON where JSON is due (API_KEYS)
+        except ValueError as error:  # of pydantic-settings: API_KEYS is not JSON
             raise SystemExit(f"wrong setting: {error}") from None

@@ -9,22 +9,22 @@ from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 
-# Tells the outcomes apart in Temporal's Web UI and in `temporal workflow list --query 'OrderStatus="failed"'`: orders
-# that wait, are compensated or have ended. Between two steps an order is `in_progress`: each change costs an event.
+# The status of orders that wait, are compensated or have ended, for Temporal's Web UI and for
+# `temporal workflow list --query 'OrderStatus="failed"'`. Any other order is `in_progress`: each change costs an event.
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 
 IN_PROGRESS = "in_progress"
 
 
 async def connect(*, lazy: bool = False, **options: Any) -> Client:
-    """Connect as the SDK's environment variables say (TEMPORAL_ADDRESS, ...); by default to 127.0.0.1:7233.
+    """Connect as the SDK's environment variables specify (TEMPORAL_ADDRESS, ...); by default to 127.0.0.1:7233.
 
     Args:
-        lazy: connect at the first call, so that a program starts while Temporal is away.
+        lazy: connect at the first call, so that a program starts while Temporal is unavailable.
 
     Raises:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
-        SystemExit: a setting is wrong (where it is the address, not raised when lazy).
+        SystemExit: a setting is wrong (a wrong address: not raised when lazy).
     """
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "127.0.0.1:7233")
@@ -35,7 +35,7 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
 
 
 def configure_core(metrics_address: str = "") -> None:
-    """Set up the SDK's core, once per process: its logs join those of Python; its metrics are served at host:port."""
+    """Set up the SDK's core, once per process: it logs to Python's logging, and serves its metrics at host:port."""
     metrics = runtime.PrometheusConfig(
         bind_address=metrics_address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
     )

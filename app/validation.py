@@ -1,4 +1,4 @@
-"""What is wrong with a value from outside: a stable code for programs and a message for people."""
+"""Explains invalid input: a stable code for programs and a message for people."""
 
 from pydantic_core import ErrorDetails
 
@@ -15,13 +15,13 @@ PATTERNS = {
     IDENTIFIER: ("not_an_identifier", "must be 1 to 64 letters, digits, dots, underscores or hyphens"),
     EMAIL: ("not_an_email_address", "not an e-mail address"),
     PRINTABLE: ("not_printable", "must not contain control characters"),
-    COUNTRY_CODE: ("not_a_country_code", "must be a country code of two letters, such as DE"),
+    COUNTRY_CODE: ("not_a_country_code", "must be a two-letter country code, such as DE"),
     CURRENCY_CODE: ("not_a_currency_code", "must be a currency code of three capital letters, such as EUR"),
     IDEMPOTENCY_KEY: ("not_printable", "must be 1 to 255 printable ASCII characters"),
-    CURSOR: ("not_a_cursor", "not a cursor that this API gave out"),
-    EVENT_ID: ("not_an_event_id", "not an event id that this API gave out"),
+    CURSOR: ("not_a_cursor", "must be a cursor that this API returned"),
+    EVENT_ID: ("not_an_event_id", "must be an event id that this API sent"),
 }
-MESSAGES = {  # by pydantic's type of the error, which is the code
+MESSAGES = {  # by pydantic's error type, which is also the code
     "missing": "required",
     "extra_forbidden": "unknown field",
     "string_type": "must be text",
@@ -44,9 +44,9 @@ MESSAGES = {  # by pydantic's type of the error, which is the code
 
 
 def explain(error: ErrorDetails) -> tuple[str, str]:
-    """Code and message of one of pydantic's errors, without the value, which may be personal, and without patterns."""
+    """Return code and message of a pydantic error, without patterns and without the value, which may be personal."""
     context = error.get("ctx", {})
     if "pattern" in context:
-        return PATTERNS.get(context["pattern"], ("wrong_format", "has a wrong format"))
+        return PATTERNS.get(context["pattern"], ("wrong_format", "has an invalid format"))
     message = MESSAGES.get(error["type"])
     return error["type"], message.format(**context) if message else error["msg"]

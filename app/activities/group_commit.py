@@ -1,8 +1,8 @@
-"""Group commit: callers that come at the same time share one transaction.
+"""Group commit: concurrent callers share one transaction.
 
-Transactions on one hot document conflict and are retried; measured, 32 callers on one product made 52 reservations a
-second that way. Here the callers of a process queue up, and all that are queued when a transaction ends are in the next
-one: a caller waits for at most one transaction before its own.
+Transactions on one hot document conflict and are retried: measured that way, 32 callers of one product made 52
+reservations per second. Here the callers of a process queue up, and all that are queued when a transaction ends share
+the next one. A caller waits for at most one transaction before its own.
 """
 
 import asyncio
@@ -15,28 +15,29 @@ Result = TypeVar("Result")
 
 # Requests per transaction: a batch that exceeds its time limit would never commit. A thousand orders of fifty lines
 # took 0.2 s.
-LARGEST = 1_000
+MAX_BATCH = 1_000
 
 
 class GroupCommit(Generic[Request, Result]):
-    """Serves requests in the order they come.
+    """Serves requests in the order in which they are submitted.
 
     Args:
-        commit: gets some requests, and returns a result for each or settles none of them. May get a request again.
-        concerns_all: whether an error affects the whole batch, such as that the database is away. Any other may be
-            caused by a single request, so the others are retried without it.
+        commit: commits a batch and returns a result for each request, or raises and commits none. May be called with
+            the same request again.
+        affects_batch: returns True if an error affects the whole batch, such as an unavailable database. Any other
+            error may be caused by a single request, so the batch is split and retried.
     """
 
     def __init__(
-        self, commit: Callable[[list[Request]], Awaitable[list[Result]]], concerns_all: Callable[[Exception], bool]
+        self, commit: Callable[[list[Request]], Awaitable[list[Result]]], affects_batch: Callable[[Exception], bool]
     ) -> None:
         self._commit = commit
-        self._concerns_all = concerns_all
+        self._affects_batch = affects_batch
         self._waiting: list[tuple[Request, asyncio.Future[Result]]] = []
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request) -> Result:
-        """Raises: the error that `commit` raises for this request, alone or with others."""
+        """Return the result of the request; raises what `commit` raises for it, alone or in a batch."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None:
@@ -45,7 +46,7 @@ class GroupCommit(Generic[Request, Result]):
 
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             await self._serve(batch)
         self._running = None
 
@@ -53,10 +54,10 @@ class GroupCommit(Generic[Request, Result]):
         try:
             results = await self._commit([request for request, _ in batch])
             for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():  # a caller that was cancelled does not wait any more
+                if not future.done():  # a cancelled caller no longer waits
                     future.set_result(result)
-        except Exception as error:  # noqa: BLE001  (it goes to the callers)
-            if len(batch) > 1 and not self._concerns_all(error):
+        except Exception as error:  # noqa: BLE001  (passed on to the callers)
+            if len(batch) > 1 and not self._affects_batch(error):
                 half = len(batch) // 2
                 await self._serve(batch[:half])
                 await self._serve(batch[half:])

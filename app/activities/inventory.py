@@ -2,7 +2,7 @@
 
 A reservation is the order's `reserve_inventory` step: it holds its `quantities` while it is `done`. It changes in the
 same transaction as the stock, so that available + held by reservations = stocked, at every instant (G5). A release that
-comes first leaves the fence that a late reservation runs into (G4).
+comes first leaves a fence, which stops a late reservation (G4).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEP = StepName.RESERVE_INVENTORY
 
 @dataclass(frozen=True)
 class Request:
-    """Hold these quantities (by SKU) for the order; without any, release what it holds."""
+    """A request to reserve `quantities` (by SKU) for an order or, if None, to release what it holds."""
 
     order_id: str
     attempt: Attempt
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reservation:
-    """`failure` is set where the request was declined, rather than fenced by a release."""
+    """A reservation after a request. `failure` is set if it was declined, not if a release fenced it."""
 
     status: StepStatus
     quantities: Mapping[str, int]
@@ -54,7 +54,7 @@ class Inventory:
         self._mongo = dependencies.mongo
         self._orders = dependencies.orders
         self._products = dependencies.products
-        self._requests = GroupCommit(self._commit, concerns_all=self._mongo.is_unavailable)
+        self._requests = GroupCommit(self._commit, affects_batch=self._mongo.is_unavailable)
 
     @activity.defn(name="ReserveInventory")
     async def reserve(self, ref: OrderRef) -> None:
@@ -69,29 +69,29 @@ class Inventory:
 
     @activity.defn(name="ReleaseInventory")
     async def release(self, ref: OrderRef) -> None:
-        with suppress(NotFound):  # removed: it holds nothing
+        with suppress(NotFound):  # the order was removed: it holds nothing
             await self._requests.submit(Request(ref.order_id, current_attempt()))
 
     async def _commit(self, requests: list[Request]) -> list[Reservation]:
         return await self._mongo.run_transaction(lambda session: self._decide_all(requests, session))
 
     async def _decide_all(self, requests: list[Request], session: Session) -> list[Reservation]:
-        """Decide all requests on one snapshot, write what changed, return the reservation of each."""
+        """Decide all requests on one snapshot, write the changes, and return the reservation of each."""
         records = await self._orders.records(STEP, [request.order_id for request in requests], session)
         before = {order_id: Reservation.from_document(record) for order_id, record in records.items()}
         touched = [request.quantities or {} for request in requests] + [held.quantities for held in before.values()]
         stock = await self._products.available({sku for quantities in touched for sku in quantities}, session)
 
-        after, left = dict(before), dict(stock)
+        after, remaining = dict(before), dict(stock)
         for request in requests:
-            after[request.order_id] = decide(request, after.get(request.order_id), left)
+            after[request.order_id] = decide(request, after.get(request.order_id), remaining)
         attempts = {request.order_id: request.attempt for request in requests}
         changes = [
             (order_id, _change(before.get(order_id), after[order_id], attempt))
             for order_id, attempt in attempts.items()
             if before.get(order_id) != after[order_id]
         ]
-        moved = {sku: left[sku] - stock[sku] for sku in stock if left[sku] != stock[sku]}
+        moved = {sku: remaining[sku] - stock[sku] for sku in stock if remaining[sku] != stock[sku]}
         if changes:
             await self._orders.change_steps(changes, session)
         if moved:
@@ -99,30 +99,30 @@ class Inventory:
         return [after[request.order_id] for request in requests]
 
 
-def decide(request: Request, held: Reservation | None, left: dict[str, int]) -> Reservation:
-    """The reservation after a request, all or nothing over the order's lines; takes from, or gives back to, `left`."""
+def decide(request: Request, held: Reservation | None, remaining: dict[str, int]) -> Reservation:
+    """Return the reservation after a request, all or nothing over the order's lines, and update `remaining`."""
     if request.quantities is None:
         if held is None:
             return Reservation(StepStatus.FAILED, {})
         if held.status is not StepStatus.DONE:
             return held
         for sku, quantity in held.quantities.items():
-            if sku in left:  # a product that was removed has no stock to give back to
-                left[sku] += quantity
+            if sku in remaining:  # a removed product has no stock to return to
+                remaining[sku] += quantity
         return Reservation(StepStatus.COMPENSATED, held.quantities)
     if held is not None:
         return held
-    short = [sku for sku, quantity in request.quantities.items() if left.get(sku, 0) < quantity]
+    short = [sku for sku, quantity in request.quantities.items() if remaining.get(sku, 0) < quantity]
     if short:
         failure = Failure(code="out_of_stock", message=f"not enough in stock: {', '.join(short)}")
         return Reservation(StepStatus.FAILED, {}, failure)
     for sku, quantity in request.quantities.items():
-        left[sku] -= quantity
+        remaining[sku] -= quantity
     return Reservation(StepStatus.DONE, request.quantities)
 
 
 def _change(before: Reservation | None, after: Reservation, attempt: Attempt) -> StepChange:
-    """What to write. An order reserved and released in one batch was never done: it is written as fenced."""
+    """Return the change to write. An order reserved and released in the same batch is written as fenced."""
     if after.status is StepStatus.DONE:
         return StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, after.quantities)
     if before is not None:

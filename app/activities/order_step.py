@@ -1,8 +1,8 @@
-"""The fence: how a step that calls a gateway takes effect at most once, and never after its compensation (G3, G4).
+"""The fence: makes a step that calls a gateway take effect at most once, and never after its compensation (G3, G4).
 
-The state of a step is `steps.<name>` in the order document; `app.domain.next_status` says how it moves, and one
-conditional write decides each race. A compensation that comes first writes `failed`, the fence. An attempt that comes
-late finds it, stops, and takes back what it already did at the gateway.
+The state of a step is `steps.<name>` in the order document; `app.domain.next_status` defines its transitions, and one
+conditional write decides each race. A compensation that comes first writes `failed`, the fence. A late attempt finds
+the fence, stops, and reverses what it already did at the gateway.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Reverse = Callable[[str], Awaitable[bool]]
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What every class of activities is built from: a new one needs no line in `worker.py`."""
+    """The argument of every class of activities, so that a new class needs no line in `worker.py`."""
 
     mongo: Mongo
     orders: OrderRepository
@@ -45,7 +45,7 @@ def current_attempt() -> Attempt:
 
 
 def declined_error(failure: Failure) -> ApplicationError:
-    """The error of a step that will never succeed: its type is the failure's code, and it is not retried.
+    """Return the error of a step that will never succeed: not retried, with the failure's code as its type.
 
     Benign: neither logged nor counted as an error.
     """
@@ -59,10 +59,10 @@ async def irreversible(_: str) -> bool:
 
 
 class OrderStep:
-    """One step of the saga: performs it and compensates it, each at most once per order.
+    """Performs and compensates one step of the saga, each at most once per order.
 
     Args:
-        reverse: reverses the effect at the gateway, by idempotency key; returns whether there was one.
+        reverse: reverses the effect at the gateway, by idempotency key; returns True if there was one.
     """
 
     def __init__(self, orders: OrderRepository, name: StepName, reverse: Reverse = irreversible) -> None:
@@ -71,7 +71,7 @@ class OrderStep:
         self._reverse = reverse
 
     async def perform(self, order_id: str, call: Callable[[Order], Awaitable[str]]) -> None:
-        """Do the step: one read, the gateway's call, one write.
+        """Perform the step: one read, one call of the gateway, one write.
 
         Args:
             call: calls the gateway; returns the detail to record, such as its reference.
@@ -103,13 +103,13 @@ class OrderStep:
             raise declined_error(record.failure or domain.FENCED)
 
     async def compensate(self, order_id: str) -> None:
-        """Reverse the step, or make sure that it cannot take effect any more.
+        """Reverse the step, or prevent it from taking effect later.
 
-        The fence comes first, the gateway second: an attempt in flight then runs into one or the other.
+        The fence is written before the gateway is called, so an attempt in flight runs into one of them.
         """
         try:
             record, _ = await self._record(order_id, StepEvent.FENCED, "stopped before it took effect")
-        except NotFound:  # removed: there is nothing to record, but an effect must not stay
+        except NotFound:  # removed: nothing to record, but an effect must be reversed
             await self._reverse(order_id)
             return
         if record.status is not StepStatus.COMPENSATED:

@@ -1,4 +1,4 @@
-"""CreateShipment and CancelShipment; and the address, which can be changed until the payment is charged."""
+"""CreateShipment and CancelShipment; ChangeShippingAddress, which is possible until the payment is charged."""
 
 from temporalio import activity
 
@@ -26,5 +26,5 @@ class Shipping:
 
     @activity.defn(name="ChangeShippingAddress")
     async def change_address(self, change: AddressChange) -> bool:
-        """Returns whether it came in time."""
+        """Return False if it is too late."""
         return await self._orders.apply_address_change(change)

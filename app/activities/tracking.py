@@ -1,4 +1,4 @@
-"""UpdateOrderStatus: the statuses that no step writes by itself, and decisions on approvals."""
+"""UpdateOrderStatus: the statuses that no step writes, and decisions on approvals."""
 
 from temporalio import activity
 
@@ -12,5 +12,5 @@ class Tracking:
 
     @activity.defn(name="UpdateOrderStatus")
     async def update_status(self, update: StatusUpdate) -> OrderState:
-        """Returns the order's state after it, which differs from the update where that came too late."""
+        """Return the order's state after the update, which differs from it if it came too late."""
         return await self._orders.update_status(update)

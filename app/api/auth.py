@@ -1,4 +1,4 @@
-"""API keys. With API_KEYS set, requests need one, but for health, metrics and the page; without, the API is open."""
+"""API keys. If API_KEYS is set, requests need one, except for health, metrics and the page; else the API is open."""
 
 import hmac
 from typing import Annotated
@@ -11,14 +11,14 @@ from app.api.problems import Problem
 
 ANYONE = "anyone"
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
+_bearer = HTTPBearer(auto_error=False, description="An API key, if the operator has set any")
 
 
 async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """The name of the caller, to whom idempotency keys belong.
+    """Return the caller's name, to which its idempotency keys belong.
 
     Raises:
-        Problem: 401; keys are set, and this is none of them.
+        Problem: 401; keys are set, and the request has none of them.
     """
     if not clients.settings.api_keys:
         return ANYONE
@@ -26,7 +26,7 @@ async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentia
     for name, key in clients.settings.api_keys.items():
         if hmac.compare_digest(given, key.encode()):
             return name
-    raise Problem(401, "send Authorization: Bearer with an API key")
+    raise Problem(401, "cannot authenticate: send an API key as Authorization: Bearer")
 
 
 Caller = Annotated[str, Depends(caller)]

@@ -1,4 +1,4 @@
-"""Shared by the endpoints: the clients of this process, ids and idempotency keys."""
+"""Shared by the endpoints: clients, ids and idempotency keys."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
 
 
 class Clients:
-    """One of each per process, in `app.state.clients`."""
+    """The clients and repositories of this process, in `app.state.clients`."""
 
     def __init__(self, settings: Settings, temporal: Client) -> None:
         self.settings = settings
@@ -34,19 +34,21 @@ async def _clients(request: Request) -> Any:
 
 ClientsDep = Annotated[Clients, Depends(_clients)]
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
-TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once, without a limit in time."
+TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once. Keys do not expire."
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", pattern=IDEMPOTENCY_KEY, description=TAKES_EFFECT_ONCE)
 ]
 
 
 def document_id(prefix: str, caller: str, key: str | None) -> str:
-    """The id that this caller's key stands for. The same key is always the same document, so MongoDB's unique `_id`
-    alone makes a request idempotent, without a limit in time (G2). Without a key, the id is a new one."""
+    """Derive a document's id from the caller's idempotency key, or make a new id without one.
+
+    The same key always gives the same id, so MongoDB's unique `_id` makes a request idempotent, without expiry (G2).
+    """
     digest = hashlib.sha256(json.dumps([prefix, caller, key or secrets.token_hex()]).encode()).hexdigest()
     return f"{prefix}_{digest[:26]}"
 
 
 def fingerprint(request: BaseModel) -> str:
-    """Tells a repeated body from another one under the same key."""
+    """Hash a body, to tell a repeated request from a different one with the same key."""
     return hashlib.sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Live progress as server-sent events, fed by one change stream of the process, however many listen.
+"""Live progress as server-sent events. One change stream per process feeds all subscriptions.
 
-Every event carries the whole state, so a duplicate does no harm, and a subscription that fell behind needs only the
-latest. Its id is MongoDB's time of it. A `Last-Event-ID` brings all orders that changed since.
+Every event carries the whole state, so a duplicate is harmless, and a subscription that fell behind needs only the
+latest. The event's id is MongoDB's time of the change; a `Last-Event-ID` brings all orders that changed since.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 Messages = AsyncIterator[ServerSentEvent]
 
-QUEUE = 256  # changes that a subscription may be behind before it is let go, to come back with its Last-Event-ID
-OVERLAP = timedelta(seconds=30)  # by which `updated_at` may differ from MongoDB's time of the change
+MAX_QUEUED = 256  # events; a subscription further behind is ended, and reconnects with its Last-Event-ID
+OVERLAP = timedelta(seconds=30)  # the maximum difference of `updated_at` and MongoDB's time of the change
 COLLECTIONS = {"$in": ["orders", "inventory"]}
 PIPELINE: list[Document] = [{"$match": {"ns.coll": COLLECTIONS, "fullDocument": {"$exists": True}}}]
-FIRST_LOOK = 50  # orders that a new subscription to all of them is told first
+INITIAL_ORDERS = 50  # sent first to a new subscription to all orders
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Event:
 
 
 class Subscription:
-    """To one order or to all. `since`: what it reads for itself holds all that changed until then."""
+    """To one order or to all. Changes up to `since` are in the current state, which the subscriber reads itself."""
 
     def __init__(self, order_id: str | None, since: Timestamp) -> None:
         self.order_id, self.since = order_id, since
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_QUEUED)
 
     def offer(self, event: Event) -> None:
-        """Hand an event over, if it is of interest. A subscription too far behind is ended."""
-        of_interest = self.order_id is None or self.order_id == getattr(event.state, "order_id", None)
-        if of_interest and event.at > self.since:
+        """Queue an event, if it is relevant. A subscription that is too far behind is ended."""
+        is_relevant = self.order_id is None or self.order_id == getattr(event.state, "order_id", None)
+        if is_relevant and event.at > self.since:
             if self._queue.full():
                 self.end()
             else:
@@ -73,9 +73,9 @@ class Subscription:
         self._queue.put_nowait(None)
 
     async def messages(self, current: AsyncIterator[Order]) -> Messages:
-        """The current state, then the changes; of one order, until it is final.
+        """Yield the current state, then the changes; for one order, until it is final.
 
-        Of the current orders only the last has an id: a subscriber that leaves before it has not been told all of them.
+        Only the last of the current orders has an id: a subscriber that leaves before it has not received all of them.
         """
         event: Event | None = None
         async for order in current:
@@ -99,8 +99,8 @@ class Hub:
         self._running: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def listening(self, order_id: str | None) -> AsyncIterator[Subscription]:
-        """Listen from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing."""
+    async def subscribe(self, order_id: str | None) -> AsyncIterator[Subscription]:
+        """Subscribe from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing."""
         subscription = Subscription(order_id, await self._mongo.ping())
         self._subscriptions.add(subscription)
         if self._running is None or self._running.done():
@@ -119,17 +119,17 @@ class Hub:
             try:
                 async with self._mongo.watch(self._mongo.database, PIPELINE, **begin) as changes:
                     while True:
-                        self._hand_over(await next_change(changes))
+                        self._dispatch(await next_change(changes))
                         begin = {"resume_after": changes.resume_token, "full_document": "updateLookup"}
             except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
                 logger.warning("live events interrupted: %s", type(error).__name__)
-                if not is_unavailable(error):  # it cannot resume where it was
+                if not is_unavailable(error):  # the stream cannot resume
                     break
                 await asyncio.sleep(0.5)
-        for subscription in self._subscriptions:  # they come back, and are told from the orders
+        for subscription in self._subscriptions:  # they reconnect, and read the orders again
             subscription.end()
 
-    def _hand_over(self, change: Document | None) -> None:
+    def _dispatch(self, change: Document | None) -> None:
         if not change or not change["fullDocument"]:  # none at the moment, or deleted in the meantime
             return
         read = Order.from_any_document if change["ns"]["coll"] == "orders" else Product.from_document
@@ -144,7 +144,7 @@ async def _each(orders: Iterable[Order]) -> AsyncIterator[Order]:
         yield order
 
 
-# Both begin with listening and then read the current state, so that nothing falls in between.
+# Both subscribe first and then read the current state, so that no change is missed.
 
 
 async def _of_all(
@@ -153,9 +153,9 @@ async def _of_all(
     request: Request,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)] = None,
 ) -> AsyncIterator[Messages]:
-    async with request.app.state.hub.listening(None) as subscription:
+    async with request.app.state.hub.subscribe(None) as subscription:
         if last_event_id is None:
-            newest, _next = await clients.orders.page(None, None, FIRST_LOOK, None)
+            newest, _next = await clients.orders.page(None, None, INITIAL_ORDERS, None)
             yield subscription.messages(_each(reversed(newest)))
         else:
             last_seen = datetime.fromtimestamp(int(last_event_id.split(".")[0]), UTC)
@@ -163,17 +163,17 @@ async def _of_all(
 
 
 async def _of_one(_: Caller, order_id: OrderId, clients: ClientsDep, request: Request) -> AsyncIterator[Messages]:
-    await clients.orders.show(order_id)  # before a change stream is opened for it
-    async with request.app.state.hub.listening(order_id) as subscription:
+    await clients.orders.show(order_id)  # 404, before a change stream is opened
+    async with request.app.state.hub.subscribe(order_id) as subscription:
         yield subscription.messages(_each([await clients.orders.show(order_id)]))
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=responses())
 async def of_all(messages: Annotated[Messages, Depends(_of_all)]) -> Messages:
-    """One `order` event for each change of any order, one `stock` event for each change of the stock.
+    """Send one `order` event for each change of an order, and one `stock` event for each change of a product.
 
-    Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Of these only the last has
-    an id: who leaves before it has not been told all of them.
+    Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Only the last of these has an
+    id: a client that leaves before it has not received all of them.
     """
     async for message in messages:
         yield message
@@ -181,6 +181,6 @@ async def of_all(messages: Annotated[Messages, Depends(_of_all)]) -> Messages:
 
 @router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(404))
 async def of_one(messages: Annotated[Messages, Depends(_of_one)]) -> Messages:
-    """One `order` event for each change, the current state first; ends when that is final."""
+    """Send the current state, then one `order` event for each change; ends when the order is final."""
     async for message in messages:
         yield message

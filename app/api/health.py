@@ -18,19 +18,19 @@ from app.order_workflows import TemporalUnavailable
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 
-REQUESTS = Histogram("http_request_seconds", "until the response begins", ["method", "status"])
-CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to say why MongoDB is away
-REASONS = {  # the first whose pattern is in the driver's or the SDK's message
-    "refused|connect error": "nothing answers at its address",
-    "no primary": "it has no primary: nothing can be written",
-    "authentication|unauthenticated": "it does not accept the credentials",
-    "name or service|dns": "its host name is not known",
-    "": "it does not answer in time",
+REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
+CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to report why MongoDB is unavailable
+REASONS = {  # by a pattern in the driver's or the SDK's message; the first match counts
+    "refused|connect error": "connection refused",
+    "no primary": "no primary, so nothing can be written",
+    "authentication|unauthenticated": "credentials rejected",
+    "name or service|dns": "unknown host name",
+    "": "no answer in time",
 }
 
 
 class Readiness(BaseModel):
-    """`checks` says `ok` for each dependency, or what is wrong with it."""
+    """`checks` has `ok` for each dependency, or the reason why it is unavailable."""
 
     status: Literal["ready", "not_ready"]
     checks: dict[str, str]
@@ -38,13 +38,13 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> dict[Literal["status"], Literal["ok"]]:
-    """The process answers."""
+    """Return 200 while the process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is missing"}})
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is unavailable"}})
 async def readyz(clients: ClientsDep, response: Response) -> Readiness:
-    """MongoDB and Temporal answer, and if not, which one and why."""
+    """Return 200 if MongoDB and Temporal answer; else 503, with the reason for each."""
     mongodb, temporal = await asyncio.gather(_check(clients.mongo.ping), _check(clients.workflows.ping))
     ready = mongodb == temporal == "ok"
     response.status_code = 200 if ready else 503
@@ -64,7 +64,7 @@ async def _check(ping: Callable[[], Awaitable[object]]) -> str:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
-    """Prometheus metrics of this API process; the worker serves its own, see WORKER_METRICS_ADDRESS."""
+    """Return the Prometheus metrics of this API process; for those of the worker, see WORKER_METRICS_ADDRESS."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

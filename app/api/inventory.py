@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
 from app.api.dependencies import ClientsDep, IdempotencyKey, document_id, fingerprint
-from app.api.problems import OF_BODIES, responses
+from app.api.problems import BODY_PROBLEMS, responses
 from app.api.route import ApiRoute
 from app.domain import MAX_STOCK, Identifier, Model, Product, Text, UnitPrice
 
@@ -38,20 +38,20 @@ async def read(_: Caller, sku: Identifier, clients: ClientsDep) -> Product:
     return await clients.products.get(sku)
 
 
-@router.put("/{sku}", responses={201: {"model": Product}, **responses(*OF_BODIES)})
+@router.put("/{sku}", responses={201: {"model": Product}, **responses(*BODY_PROBLEMS)})
 async def put(_: Caller, sku: Identifier, new: NewProduct, clients: ClientsDep, response: Response) -> Product:
-    """Create or replace a product. `available` does not count what orders hold."""
+    """Create or replace a product. `available` excludes the quantities that orders hold."""
     product = Product(sku=sku, **new.model_dump())
     if await clients.products.put(product):
         response.status_code = 201
     return product
 
 
-@router.post("/{sku}/restock", responses=responses(404, 409, *OF_BODIES))
+@router.post("/{sku}/restock", responses=responses(404, 409, *BODY_PROBLEMS))
 async def restock(
     caller: Caller, sku: Identifier, more: Restock, clients: ClientsDep, response: Response, key: IdempotencyKey = None
 ) -> Product:
-    """Add to the available quantity. With an Idempotency-Key it is added once, however often the request is sent."""
+    """Add to the available quantity. With an Idempotency-Key, a repeated request takes effect once."""
     restock_id = document_id("rst", caller, key)
     if not await clients.products.restock(restock_id, f"{sku}:{fingerprint(more)}", sku, more.quantity):
         response.headers["Idempotency-Replayed"] = "true"

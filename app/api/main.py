@@ -27,14 +27,14 @@ PAGE_POLICY = (
 
 
 def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
-    """Make the API. It starts, and answers what it can, while MongoDB or Temporal are away."""
+    """Create the API. It starts, and answers what it can, while MongoDB or Temporal is unavailable."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         clients = Clients(settings, await temporal.connect(lazy=True, **temporal_options))
         app.state.clients, app.state.hub = clients, events.Hub(clients.mongo)
         yield
-        # Closing waits for MongoDB, which may not answer. Awaited, it would give uvicorn time to log a traceback for
+        # Closing waits for MongoDB, which may hang. An `await` would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.
         closing = Thread(target=clients.mongo.close, daemon=True)
         closing.start()
@@ -46,7 +46,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         middleware=[Middleware(MeasureRequests)],
-        exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside of an `ApiRoute`
+        exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
     for module in (events, orders, inventory, saga, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
@@ -54,7 +54,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        """The order desk. It loads nothing from elsewhere, and runs nothing that is written into it."""
+        """Serve the order desk. Its policy blocks other origins and inline scripts."""
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     problems.describe(app)
@@ -62,7 +62,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
 
 
 def __getattr__(name: str) -> FastAPI:
-    """`app` is made when it is asked for, so that importing this module needs no environment."""
+    """Create `app` on access, so that importing this module needs no environment."""
     if name != "app":
         raise AttributeError(name)
     settings = Settings.load()

@@ -1,4 +1,4 @@
-"""Orders over HTTP. A request is decided in MongoDB before Temporal hears of it, so its answer holds."""
+"""Orders over HTTP. MongoDB decides each request before Temporal is called, so the answer is final."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.api.auth import Caller
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, document_id, fingerprint
-from app.api.problems import OF_BODIES, Problem, in_body, invalid, responses
+from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import ApprovalDecision, OrderProgress
@@ -33,17 +33,17 @@ class OrderPage(BaseModel):
 
 
 class OrderStatusAnswer(OrderProgress):
-    """The workflow's own answer; Temporal adds the attempt of its step, and where to look at the workflow."""
+    """The workflow's own answer, with the attempt of its step and a link to the workflow in Temporal's Web UI."""
 
     attempt: int | None
     workflow_url: str | None
 
 
-@router.post("", status_code=202, response_model=Order, responses=responses(*OF_BODIES))
+@router.post("", status_code=202, response_model=Order, responses=responses(*BODY_PROBLEMS))
 async def place(
     new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, key: IdempotencyKey = None
 ) -> Order:
-    """Place an order. After a 202 it is in MongoDB, and reaches a final status through any failure."""
+    """Place an order. After a 202, it is stored and reaches a final status despite any failure."""
     orders, body = clients.orders, fingerprint(new)
     order_id = document_id("ord", caller, key)
     response.headers["Location"] = f"/orders/{order_id}"
@@ -58,10 +58,10 @@ async def place(
         except ValueError as error:
             raise invalid(in_body("value_error", str(error), "lines")) from error
         if order is not None:
-            with suppress(TemporalUnavailable):  # then the relay starts it
+            with suppress(TemporalUnavailable):  # the relay starts it then
                 await clients.workflows.start(order, START_TIMEOUT)
             return order
-        order = await orders.placed(order_id, body, settled=True)  # the same key at the same time
+        order = await orders.placed(order_id, body, durable=True)  # a concurrent request with the same key
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
@@ -77,29 +77,29 @@ async def page(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=CURSOR)] = None,
 ) -> OrderPage:
-    """Newest first. Paging by cursor is stable while orders come in."""
+    """List orders, newest first. Paging by cursor is stable while orders come in."""
     items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
     return OrderPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{order_id}", responses=responses(404))
 async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
-    """The order, from MongoDB: also while Temporal is away, and after it has forgotten the workflow."""
+    """Return the order from MongoDB, even while Temporal is unavailable and after it has deleted the workflow."""
     return await clients.orders.show(order_id)
 
 
 @router.get("/{order_id}/status", responses=responses(404))
 async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
-    """The workflow's own answer, within 2 s; 503 when it cannot be had."""
+    """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
     await clients.orders.show(order_id)
     progress, attempt = await clients.workflows.progress(order_id)
     url = clients.workflows.workflow_url(order_id)
     return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
 
 
-@router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *OF_BODIES))
+@router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
 async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Reason | None = None) -> Order:
-    """Cancel the order. After a 202 it will be compensated; 409: it is shipped or final."""
+    """Cancel the order. After a 202 it will be compensated; a 409 means that it is shipped or final."""
     order = await clients.orders.show(order_id)
     if order.status not in TERMINAL:
         order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
@@ -109,13 +109,13 @@ async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Rea
     return order
 
 
-@router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *OF_BODIES))
+@router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
 async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: ClientsDep) -> Order:
     """Approve a large order, or reject it. The first decision counts."""
     order = await clients.orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
-        was = "cancelled" if order.cancellation else order.status
-        raise Problem(409, f"cannot decide: the order does not await approval, it is {was}")
+        state = "cancelled" if order.cancellation else order.status
+        raise Problem(409, f"cannot decide: the order does not await approval; it is {state}")
     if order.approval is None:
         raise NotReplicated
     if order.approval.approved is not decision.approved:
@@ -124,14 +124,14 @@ async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: Cli
     return order
 
 
-@router.put("/{order_id}/shipping-address", responses=responses(404, 409, *OF_BODIES))
+@router.put("/{order_id}/shipping-address", responses=responses(404, 409, *BODY_PROBLEMS))
 async def change_shipping_address(_: Caller, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
-    """Change where the order goes, until shipping begins. The workflow decides; the address stays out of Temporal."""
+    """Change the shipping address until shipping begins. The workflow decides; the address stays out of Temporal."""
     order = await clients.orders.show(order_id)
     change = await clients.orders.propose_address(order_id, address)
     applied = change is not None and await clients.workflows.change_address(order, change)
     order = await clients.orders.show(order_id)
     if not applied:
-        was = "cancelled" if order.cancellation else order.status
-        raise Problem(409, f"cannot change the address: the order is {was}")
+        state = "cancelled" if order.cancellation else order.status
+        raise Problem(409, f"cannot change the address: the order is {state}")
     return order

@@ -1,6 +1,6 @@
-"""Problem details (RFC 9457): every error that leaves the API, made in one place.
+"""Problem details (RFC 9457): every error response of the API is made here.
 
-An endpoint raises what is wrong, with its status; the OpenAPI description says which can come.
+An endpoint raises a `Problem` or an error of the domain; the OpenAPI description lists the problems of each endpoint.
 """
 
 import logging
@@ -26,7 +26,7 @@ from app.validation import explain
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-TITLES = {  # a problem's type, which is stable and meant for programs, is made of its title
+TITLES = {  # a problem's type, which is stable and meant for programs, is derived from its title
     401: "Unknown API key",
     404: "Not found",
     409: "Not possible any more",
@@ -37,14 +37,14 @@ TITLES = {  # a problem's type, which is stable and meant for programs, is made 
     503: "Temporarily unavailable",
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
-ANYWHERE = (401, 422, 503)  # problems of any request
-OF_BODIES = (413, 415)  # problems of any request with a body
+COMMON_PROBLEMS = (401, 422, 503)  # of any request
+BODY_PROBLEMS = (413, 415)  # of any request with a body
 TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """A wrong field of the body, with a JSON Pointer (RFC 6901) to it, or a wrong parameter or header."""
+    """An invalid field of the body, with a JSON Pointer (RFC 6901), or an invalid parameter or header."""
 
     field: str
     code: str
@@ -53,7 +53,7 @@ class FieldError:
 
 
 class ProblemDetails(BaseModel):
-    """What the body of every error looks like."""
+    """The body of every error response."""
 
     type: str
     title: str
@@ -71,33 +71,33 @@ class Problem(HTTPException):
 
 
 def invalid(*errors: FieldError) -> Problem:
-    """Wrong fields; also those that name things that do not exist, or contradict an earlier request."""
+    """Make a 422 of invalid fields, including those that name unknown things or contradict an earlier request."""
     return Problem(422, "; ".join(f"{error.field}: {error.message}" for error in errors[:3]), *errors)
 
 
 def in_body(code: str, message: str, *path: str | int) -> FieldError:
-    """A field of the body; without a path, the body as a whole."""
+    """Make the error of a field of the body or, without a path, of the whole body."""
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
     return FieldError(".".join(map(str, path)) or "body", code, message, pointer)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of these problems, and of those that can come anywhere."""
+    """Return the OpenAPI description of these problems and of the common ones."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    return {status: {"description": TITLES[status], "content": content} for status in (*ANYWHERE, *statuses)}
+    return {status: {"description": TITLES[status], "content": content} for status in (*COMMON_PROBLEMS, *statuses)}
 
 
 def describe(app: FastAPI) -> None:
-    """Add what `responses` refers to. To be called once all endpoints are there."""
+    """Add the schemas that `responses` refers to. Call it after all endpoints are added."""
     details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
     app.openapi()["components"]["schemas"] |= {**details.pop("$defs"), "ProblemDetails": details}
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """The response to an error of any kind."""
+    """Return the response to an error of any kind."""
     problem = _problem(error)
     status, headers = problem.status_code, dict(problem.headers or {})
-    if status == 405:  # the router itself names only the methods of the first route with this path
+    if status == 405:  # the router names only the methods of the first route with this path
         for path, methods in request.app.openapi()["paths"].items():
             if compile_path(path)[0].match(request.url.path):
                 headers["Allow"] = ", ".join(sorted(methods)).upper()
@@ -114,18 +114,18 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
         case RequestValidationError():
             return invalid(*map(_field_error, error.errors()))
         case KeyReused():
-            return invalid(FieldError("Idempotency-Key", "key_reused", "was used for another request"))
+            return invalid(FieldError("Idempotency-Key", "key_reused", "was used for a different request"))
         case NotFound():
-            return Problem(404, f"there is no {error}")
+            return Problem(404, f"{error} does not exist")
         case StockLimitReached():
-            return Problem(409, f"cannot add: the stock of a product is at most {MAX_STOCK}")
+            return Problem(409, f"cannot restock: the stock of a product is at most {MAX_STOCK}")
         case TemporalUnavailable():
-            return Problem(503, "Temporal, or a worker, does not answer; try again")
+            return Problem(503, "Temporal or the worker is unavailable; try again")
         case PyMongoError() if is_unavailable(error):
-            return Problem(503, f"the database does not answer; {TRY_AGAIN}")
+            return Problem(503, f"the database is unavailable; {TRY_AGAIN}")
         case _:
             logger.error("unexpected error", exc_info=error)
-            return Problem(500, "something went wrong here; it has been logged")
+            return Problem(500, "unexpected error, which has been logged")
 
 
 def _field_error(error: ErrorDetails) -> FieldError:

@@ -1,4 +1,4 @@
-"""The saga's table over HTTP: a client draws the steps without a list of its own."""
+"""The table of steps over HTTP, so that a client needs no list of its own."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/saga", tags=["orders"], route_class=ApiRoute)
 
 
 class SagaStep(BaseModel):
-    """A step moves the order from `starts_from` to `status`; `compensation` is the activity that takes it back."""
+    """A step moves the order from `starts_from` to `status`; `compensation` is the activity that reverses it."""
 
     step: StepName
     activity: str
@@ -28,7 +28,7 @@ class Saga(BaseModel):
 
 @router.get("", responses=responses())
 async def read(_: Caller) -> Saga:
-    """The steps in the order in which they run; compensations run in reverse."""
+    """Return the steps in the order in which they run; compensations run in reverse."""
     steps, before = [], OrderStatus.PLACED
     for step in STEPS:
         activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)

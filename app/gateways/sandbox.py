@@ -1,6 +1,6 @@
-"""Sandboxes of the three gateways. They keep books in MongoDB, as real services keep theirs, and know test inputs:
+"""Sandboxes of the three gateways. They keep their books in MongoDB and respond to test inputs:
 
-    payment_method   pm_card_ok         captured (as is any other name)
+    payment_method   pm_card_ok         captured (like any other name)
                      pm_card_declined   declined
                      pm_card_flaky      two transient errors, then captured
                      pm_card_slow       captured after about 5 s
@@ -27,7 +27,7 @@ FLAKY_ERRORS = 2
 
 @asynccontextmanager
 async def sandbox(mongo: Mongo) -> AsyncIterator[Gateways]:
-    """The bundle of all three. One with real clients opens them here and closes them after the `yield`."""
+    """Build all three. With real clients, open them before the `yield` and close them after it."""
     yield Gateways(SandboxPayments(mongo.sandbox), SandboxCarrier(mongo.sandbox), SandboxMailer(mongo.sandbox))
 
 
@@ -48,12 +48,12 @@ class SandboxPayments(Sandbox):
             case "pm_card_flaky":
                 entry = await _record(self._books, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
                 if entry["calls"] <= FLAKY_ERRORS:
-                    raise Unavailable("the payment service answered with an error")
+                    raise Unavailable("the payment service returned an error")
         captured = {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]}
         charge = {"captured": captured, "currency": {"$literal": amount.currency}}
         entry = await _record(self._books, f"payment:{idempotency_key}", [{"$set": charge}])
         if entry.get("closed"):
-            raise PaymentDeclined("the payment was called off")
+            raise PaymentDeclined("the payment was cancelled")
         return f"ch_{idempotency_key}"
 
     async def refund(self, idempotency_key: str) -> bool:
@@ -71,7 +71,7 @@ class SandboxCarrier(Sandbox):
         shipped = {"shipped": {"$ifNull": ["$shipped", {"$not": "$closed"}]}}
         entry = await _record(self._books, f"shipment:{idempotency_key}", [{"$set": shipped}])
         if entry.get("closed"):
-            raise AddressUnserviceable("the shipment was called off")
+            raise AddressUnserviceable("the shipment was cancelled")
         return f"trk_{idempotency_key}"
 
     async def cancel(self, idempotency_key: str) -> bool:

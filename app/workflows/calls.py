@@ -1,4 +1,4 @@
-"""How the saga calls its activities, and shows its status in Temporal."""
+"""Call the saga's activities, and show its status in Temporal."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from app.temporal import IN_PROGRESS, ORDER_STATUS
     from app.workflows.steps import Step
 
-# A forward status between two steps is not shown: each change costs an event of the history.
+# Statuses between two steps are not shown: each change costs a history event.
 NOT_SHOWN = {OrderStatus.PLACED, *(step.status for step in steps.STEPS)} - {OrderStatus.COMPLETED}
 
 TIMED_OUT = ApprovalDecision(approved=False, reason="no answer in time")
@@ -28,12 +28,12 @@ def start(step: Step, order_id: str) -> workflow.ActivityHandle[Any]:
         retry_policy=step.retry_policy,
         summary=step.name,
     )
-    handle.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, also when it is not awaited
+    handle.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved, even if not awaited
     return handle
 
 
 async def compensate(step: Step, progress: OrderProgress, *, forever: bool = False) -> bool:
-    """Compensate a step and tell `progress` of it; False when it kept failing and `forever` is not asked for."""
+    """Compensate a step and add it to `progress`; return False if it keeps failing and `forever` is not set."""
     retries = steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION
     try:
         ref = OrderRef(order_id=progress.order_id)
@@ -50,7 +50,7 @@ async def update_status(update: StatusUpdate) -> OrderState:
 
 
 async def change_address(change: AddressChange) -> bool:
-    """Raises: temporalio.exceptions.ActivityError: MongoDB did not answer in time."""
+    """Apply a proposed address; raises ActivityError if MongoDB does not answer in time."""
     timeout = steps.ADDRESS_CHANGE_TIMEOUT
     return bool(await _call(steps.CHANGE_ADDRESS, change, "change address", schedule_to_close_timeout=timeout))
 
@@ -63,7 +63,7 @@ async def _call(activity: Any, argument: object, summary: str, **options: Any) -
 
 
 def show_status(status: OrderStatus, *, waiting: bool = True) -> None:
-    """Set the search attribute, if it has changed; a decision that came ends `awaiting_approval`."""
+    """Set the search attribute if it has changed. An order that no longer waits for approval is in progress."""
     shown = IN_PROGRESS if status in NOT_SHOWN or not waiting else status.value
     if workflow.info().typed_search_attributes.get(ORDER_STATUS) != shown:
         workflow.upsert_search_attributes([ORDER_STATUS.value_set(shown)])

@@ -3,7 +3,7 @@
     [approval] -> reserve inventory -> charge payment -> create shipment -> send confirmation
 
 Until the shipment exists, a failure or a cancel compensates the steps in reverse. MongoDB decides every race, so a run
-may begin anywhere: after a reset, or when Temporal's data was lost. Only ids and decisions come through here.
+may start at any point: after a reset, or after Temporal's data was lost. The workflow sees only ids and decisions.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    # `from app import domain` would import a copy of it in the sandbox, whose enums are others.
+    # `from app import domain` would import a second copy into the sandbox, with enums of its own.
     import app.domain as domain
     import app.messages as messages
     import app.workflows.calls as calls
@@ -34,12 +34,12 @@ class OrderWorkflow:
 
     @workflow.run
     async def run(self, order: messages.OrderInput) -> messages.OrderResult:
-        """Run the order to completion or compensation. Only an order that needs a person fails the workflow."""
+        """Run the order to completion or compensation. The workflow fails only if a person has to act."""
         saga, cancelled_by_temporal = asyncio.create_task(self._saga()), False
         while not (saga.done() and workflow.all_handlers_finished()):
             try:
                 await workflow.wait_condition(lambda: saga.done() and workflow.all_handlers_finished())
-            except asyncio.CancelledError:  # reaches this task alone: it cannot interrupt a compensation
+            except asyncio.CancelledError:  # raised in this task only: cannot interrupt a compensation
                 cancelled_by_temporal = not self._cancel.done()
                 self.cancel(workflow.cancellation_reason())
         state = saga.result()
@@ -48,7 +48,7 @@ class OrderWorkflow:
         return messages.OrderResult(order_id=order.order_id, status=state.status, failure_code=state.failure_code)
 
     async def _saga(self) -> messages.OrderState:
-        # Waits with `workflow.wait` only: `wait_condition` may raise Temporal's cancel in this task as well.
+        # Use only `workflow.wait` here: `wait_condition` may raise Temporal's cancel in this task as well.
         try:
             if self._order.needs_approval:
                 await self._wait_for_approval()
@@ -59,7 +59,7 @@ class OrderWorkflow:
             self._progress.cancel_requested = state.failure_code == CANCELLED
             if state.status not in domain.IRREVERSIBLE:
                 return await self._compensate(state)
-            self._cancel = asyncio.Future()  # refused: the shipment exists
+            self._cancel = asyncio.Future()  # the cancel is refused: the shipment exists
         try:
             for step in FINAL_STEPS:
                 await self._run(step)
@@ -71,7 +71,7 @@ class OrderWorkflow:
     async def _run(self, step: Step) -> None:
         self._progress.step = step.name
         activity = calls.start(step, self._order.order_id)
-        await self._unless_cancelled(activity)
+        await self._wait_unless_cancelled(activity)
         try:
             await activity
         except ActivityError as error:
@@ -79,11 +79,11 @@ class OrderWorkflow:
         self._enter(step.status)
 
     async def _wait_for_approval(self) -> None:
-        """Wait for a person; a timeout counts as a rejection. MongoDB may have the decision of an earlier run."""
+        """Wait for a decision; a timeout counts as a rejection. MongoDB may have the decision of an earlier run."""
         state = await self._update(OrderStatus.AWAITING_APPROVAL)
         if state.status is OrderStatus.AWAITING_APPROVAL and state.approved is None:
             self._progress.waiting_for = "approval"
-            await self._unless_cancelled(self._decision, self._order.approval_timeout.total_seconds())
+            await self._wait_unless_cancelled(self._decision, self._order.approval_timeout.total_seconds())
             decision = self._decision.result() if self._decision.done() else calls.TIMED_OUT
             state = await self._update(OrderStatus.AWAITING_APPROVAL, approval=decision)
         self._progress.approved = state.approved
@@ -91,16 +91,16 @@ class OrderWorkflow:
             raise OrderStopped(Failure(code=NOT_APPROVED, message="not approved"))
         calls.show_status(state.status, waiting=False)
 
-    async def _unless_cancelled(self, future: asyncio.Future[Any], seconds: float | None = None) -> None:
-        """Wait until it is done, or for so long. A cancel interrupts it, and wins if both came together."""
-        await workflow.wait([future, self._cancel], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    async def _wait_unless_cancelled(self, future: asyncio.Future[Any], timeout: float | None = None) -> None:
+        """Wait for a future, until the timeout. A cancel interrupts the wait, and wins if both come together."""
+        await workflow.wait([future, self._cancel], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._cancel.done():
             future.cancel()
             raise OrderStopped(Failure(code=CANCELLED, message=self._cancel.result() or CANCELLED))
 
     async def _compensate(self, state: messages.OrderState) -> messages.OrderState:
-        """Compensate in reverse, each step to the end; one that keeps failing does not hold up the others."""
-        if state.status in domain.TERMINAL:  # an earlier run did
+        """Compensate every step, in reverse; one that keeps failing does not hold up the others."""
+        if state.status in domain.TERMINAL:  # compensated by an earlier run
             return state
         stuck = [step for step in reversed(COMPENSATABLE_STEPS) if not await calls.compensate(step, self._progress)]
         if stuck:
@@ -109,7 +109,7 @@ class OrderWorkflow:
         return await self._update(OrderStatus.CANCELLED if state.failure_code == CANCELLED else OrderStatus.FAILED)
 
     async def _update(self, status: OrderStatus, failure: Failure | None = None, **more: Any) -> messages.OrderState:
-        """Write a status that no step writes by itself, and go by what MongoDB has then."""
+        """Write a status that no step writes; return the state in MongoDB, from which to continue."""
         update = messages.StatusUpdate(order_id=self._order.order_id, status=status, failure=failure, **more)
         state = await calls.update_status(update)
         self._enter(state.status)
@@ -121,20 +121,20 @@ class OrderWorkflow:
 
     @workflow.signal
     def cancel(self, request: messages.CancelRequest | str | None = None) -> None:
-        """Cancel the order; refused once the shipment exists."""
+        """Cancel the order; has no effect once the shipment exists."""
         if self._progress.status in domain.CANCELLABLE and not self._cancel.done():
             self._cancel.set_result(request.reason if isinstance(request, messages.CancelRequest) else request)
             self._progress.cancel_requested = True
 
     @workflow.signal
     def approve(self, decision: messages.ApprovalDecision) -> None:
-        """Approve or reject an order that awaits it; the first decision counts."""
+        """Approve or reject an order that awaits approval; the first decision counts."""
         if not self._decision.done():
             self._decision.set_result(decision)
 
     @workflow.update
     async def change_shipping_address(self, change: messages.AddressChange) -> bool:
-        """Apply an address that waits in MongoDB; False when shipping began first."""
+        """Apply an address that was proposed in MongoDB; return False if shipping began first."""
         return await calls.change_address(change)
 
     @change_shipping_address.validator
@@ -144,5 +144,5 @@ class OrderWorkflow:
 
     @workflow.query
     def status(self) -> messages.OrderProgress:
-        """Where the order is. Only the server knows the attempt: `temporal workflow describe`."""
+        """Return the progress of the order. Only the server knows the attempt: `temporal workflow describe`."""
         return self._progress

@@ -1,7 +1,7 @@
 """The table of steps: the order of the saga, its compensations, all timeouts and retry policies.
 
-The workflow, the worker's activities, `GET /saga`, the page, the tour and the failure matrix of the tests follow it. A
-new step is a class of activities, a row here, and its name and status in `app.domain`.
+The workflow, the worker's activities, `GET /saga`, the order desk, `make demo` and the failure matrix of the tests
+follow it. A new step needs a class of activities, a row here, and its name and status in `app.domain`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ Activity = Callable[[Any, OrderRef], Awaitable[None]]
 
 
 def retry(maximum_interval: timedelta, maximum_attempts: int = 0) -> RetryPolicy:
-    """Intervals double from 0.5 s, as most transient errors clear by then; without a limit of attempts."""
+    """Retry at intervals that double from 0.5 s (most transient errors clear by then); by default without limit."""
     first = timedelta(milliseconds=500)
     return RetryPolicy(initial_interval=first, maximum_interval=maximum_interval, maximum_attempts=maximum_attempts)
 
@@ -40,10 +40,10 @@ class OrderStopped(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the saga: its activity and compensation, and for how long it is tried.
+    """A step of the saga: its activity, its compensation, and the limits of its attempts.
 
-    `start_to_close` bounds one attempt, `schedule_to_close` all of them; `timed_out` is the order's failure then. A
-    compensation has no such bound: it is retried until it succeeds.
+    `start_to_close` limits one attempt, `schedule_to_close` all of them; `timed_out` is the order's failure after that.
+    A compensation has no such limit: it is retried until it succeeds.
     """
 
     name: StepName
@@ -60,7 +60,7 @@ class Step:
         return STATUS_AFTER[self.name]
 
     def failure(self, error: ActivityError) -> Failure:
-        """Why the order failed. A message for a customer never carries the text of an exception that was retried."""
+        """Return the order's failure. Its message is for customers: never the text of an exception that was retried."""
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.non_retryable and cause.type:
             return Failure(code=cause.type, message=cause.message)
@@ -81,7 +81,7 @@ STEPS = [
         StepName.CHARGE_PAYMENT,
         activity=Payments.charge,
         compensation=Payments.refund,
-        start_to_close=timedelta(seconds=30),  # the slowest card check that still succeeds
+        start_to_close=timedelta(seconds=30),  # covers the slowest card check
         schedule_to_close=timedelta(minutes=10),  # payment outages are short, and the stock is held meanwhile
         retry_policy=retry(timedelta(seconds=30)),
         timed_out=Failure(code="payment_unavailable", message="the payment service did not answer in time"),
@@ -100,37 +100,37 @@ STEPS = [
         activity=Notifications.confirm,
         compensation=None,
         start_to_close=timedelta(seconds=30),
-        schedule_to_close=timedelta(days=7),  # later than a week, a person has to look
+        schedule_to_close=timedelta(days=7),  # after a week, a person has to look
         retry_policy=retry(timedelta(minutes=30)),  # as mail servers do
         timed_out=Failure(code="confirmation_not_sent", message="the confirmation could not be sent in time"),
     ),
 ]
 
-# Up to the point of no return, a failure or a cancel compensates all of them, whether or not this run began them: an
-# earlier run may have (a reset, lost data), and a fence is harmless.
+# Before the point of no return, a failure or a cancel compensates all of these, also those that this run has not
+# started: an earlier run may have started them (a reset, lost data), and a fence is harmless.
 COMPENSATABLE_STEPS = [step for step in STEPS if step.compensation]
 _REVERSIBLE_COUNT = STEPS.index(COMPENSATABLE_STEPS[-1]) + 1
 REVERSIBLE_STEPS, FINAL_STEPS = STEPS[:_REVERSIBLE_COUNT], STEPS[_REVERSIBLE_COUNT:]
 
-# Activities that are not a step.
+# Activities that are not steps.
 UPDATE_STATUS = Tracking.update_status
 CHANGE_ADDRESS = Shipping.change_address
 
-# Compensations and writes of a status: each attempt is short, and there is always another one.
+# For compensations and status updates: each attempt is short, because it is always retried.
 SHORT_ATTEMPT = timedelta(seconds=30)
 RETRY_FOREVER = retry(timedelta(minutes=1))  # recovers within a minute once the cause is gone
 RETRY_BEFORE_ATTENTION = retry(timedelta(minutes=1), maximum_attempts=8)  # about a minute
-ADDRESS_CHANGE_TIMEOUT = timedelta(minutes=1)  # all attempts: the customer waits for the answer
+ADDRESS_CHANGE_TIMEOUT = timedelta(minutes=1)  # for all attempts: the customer waits for the answer
 
 
 def all_activities() -> list[Callable[..., Any]]:
-    """Every activity that the workflow may call, which a worker has to register."""
+    """Return every activity that the workflow may call, for the worker to register."""
     steps = [function for step in STEPS for function in (step.activity, step.compensation) if function]
     return [*steps, UPDATE_STATUS, CHANGE_ADDRESS]
 
 
 def activity_name(function: Callable[..., Any]) -> str:
-    """Raises: TypeError: it is not an activity."""
+    """Return the registered name of an activity; raises TypeError if the function is not an activity."""
     definition = activity._Definition.from_callable(function)
     if definition is None or definition.name is None:
         raise TypeError(f"{function.__qualname__} is not an activity: decorate it with @activity.defn")
@@ -138,13 +138,13 @@ def activity_name(function: Callable[..., Any]) -> str:
 
 
 def check_table() -> None:
-    """Compare the table with the names in `app.domain`, which imports only if each has a status.
+    """Compare the table with the names in `app.domain`, whose import already checks that each has a status.
 
     Raises:
-        TypeError: a step is missing, in another place, or not made of activities; the message names it.
+        TypeError: a step is missing, in the wrong place, or not made of activities; the message names it.
     """
     if (names := [step.name for step in STEPS]) != list(StepName):
-        raise TypeError(f"app.domain.StepName has {list(map(str, StepName))}, the table {list(map(str, names))}")
+        raise TypeError(f"app.domain.StepName has {list(map(str, StepName))}, the table has {list(map(str, names))}")
     if REVERSIBLE_STEPS[-1].status is not POINT_OF_NO_RETURN:
         raise TypeError(f"app.domain.POINT_OF_NO_RETURN must be {REVERSIBLE_STEPS[-1].status}")
     for function in all_activities():

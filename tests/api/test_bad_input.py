@@ -158,7 +158,7 @@ async def test_orders_with_a_wrong_field(api: httpx.AsyncClient) -> None:
 EXPLAINED = {
     "no lines": ("too_short", "choose at least one product", "/lines"),
     "51 lines": ("too_long", "choose at most 50 products", "/lines"),
-    "a sku twice": ("value_error", "name each product once, not several times: MUG", "/lines"),
+    "a sku twice": ("value_error", "must list each product once; repeated: MUG", "/lines"),
     "quantity 0": ("greater_than_equal", "must be at least 1", "/lines/0/quantity"),
     "quantity 1001": ("less_than_equal", "must be at most 1000", "/lines/0/quantity"),
     "quantity as text": ("int_type", "must be a whole number", "/lines/0/quantity"),
@@ -174,7 +174,7 @@ EXPLAINED = {
     "a name too long": ("string_too_long", "must have at most 200 characters", "/shipping_address/name"),
     "a country of three": (
         "not_a_country_code",
-        "must be a country code of two letters, such as DE",
+        "must be a two-letter country code, such as DE",
         "/shipping_address/country",
     ),
     "no e-mail address": ("not_an_email_address", "not an e-mail address", "/email"),
@@ -383,7 +383,7 @@ async def test_an_error_that_nobody_expected_tells_nothing(api: httpx.AsyncClien
         "/inventory/MUG", json={"name": "Mug", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1}
     )
     assert (answer.status_code, names(answer)) == (500, [])
-    assert answer.json()["detail"] == "something went wrong here; it has been logged"
+    assert answer.json()["detail"] == "unexpected error, which has been logged"
     assert "inventory" not in answer.text
     await mongo.inventory.drop()
     await mongo.database.drop_collection("system.views")

@@ -160,7 +160,7 @@ async def customers(shop: Shop, settings: Settings, server: Temporal) -> AsyncIt
 
 @pytest.fixture
 def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "SWEEP_EVERY", 1.0)
+    monkeypatch.setattr(relay, "SWEEP_INTERVAL", 1.0)
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ class CountingOrders(OrderRepository):
 async def test_sweep_of_orders_whose_workflows_run_asks_temporal_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "SWEEP_EVERY", 0.1)  # in fact each second, as long as no order is inserted
+    monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.1)  # in fact each second, as long as no order is inserted
     orders, workflows = CountingOrders(shop.mongo), CountingWorkflows(shop.client, shop.settings)
     async with FaultyGateways(shop).worker():
         handles = [await shop.start(payment_method="pm_card_outage") for _ in range(10)]

@@ -77,7 +77,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Outag
         assert (await stack.api.get("/healthz")).json() == {"status": "ok"}
         readiness = await stack.api.get("/readyz")
         assert readiness.status_code == 503
-        nothing = "unavailable: nothing answers at its address"
+        nothing = "unavailable: connection refused"
         assert readiness.json() == {"status": "not_ready", "checks": {"mongodb": nothing, "temporal": nothing}}
         await is_away(stack.api.get("/orders"))
         await stack.start_mongod()

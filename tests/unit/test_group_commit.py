@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.activities.group_commit import LARGEST, GroupCommit
+from app.activities.group_commit import MAX_BATCH, GroupCommit
 from tests.kit.waiting import eventually
 
 
@@ -24,7 +24,7 @@ class Commits:
         self.at_once = self.most_at_once = 0
         self.running = asyncio.Event()
         self.away = False
-        self.group = GroupCommit(self.commit, concerns_all=lambda error: isinstance(error, Outage))
+        self.group = GroupCommit(self.commit, affects_batch=lambda error: isinstance(error, Outage))
 
     async def commit(self, requests: Sequence[str]) -> list[str]:
         self.batches.append(list(requests))
@@ -81,10 +81,10 @@ async def test_lone_request_is_committed_at_once(commits: Commits) -> None:
 
 async def test_batches_are_bounded_and_in_order(commits: Commits) -> None:
     commits.running.set()
-    requests = [f"r{number}" for number in range(2 * LARGEST + 5)]
+    requests = [f"r{number}" for number in range(2 * MAX_BATCH + 5)]
     await asyncio.gather(*commits.submit(*requests))
     assert [request for batch in commits.batches for request in batch] == requests
-    assert [len(batch) for batch in commits.batches] == [LARGEST, LARGEST, 5]
+    assert [len(batch) for batch in commits.batches] == [MAX_BATCH, MAX_BATCH, 5]
 
 
 async def test_poisoned_request_fails_alone(commits: Commits) -> None:
@@ -131,7 +131,7 @@ async def test_commit_with_too_few_results_fails_the_batch_only(commits: Commits
     async def forgetful(requests: Sequence[str]) -> list[str]:
         return []
 
-    group = GroupCommit(forgetful, concerns_all=lambda _: True)
+    group = GroupCommit(forgetful, affects_batch=lambda _: True)
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
             await asyncio.wait_for(group.submit("a"), 5)

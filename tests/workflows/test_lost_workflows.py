@@ -57,7 +57,7 @@ async def is_running(handle: Handle) -> bool:
 @pytest.fixture
 def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The relay sweeps every half second."""
-    monkeypatch.setattr(relay, "SWEEP_EVERY", 0.5)
+    monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.5)
 
 
 @pytest.mark.parametrize("price", [1_000, LARGE], ids=["small", "large"])
