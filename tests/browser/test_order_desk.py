@@ -152,9 +152,9 @@ async def test_approve_large_order_completes_it(desk: Desk) -> None:
 async def test_decline_large_order_shows_reason(desk: Desk) -> None:
     await desk.open()
     await desk.place(BIKE=1)
-    await desk.press("Decline")
+    await desk.press("Reject")
     await desk.dialog.get_by_label("Reason").fill("over budget")
-    await desk.confirm("Decline")
+    await desk.confirm("Reject")
     await desk.shows("Failed")
     await expect(desk.view).to_contain_text("over budget")
     await expect(desk.stop("Approval")).to_contain_text("not approved")
@@ -268,7 +268,7 @@ async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_
     await desk.shows("Cancelled")
     await expect(desk.page.get_by_text("Connection lost")).to_be_hidden()
     await expect(desk.rows).to_have_count(2)
-    await expect(desk.news).to_have_text("Connected again. 2 orders changed meanwhile.")
+    await expect(desk.news).to_have_text("Reconnected. 2 orders changed in the meantime.")
 
 
 async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> None:

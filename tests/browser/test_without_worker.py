@@ -13,7 +13,7 @@ from tests.kit.shop import Shop
     ("status", "step", "actions"),
     [
         ("placed", "Reserve inventory", ["Change address", "Cancel order"]),
-        ("awaiting_approval", "Approval", ["Approve", "Decline", "Change address", "Cancel order"]),
+        ("awaiting_approval", "Approval", ["Approve", "Reject", "Change address", "Cancel order"]),
         ("reserved", "Charge payment", ["Change address", "Cancel order"]),
         ("charged", "Create shipment", ["Cancel order"]),
         ("shipped", "Send confirmation", []),

@@ -1,4 +1,4 @@
-// Talks to the HTTP API. Every refusal arrives here as a Problem (RFC 9457).
+// Calls the HTTP API. Every error response becomes a Problem (RFC 9457).
 
 export class Problem extends Error {
   /** `errors` are [{field, message}], `field` a dotted path into the request body. */
@@ -9,7 +9,7 @@ export class Problem extends Error {
   }
 }
 
-/** One request; resolves to the answer's JSON. `key` is the Idempotency-Key: a repeated request takes effect once. */
+/** Sends a request; resolves to the JSON of the response. `key` is the Idempotency-Key: a repeated request takes effect once. */
 export async function call(method, path, { body, key, signal } = {}) {
   const headers = { Accept: "application/json" };
   if (body) headers["Content-Type"] = "application/json";
@@ -18,7 +18,7 @@ export async function call(method, path, { body, key, signal } = {}) {
   return response.json();
 }
 
-/** One request; resolves to the response itself, once it is a good one. */
+/** Sends a request; resolves to the response, or throws a Problem if it is an error. */
 export async function open(path, options) {
   const apiKey = sessionStorage.getItem("api-key");
   if (apiKey) options.headers.Authorization = `Bearer ${apiKey}`;
@@ -34,7 +34,7 @@ export async function open(path, options) {
     const { haveNewKey } = await import("./api-key.js");
     if (await haveNewKey(apiKey)) return open(path, options);
   }
-  // A proxy in between may answer with something that is no problem document, or no JSON at all.
+  // A proxy in between may answer without a problem document, or without JSON.
   const problem = await response.json().catch(() => ({}));
   throw new Problem({ title: response.statusText || `Error ${response.status}`, ...problem, status: response.status });
 }

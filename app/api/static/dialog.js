@@ -1,11 +1,11 @@
-// A question in a dialog, with a few fields.
+// A dialog with a few fields.
 
 import { element } from "./dom.js";
 import { showProblem, valuesOf } from "./fields.js";
 
 /**
- * Asks, and hands the values to `send`. What `send` refuses by throwing is shown beside its field, and the dialog stays.
- * Resolves to true once sent, to false when dismissed.
+ * Opens the dialog, and passes the values to `send`. If that throws, the problem is shown beside its field and the dialog
+ * stays open. Resolves to true once sent, to false if dismissed.
  */
 export function ask({ title, note, fields, confirm, tone = "primary", send }) {
   const form = element(

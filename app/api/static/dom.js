@@ -1,4 +1,4 @@
-// Elements made in code. Children that are strings become text, never markup: what a customer typed stays what it is.
+// Creates and changes elements. Strings become text, never markup, so input from customers cannot inject any.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -29,19 +29,19 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Sets an attribute only where it differs, so that nothing is laid out again for a value that stayed. */
+/** Sets an attribute only if it differs, so that an unchanged value causes no new layout. */
 export function set(target, name, value) {
   if (value == null || value === false) return target.removeAttribute(name);
   const text = value === true ? "" : String(value);
   if (target.getAttribute(name) !== text) target.setAttribute(name, text);
 }
 
-/** Sets the text only where it differs. */
+/** Sets the text only if it differs. */
 export function say(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
-/** A drawn sign. It is never alone: a word stands beside it, so it is hidden from screen readers. */
+/** Creates an icon. It is hidden from screen readers, because there is always a word beside it. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 16 16");
@@ -51,26 +51,26 @@ export function icon(name) {
   return svg;
 }
 
-/** Makes a drawn sign another one. */
+/** Replaces an icon by another one. */
 export function turnInto(svg, name) {
   set(svg.firstChild, "d", ICONS[name]);
 }
 
 const news = document.getElementById("news");
 
-/** Says something politely to a screen reader. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   news.textContent = text;
 }
 
-/** Says something to everyone, for a few seconds. */
+/** Announces a text, and shows it for a few seconds. */
 export function notify(text) {
   announce(text);
   for (const animation of news.getAnimations()) animation.cancel();
   news.animate({ opacity: [0, 1, 1, 1, 1, 0] }, 6000);
 }
 
-/** Lights up what has just changed, unless its reader wants nothing to move. */
+/** Highlights a change for a moment, unless the user prefers reduced motion. */
 export function flash(target) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   target.animate({ backgroundColor: ["color-mix(in srgb, var(--accent) 25%, transparent)", "transparent"] }, 1200);

@@ -1,10 +1,10 @@
-// Forms: their values, and the API's objections beside the fields that they are about.
+// Reads the values of forms, and shows the API's errors beside their fields.
 
 import { element } from "./dom.js";
 
 let count = 0;
 
-/** What a form holds, dotted names as nested objects: `shipping_address.city` is {shipping_address: {city}}. */
+/** Returns a form's values, dotted names as nested objects: `shipping_address.city` is {shipping_address: {city}}. */
 export function valuesOf(form) {
   const values = {};
   for (const [name, value] of new FormData(form)) {
@@ -15,7 +15,7 @@ export function valuesOf(form) {
   return values;
 }
 
-/** Shows each objection beside its field, the rest in the form's alert, and goes to the first field. */
+/** Shows each error beside its field, the rest in the form's alert, and focuses the first invalid field. */
 export function showProblem(form, problem) {
   clearProblem(form);
   const rest = problem.errors.length ? [] : [problem.message];

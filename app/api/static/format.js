@@ -1,6 +1,6 @@
-// How values are shown: money, times, and the words for every status.
+// Formats money, times and statuses.
 
-/** What each status is called, drawn and coloured as. Orders in a final status do not change any more. */
+/** The word, icon and colour of each status. An order in a final status no longer changes. */
 export const STATUSES = {
   placed: { word: "Placed", icon: "inbox", tone: "run" },
   awaiting_approval: { word: "Awaiting approval", icon: "person", tone: "wait" },
@@ -14,12 +14,12 @@ export const STATUSES = {
   needs_attention: { word: "Needs attention", icon: "alert", tone: "bad" },
 };
 
-/** A status that this page does not know yet still shows, by its own name. */
+/** A status that this page does not know yet is shown by its own name. */
 export const statusOf = (order) => STATUSES[order.status] ?? { word: inWords(order.status), icon: "inbox", tone: "run" };
 
 const moneyFormats = new Map();
 
-/** Minor units to what people read: 1299 EUR is €12.99, 1299 JPY is ¥1,299. */
+/** Formats minor units: 1299 EUR is €12.99, 1299 JPY is ¥1,299. */
 export function money({ amount, currency }) {
   if (!moneyFormats.has(currency)) moneyFormats.set(currency, new Intl.NumberFormat(undefined, { style: "currency", currency }));
   const format = moneyFormats.get(currency);
@@ -35,7 +35,7 @@ export function time(timestamp) {
   return at.toDateString() === new Date().toDateString() ? clock.format(at) : `${day.format(at)}, ${clock.format(at)}`;
 }
 
-/** How long after `start`: +48 ms, +5.2 s, +3 min, +2 h. */
+/** The time since `start`: +48 ms, +5.2 s, +3 min, +2 h. */
 export function after(start, end) {
   const ms = Math.max(0, new Date(end) - new Date(start));
   if (ms < 1000) return `+${ms}\u00a0ms`;

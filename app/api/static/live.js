@@ -1,12 +1,12 @@
-// Follows a stream of server-sent events. EventSource would do, but cannot send an API key.
+// Follows a stream of server-sent events, because EventSource cannot send an API key.
 
 import { open } from "./api.js";
 
-const SILENCE = 45_000; // ms without even a keep-alive, after which a connection counts as dead
+const SILENCE = 45_000; // ms without even a keep-alive comment, after which a connection counts as dead
 const LONGEST_WAIT = 10_000; // ms between two attempts to reconnect
 
 /**
- * Calls `opened()` each time the stream is up, then `handlers[event](data)` for every event, and `lost()` each time it
+ * Calls `opened()` each time the stream opens, then `handlers[event](data)` for every event, and `lost()` each time it
  * goes down. Events wait until `opened` is done; if it throws, the stream counts as down. Reconnects by itself, and resumes
  * after the last event that it saw. Returns a function that reconnects at once.
  */
@@ -29,15 +29,15 @@ export function follow(path, { opened, lost, handlers }) {
           try {
             handlers[name]?.(JSON.parse(data));
           } catch (error) {
-            reportError(error); // a mistake in showing one event is no reason to lose the next
+            reportError(error); // an error in one handler must not lose the next event
           }
         }
       } catch {
-        // Refused, cut or silent: all that matters is that the stream is down.
+        // Refused, cut or silent: in each case the stream is down.
       }
       connection.abort();
       lost();
-      // Jitter, so that a thousand pages do not come back in the same instant after a restart.
+      // Jitter, so that a thousand pages do not reconnect at the same moment after a restart.
       const wait = Math.min(LONGEST_WAIT, 500 * 2 ** failures++) * (0.5 + Math.random() / 2);
       await new Promise((resolve) => {
         wake = resolve;
@@ -51,7 +51,7 @@ export function follow(path, { opened, lost, handlers }) {
   return () => wake();
 }
 
-/** Reads events off a response: https://html.spec.whatwg.org/multipage/server-sent-events.html, lines ended by LF or CRLF. */
+/** Parses events (https://html.spec.whatwg.org/multipage/server-sent-events.html) with lines that end in LF or CRLF. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -74,7 +74,7 @@ async function* events(body) {
   }
 }
 
-/** A network can die without a word. The server's keep-alive comments are what tells silence from that. */
+/** Rejects after a silence. A connection that works is never silent: the server sends keep-alive comments. */
 function orSilence(reading) {
   let timer;
   const silence = new Promise((_, reject) => {

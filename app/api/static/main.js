@@ -12,7 +12,7 @@ import * as stock from "./stock.js";
 const connection = document.getElementById("connection");
 const banner = document.getElementById("lost");
 
-// The address bar names what is shown: #/new, #/orders or #/orders/ord_…
+// The address bar selects the view: #/new, #/orders or #/orders/ord_…
 function route() {
   const [, view = "new", orderId] = location.hash.split("/");
   document.body.dataset.view = orderId ? "order" : view === "orders" ? "orders" : "new";
@@ -26,14 +26,14 @@ function route() {
 
 addEventListener("hashchange", () => {
   route();
-  // Whoever chose something reads it next. Whoever still sees the form may want to place another order: the focus stays.
+  // The focus moves to the view, unless the form is still visible: the user may want to place another order.
   const { view } = document.body.dataset;
   const title = view === "order" ? orderView.heading() : document.getElementById(`${view}-title`);
   if (!document.activeElement.closest("#new")?.checkVisibility()) title.focus();
 });
 
 let lostAt = null; // when the connection was lost, in ms; null while it is up
-let missed = 0; // orders that changed or came since
+let missed = 0; // orders that changed or were placed since
 onChange((order, before) => (missed += before ? before.status !== order.status : Date.parse(order.created_at) > lostAt));
 
 const reconnect = follow("/orders/events", {
@@ -46,7 +46,7 @@ const reconnect = follow("/orders/events", {
     },
     stock: stock.show,
   },
-  // The stream is open first, then the rest is loaded, and then the events are looked at: nothing falls in between.
+  // The stream opens first, then the rest is loaded, then the events are handled, so that no change is missed.
   async opened() {
     await Promise.all([stock.load(), orderList.load(), orderView.load()]);
     orderList.offer(steps.map(({ status }) => status));
@@ -55,7 +55,7 @@ const reconnect = follow("/orders/events", {
     banner.hidden = true;
     if (!lostAt) return;
     lostAt = null;
-    notify(missed ? `Connected again. ${missed} order${missed > 1 ? "s" : ""} changed meanwhile.` : "Connected again. Nothing changed meanwhile.");
+    notify(missed ? `Reconnected. ${missed} order${missed > 1 ? "s" : ""} changed in the meantime.` : "Reconnected. Nothing changed in the meantime.");
   },
   lost() {
     lostAt ??= Date.now();

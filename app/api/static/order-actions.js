@@ -1,31 +1,31 @@
-// What a person can do about an order: a button for each action, there only while the action applies.
+// The actions on an order: a button for each, shown only while the action applies.
 
 import { call } from "./api.js";
 import { ask } from "./dialog.js";
 import { element } from "./dom.js";
 import { keep } from "./order-store.js";
 
-// The address is settled once the payment is charged: shipping begins then.
+// The address is final once the payment is charged: shipping begins then.
 const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved"];
 const ADDRESS = { name: "Name", street: "Street", city: "City", postal_code: "Postal code", country: "Country" };
 const REASON = [{ name: "reason", label: "Reason (optional)" }];
 
 /**
- * Returns the buttons, and `update(order)`. `refuse(problem)` shows a refusal. When the button that had the focus is gone,
- * the focus goes to `heading`.
+ * Returns the buttons, and `update(order)`. `report(problem)` shows why an action failed. If the button with the focus
+ * disappears, the focus moves to `heading`.
  */
-export function actionsFor(path, heading, refuse) {
+export function actionsFor(path, heading, report) {
   let order = null;
   const send = (method, action, body) => call(method, `${path}/${action}`, { body }).then(keep);
-  const waits = () => order.cancellable && order.status === "awaiting_approval"; // a cancelled one waits for nothing
+  const waits = () => order.cancellable && order.status === "awaiting_approval"; // a cancelled order no longer waits
 
   const actions = [
     button("Approve", "primary", waits, () => send("POST", "approval", { approved: true })),
-    button("Decline", null, waits, () =>
+    button("Reject", null, waits, () =>
       ask({
-        title: "Decline this order?",
+        title: "Reject this order?",
         fields: REASON,
-        confirm: "Decline",
+        confirm: "Reject",
         tone: "danger",
         send: ({ reason }) => send("POST", "approval", { approved: false, reason: reason || null }),
       }),
@@ -52,9 +52,9 @@ export function actionsFor(path, heading, refuse) {
 
   function button(label, tone, applies, act) {
     const onclick = () => {
-      refuse(null);
+      report(null);
       act()
-        .catch(refuse)
+        .catch(report)
         .finally(() => document.activeElement === document.body && heading.focus());
     };
     return { applies, node: element("button", { type: "button", class: tone, hidden: true, onclick }, label) };

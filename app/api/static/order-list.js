@@ -1,4 +1,4 @@
-// The list of orders: newest first, live, filtered by status, older ones as one scrolls.
+// The list of orders: newest first, live, filtered by status; scrolling loads older ones.
 
 import { call } from "./api.js";
 import { element, flash, icon, notify, say, set, turnInto } from "./dom.js";
@@ -15,11 +15,11 @@ const empty = document.getElementById("no-orders");
 const rows = new Map(); // order id: the row and its parts
 let cursor = null; // where the next older page begins; null at the end
 let oldest = Infinity; // created_at, in ms, of the oldest order that was loaded
-let unconfirmed = new Set(); // rows that the reload under way has not met yet
+let unseen = new Set(); // rows that the current reload has not seen yet
 let loading = new AbortController();
 let selected = null;
 
-/** Offers statuses to filter by, each once: a step may bring one that this page does not know. */
+/** Adds statuses to the filter, each once: a step may have a status that this page does not know. */
 export function offer(statuses) {
   const offered = new Set(Array.from(filter.options, ({ value }) => value));
   for (const status of statuses) if (!offered.has(status)) filter.append(element("option", { value: status }, statusOf({ status }).word));
@@ -28,11 +28,11 @@ offer(Object.keys(STATUSES));
 
 const createdAt = (order) => Date.parse(order.created_at);
 
-/** Loads the newest orders, back to the oldest that is on the page already. Also after a lost connection. */
+/** Loads the newest orders, back to the oldest one on the page. Called again after a lost connection. */
 export async function load() {
   loading.abort();
   loading = new AbortController();
-  unconfirmed = new Set(rows.keys());
+  unseen = new Set(rows.keys());
   const until = oldest;
   const { signal } = loading;
   cursor = null;
@@ -40,11 +40,11 @@ export async function load() {
     do await loadPage(signal);
     while (cursor && until < oldest);
   } catch (problem) {
-    if (signal.aborted) return; // another load has taken its place
+    if (signal.aborted) return; // superseded by another load
     throw problem;
   }
-  // An order that the API no longer lists under this filter has left it unannounced.
-  for (const orderId of unconfirmed) remove(orderId);
+  // Orders that the API no longer lists under this filter: their events were missed.
+  for (const orderId of unseen) remove(orderId);
 }
 
 async function loadPage(signal) {
@@ -59,22 +59,22 @@ async function loadPage(signal) {
     show(get(order.order_id));
   }
   older.hidden = !cursor;
-  empty.hidden = false; // now it is known; it shows while the list is empty
+  empty.hidden = false; // from now on, it shows while the list is empty
 }
 
-const sayWhy = (problem) => problem.name === "AbortError" || notify(`The orders could not be loaded. ${problem.message}`);
+const showLoadError = (problem) => problem.name === "AbortError" || notify(`The orders could not be loaded. ${problem.message}`);
 
 filter.addEventListener("change", () => {
   for (const orderId of [...rows.keys()]) remove(orderId);
   oldest = Infinity;
-  load().catch(sayWhy);
+  load().catch(showLoadError);
 });
 
 let loadingOlder = false;
 older.addEventListener("click", async () => {
   if (loadingOlder) return;
   loadingOlder = true;
-  await loadPage(loading.signal).then(lookAgain, sayWhy);
+  await loadPage(loading.signal).then(observeAgain, showLoadError);
   loadingOlder = false;
 });
 const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && older.click(), {
@@ -83,20 +83,20 @@ const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && ol
 });
 nearEnd.observe(older);
 
-/** The observer tells of changes only, and who scrolls fast is at the end again before it has looked. */
-function lookAgain() {
+/** Observes again: the observer reports only changes, and fast scrolling may reach the end before it has looked. */
+function observeAgain() {
   nearEnd.unobserve(older);
   nearEnd.observe(older);
 }
 
 onChange((order, before) => {
-  const beyond = cursor && createdAt(order) < oldest; // a later page brings it
+  const beyond = cursor && createdAt(order) < oldest; // a later page will load it
   if (filter.value && order.status !== filter.value) remove(order.order_id);
   else if (rows.has(order.order_id) || !beyond) show(order, before && before.status !== order.status);
 });
 
 function show(order, lightUp = false) {
-  unconfirmed.delete(order.order_id);
+  unseen.delete(order.order_id);
   let row = rows.get(order.order_id);
   if (!row) {
     row = build(order);
@@ -129,7 +129,7 @@ function build(order) {
   return row;
 }
 
-/** A new order goes to the top and an older page to the end, so both ends are tried before the walk. */
+/** Tries both ends before the walk: a new order goes to the top, and an older page to the end. */
 function insert(row) {
   const last = list.lastElementChild;
   if (!last || last.row.createdAt >= row.createdAt) return list.append(row.item);
@@ -141,7 +141,7 @@ function insert(row) {
 function remove(orderId) {
   const row = rows.get(orderId);
   if (!row) return;
-  if (row.link.tabIndex === 0) reach(row.item.nextElementSibling ?? row.item.previousElementSibling);
+  if (row.link.tabIndex === 0) setTabStop(row.item.nextElementSibling ?? row.item.previousElementSibling);
   row.item.remove();
   rows.delete(orderId);
 }
@@ -153,11 +153,11 @@ export function select(orderId) {
   const row = rows.get(orderId);
   if (!row) return;
   set(row.link, "aria-current", "true");
-  reach(row.item);
+  setTabStop(row.item);
 }
 
-// One tab stop for the whole list, arrow keys within: tabbing through 500 orders is no use.
-function reach(item) {
+// One tab stop for the whole list, and arrow keys within it, instead of 500 tab stops.
+function setTabStop(item) {
   const before = list.querySelector("[tabindex='0']");
   if (before) before.tabIndex = -1;
   if (item) item.row.link.tabIndex = 0;
@@ -173,6 +173,6 @@ list.addEventListener("keydown", (event) => {
   }[event.key];
   if (!next) return;
   event.preventDefault();
-  reach(next);
+  setTabStop(next);
   next.row.link.focus();
 });

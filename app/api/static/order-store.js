@@ -1,4 +1,4 @@
-// The orders that this page has seen, each in its newest version, and who wants to know when one changes.
+// The newest version of each order that this page has seen, and the listeners for changes.
 
 const orders = new Map();
 const listeners = [];
@@ -6,14 +6,14 @@ const listeners = [];
 /** Calls `listener(order, before)` for each order that is new (`before` is undefined) or has changed. */
 export const onChange = (listener) => listeners.push(listener);
 
-/** Where the page shows an order. */
+/** The address of an order on this page. */
 export const linkTo = ({ order_id }) => `#/orders/${encodeURIComponent(order_id)}`;
 
 export const get = (orderId) => orders.get(orderId);
 
 /**
- * Keeps an order unless a newer version is here already: answers and events overtake each other. Of two with the same
- * time, the event is the later one. Tells whether anything changed.
+ * Stores an order unless a newer version is stored already: responses and events overtake each other. Of two versions with
+ * the same time, an event's is the newer one. Returns true if anything changed.
  */
 export function keep(order, { isEvent = false } = {}) {
   const before = orders.get(order.order_id);

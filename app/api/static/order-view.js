@@ -1,4 +1,4 @@
-// One order: what it is, its saga, and what can be done about it.
+// One order: its details, its saga and its actions.
 
 import { call } from "./api.js";
 import { announce, element, icon, say, set, turnInto } from "./dom.js";
@@ -8,17 +8,17 @@ import { load as loadSteps } from "./saga.js";
 import { drawSaga } from "./saga-drawing.js";
 
 const CANCELLABLE = ["placed", "awaiting_approval", "reserved", "charged"];
-const ASK_AGAIN = 1000; // ms between two questions to the workflow, while the order shown is under way
+const QUERY_INTERVAL = 1000; // ms between two queries of the workflow, while the order shown is in progress
 
 const pane = document.getElementById("order");
 let shown = null; // the view of the order that is shown
-let asking = 0; // the timer of the next question
+let queryTimer = 0; // of the next query of the workflow
 
 export const heading = () => pane.querySelector("h2");
 
-/** Shows an order, or, without an id, what a saga looks like. */
+/** Shows an order or, without an id, an example of a saga. */
 export function show(orderId) {
-  clearTimeout(asking);
+  clearTimeout(queryTimer);
   shown = orderId && build(orderId);
   pane.replaceChildren(...(shown ? shown.parts : example()));
   if (!shown) return;
@@ -37,9 +37,9 @@ async function loadOrder() {
   if (!view) return;
   try {
     keep(await call("GET", view.path));
-    if (view === shown) askWorkflow(view);
+    if (view === shown) queryWorkflow(view);
   } catch (problem) {
-    view.refuse(problem);
+    view.report(problem);
   }
 }
 
@@ -48,19 +48,19 @@ onChange((order, before) => {
   shown.update(order);
   if (!before || before.status === order.status) return;
   announce(`Order of ${order.shipping_address.name}: ${statusOf(order).word}`);
-  // What the workflow said was about the step before. Most steps are over before one could ask, so: in a moment.
-  clearTimeout(asking);
-  asking = setTimeout(askWorkflow, ASK_AGAIN / 4, shown);
+  // The last answer of the workflow is about the previous step. Most steps are short, so the next query waits a moment.
+  clearTimeout(queryTimer);
+  queryTimer = setTimeout(queryWorkflow, QUERY_INTERVAL / 4, shown);
 });
 
-/** The workflow knows what MongoDB does not: the attempt, and what is waited for. It may be away; the order still shows. */
-async function askWorkflow(view) {
+/** Queries the workflow for what MongoDB does not know: the attempt, and what it waits for. It may be unavailable. */
+async function queryWorkflow(view) {
   const progress = document.hidden ? null : await call("GET", `${view.path}/status`).catch(() => null);
   if (view !== shown) return;
   const order = get(view.orderId);
   view.update(order, progress);
-  clearTimeout(asking);
-  if (!statusOf(order).final) asking = setTimeout(askWorkflow, ASK_AGAIN, view);
+  clearTimeout(queryTimer);
+  if (!statusOf(order).final) queryTimer = setTimeout(queryWorkflow, QUERY_INTERVAL, view);
 }
 
 function example() {
@@ -88,10 +88,10 @@ function build(orderId) {
   const lines = element("ul");
   const address = element("address");
 
-  /** Shows why something was not done; with nothing to say, takes that back. */
-  function refuse(refusal) {
-    say(problem, refusal?.message ?? "");
-    problem.hidden = !refusal;
+  /** Shows why an action failed, or hides that without a problem. */
+  function report(failed) {
+    say(problem, failed?.message ?? "");
+    problem.hidden = !failed;
   }
 
   function update(order, progress) {
@@ -104,7 +104,7 @@ function build(orderId) {
     const { name: person, street, postal_code, city, country } = order.shipping_address;
     say(name, person);
     say(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
-    // Between an accepted cancel and the first compensation, MongoDB knows of the cancel and the status does not.
+    // Between an accepted cancel and the first compensation, the status does not show the cancel yet.
     const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
     failure.hidden = !order.failure && (order.cancellable || !CANCELLABLE.includes(order.status));
     set(failure, "data-tone", order.failure ? status.tone : "off");
@@ -119,10 +119,10 @@ function build(orderId) {
     say(address, `${person}\n${street}\n${postal_code} ${city}, ${country}`);
   }
 
-  // The first view does without the buttons and their dialogs, so they are fetched with the first order.
+  // The first view has no buttons and dialogs, so their code is loaded with the first order.
   let actions = null;
   import("./order-actions.js").then(({ actionsFor }) => {
-    actions = actionsFor(path, name, refuse);
+    actions = actionsFor(path, name, report);
     buttons.prepend(...actions.buttons);
     if (get(orderId)) actions.update(get(orderId));
   });
@@ -137,7 +137,7 @@ function build(orderId) {
     saga.drawing,
     element("div", { class: "particulars" }, lines, address),
   ];
-  return { orderId, path, parts, update, refuse };
+  return { orderId, path, parts, update, report };
 }
 
 function line({ name, quantity, unit_price: { amount, currency } }) {

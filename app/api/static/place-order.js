@@ -13,8 +13,8 @@ const sum = document.getElementById("sum");
 const postalCode = form.elements.namedItem("shipping_address.postal_code");
 const delivery = form.elements.namedItem("delivery");
 
-// What was sent last. The same again, after a lost answer or by a double click, goes out under the same key and makes no
-// second order; a moment after the answer, it means another one.
+// The last request. Sent again, after a lost response or by a double click, it has the same key and makes no second order;
+// a moment after the response, it is a new order.
 let last = { body: null, key: null };
 
 form.addEventListener("submit", async (event) => {
@@ -35,7 +35,7 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
-/** The API counts lines, the form knows products: `lines.0.quantity` is the quantity of the first one chosen. */
+/** Maps the API's lines to the form's products: `lines.0.quantity` is the quantity of the first product chosen. */
 function atProducts(problem, lines) {
   const errors = problem.errors.map(({ field, message }) => {
     const [, line] = /^lines\.(\d+)/.exec(field) ?? [];
@@ -44,7 +44,7 @@ function atProducts(problem, lines) {
   return new Problem({ detail: problem.message, errors });
 }
 
-// The choice of what the delivery does and the postal code that makes it so follow each other.
+// Keeps the choice of the delivery and the postal code in step.
 form.addEventListener("input", ({ target }) => {
   if (target.name === "delivery") postalCode.value = target.value;
   if (target === postalCode) delivery.value = ["00000", "99999"].includes(target.value) ? target.value : delivery[0].value;
@@ -58,8 +58,8 @@ random.addEventListener("click", async () => {
   random.ariaDisabled = "true";
   location.hash = "#/orders";
   const { placeAtRandom } = await import("./random-orders.js");
-  const refusals = await placeAtRandom(20, stock.all());
+  const problems = await placeAtRandom(20, stock.all());
   random.ariaDisabled = null;
-  if (refusals.length) notify(`${refusals.length} of 20 orders were not placed: ${refusals[0].message}`);
+  if (problems.length) notify(`${problems.length} of 20 orders were not placed: ${problems[0].message}`);
   else notify("20 orders placed.");
 });

@@ -1,15 +1,15 @@
-// Twenty orders at once, of all kinds: to see the list live, and the sagas end in every way.
+// Places random orders at once, so that sagas end in every possible way.
 
 import { call } from "./api.js";
 import { keep } from "./order-store.js";
 
 const CUSTOMERS = ["Ada Lovelace", "Alan Turing", "Barbara Liskov", "Edsger Dijkstra", "Grace Hopper", "Jiří Matoušek", "Kateryna Yushchenko", "Zoë Müller"];
 
-// As in life, most payments and deliveries work.
+// Weights: most payments and deliveries work.
 const PAYMENTS = { pm_card_ok: 12, pm_card_declined: 2, pm_card_flaky: 2, pm_card_slow: 2, pm_card_outage: 1 };
 const POSTAL_CODES = { 10115: 16, "00000": 2, 99999: 1 };
 
-/** Resolves to the refusals: none when all were placed. */
+/** Resolves to the problems of the orders that were not placed. */
 export async function placeAtRandom(count, products) {
   const placing = Array.from({ length: count }, () =>
     call("POST", "/orders", { body: randomOrder(products), key: crypto.randomUUID() }).then(keep),
@@ -31,7 +31,7 @@ function randomOrder(products) {
   };
 }
 
-// So dear products are rare: their orders wait for a person.
+// Makes expensive products rare: their orders wait for approval.
 const cheaper = (a, b) => (a.unit_price.amount < b.unit_price.amount ? a : b);
 const any = (choices) => choices[Math.floor(Math.random() * choices.length)];
 const weighted = (weights) => any(Object.entries(weights).flatMap(([choice, weight]) => Array(weight).fill(choice)));

@@ -1,11 +1,11 @@
-// The saga as a drawing: the steps lead down on the left; where one fails, the way turns, and the compensations lead up on
-// the right. It is built once for each order and then moves: a change touches only what is different.
+// Draws the saga: the steps lead down on the left; where one fails, the path turns, and the compensations lead up on the
+// right. The drawing is built once for each order; an update changes only what is different.
 
 import { element, icon, say, set, turnInto } from "./dom.js";
 import { after, statusOf, time } from "./format.js";
 import { readSaga, steps as table } from "./saga.js";
 
-/** Returns the drawing, and `update(order, progress)`, which draws it as it stands. */
+/** Returns the drawing, and `update(order, progress)`, which shows the order's state. */
 export function drawSaga() {
   const start = stop("Placed", "inbox");
   const end = stop("All compensated", "back");
@@ -14,7 +14,7 @@ export function drawSaga() {
   const completed = stop("Completed", "flag");
 
   const startRow = row(start, end);
-  // Where a step has no compensation, the way up leads past it; below the last compensation there is none.
+  // The path up leads past a step without a compensation; below the last compensation there is no path up.
   const last = table.findLastIndex(({ compensation }) => compensation);
   const past = () => ({ node: element("div", { class: "stop way" }) });
   const none = (index) => index === last + 1 && { node: element("p", { class: "stop none" }, "No compensation from here on") };
@@ -29,7 +29,7 @@ export function drawSaga() {
     element("ol", { "aria-label": "The saga of this order" }, ...rows),
   );
 
-  let approved = false; // only the workflow knows, and says it with each answer
+  let approved = false; // only the workflow knows it, and says it with each answer
 
   function update(order, progress) {
     approved = progress?.approved ?? approved;
@@ -38,7 +38,7 @@ export function drawSaga() {
     const when = (at) => `${time(at)} ${after(order.created_at, at)}`;
 
     start.show(order.created_at ? "done" : "idle", order.created_at ? time(order.created_at) : "first");
-    // Most orders never wait for a person: the row is there only for those that do or did.
+    // Most orders need no approval: the row is shown only for those that wait or waited for it.
     const declined = order.failure?.code === "not_approved";
     approvalRow.hidden = !declined && !approved && order.status !== "awaiting_approval";
     if (declined) approval.show("failed", "not approved");
@@ -56,7 +56,7 @@ export function drawSaga() {
     const succeeded = order.status === "completed";
     completed.show(succeeded ? "done" : "idle", succeeded ? when(order.updated_at) : saga.back ? "not reached" : "not yet");
 
-    // The ways: down as far as the steps came, across where the saga turned, and from there up.
+    // The path: down to the last step that began, across where the saga turned back, and up from there.
     const turn = saga.turn >= 0 ? stepRows[saga.turn] : saga.back && (declined ? approvalRow : startRow);
     const down = rows.findLastIndex((row) => !row.hidden && row.firstChild.dataset.state !== "idle");
     rows.forEach((row, index) => {
@@ -72,7 +72,7 @@ export function drawSaga() {
 function stepWords({ state, at, attempt, attempts }, saga, when) {
   if (state === "idle") return saga.back ? "not reached" : "not yet";
   if (state === "running") return tries("running", attempt);
-  const word = state === "compensated" ? "done" : state; // that it was compensated stands beside it, on the right
+  const word = state === "compensated" ? "done" : state; // its compensation is shown beside it, on the right
   return `${word} ${when(at)}${attempts > 1 ? `, ${attempts} attempts` : ""}`;
 }
 
@@ -86,7 +86,7 @@ function compensationWords({ forward, back: { state, at, attempt } }, saga, when
 
 const tries = (doing, attempt) => (attempt > 1 ? `${doing}, attempt ${attempt}` : doing);
 
-/** What a stop's dot shows in a state; where nothing is said, its own sign. */
+/** The icon of a stop in a state; in any other state, its own. */
 const SIGNS = { done: "check", failed: "cross", interrupted: "stop", compensated: "back" };
 
 function stop(word, ownSign) {

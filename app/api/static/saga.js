@@ -1,31 +1,31 @@
-// The saga's table, as the API tells it, and what an order tells of it: the state of every step and of its compensation.
-// Nothing here touches the page, and a step that is added in Python needs nothing here.
+// The table of steps from the API, and the state of every step and compensation of an order. Nothing here touches the page,
+// and a step that is added in Python needs no change here.
 
 import { call } from "./api.js";
 import { inWords, statusOf } from "./format.js";
 
-/** An icon of its own for a step; `step` for all others. */
+/** The icons of known steps; all others have `step`. */
 const ICONS = { reserve_inventory: "box", charge_payment: "card", create_shipment: "truck", send_confirmation: "mail" };
 
 /** The steps in the saga's order: {step, starts_from, status, word, icon, compensation}, the compensation in words or null. */
 export let steps = [];
 
-/** Loads the table. Tells whether it differs from the one before: a release may have changed it while the page was open. */
+/** Loads the table. Returns true if it has changed: a release may change it while the page is open. */
 export async function load() {
   const before = JSON.stringify(steps);
-  const told = (await call("GET", "/saga")).steps;
+  const rows = (await call("GET", "/saga")).steps;
   const words = ({ step, compensation }) => ({ word: inWords(step), icon: ICONS[step] ?? "step", compensation: compensation && inWords(compensation) });
-  const loaded = told.map((row) => ({ ...row, ...words(row) }));
+  const loaded = rows.map((row) => ({ ...row, ...words(row) }));
   if (JSON.stringify(loaded) === before) return false;
   steps = loaded;
   return true;
 }
 
 /**
- * Reads an order, together with the workflow's own answer where there is one (`progress`, from GET /orders/{id}/status).
+ * Derives the state of each step from an order and, if there is one, the workflow's answer (GET /orders/{id}/status).
  *
- * For each of `steps` `{forward, back}`, both `{state, at}` and, while running, `attempt`; a step also `{attempts, detail}`.
- * A step is idle, running, done, failed, interrupted or compensated, its compensation idle, due, running or done. `turn` is
+ * Returns `{forward, back}` for each step, both `{state, at}` and, while running, `attempt`; `forward` also has `attempts`
+ * and `detail`. A step is idle, running, done, failed, interrupted or compensated, its compensation idle, due, running or done. `turn` is
  * the index of the step at which the saga turned back.
  */
 export function readSaga(order, progress) {
@@ -43,7 +43,7 @@ export function readSaga(order, progress) {
     };
   });
 
-  // Compensations run in reverse: of those that are due, the last one is at work.
+  // Compensations run in reverse: of those that are due, the last one is running.
   const compensating = read.findLast(({ back }) => back.state === "due");
   if (compensating) compensating.back = { state: "running", attempt };
 

@@ -1,4 +1,4 @@
-// The products: what is in stock, what it costs, how many to order, and a restock by a click.
+// The products: price, available quantity, quantity to order, and a button to restock.
 
 import { call } from "./api.js";
 import { element, flash, notify, say, set } from "./dom.js";
@@ -11,7 +11,7 @@ const products = new Map(); // sku: { item, row, quantity, … }
 
 export const all = () => [...products.values()].map(({ item }) => item);
 
-/** What is chosen: [{ item, quantity }], quantity as typed, for the API to judge. */
+/** The chosen products: [{ item, quantity }], with the quantity as typed; the API validates it. */
 export const chosen = () =>
   [...products.values()]
     .map(({ item, quantity }) => ({ item, quantity: Number(quantity.value) }))
@@ -64,7 +64,7 @@ function build(item) {
   return product;
 }
 
-/** Nothing keeps anyone from ordering more than there is: a saga that fails is worth a look. It only says so. */
+/** Warns of an order that exceeds the stock, but does not prevent it: a saga that fails is worth a look. */
 function warn({ item, quantity, warning }) {
   warning.hidden = Number(quantity.value) <= item.available;
   say(warning, item.available ? `Only ${item.available} left: the order will fail.` : "Sold out: the order will fail.");
