@@ -196,7 +196,7 @@ async def test_place_with_invalid_fields_shows_error_beside_field(desk: Desk) ->
     await desk.form.get_by_label("Quantity of MUG").fill("-1")
     await desk.press("Place order")
     country, quantity = desk.form.get_by_label("Country"), desk.form.get_by_label("Quantity of MUG")
-    await expect(country).to_have_accessible_description(re.compile("two letters"))
+    await expect(country).to_have_accessible_description(re.compile("two-letter country code"))
     await expect(quantity).to_have_accessible_description(re.compile("at least 1"))
     await expect(quantity).to_be_focused()
 

@@ -37,7 +37,7 @@ export function set(target, name, value) {
 }
 
 /** Sets the text only if it differs. */
-export function say(target, text) {
+export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
@@ -47,12 +47,12 @@ export function icon(name) {
   svg.setAttribute("viewBox", "0 0 16 16");
   svg.setAttribute("aria-hidden", "true");
   svg.append(document.createElementNS(SVG, "path"));
-  turnInto(svg, name);
+  changeIcon(svg, name);
   return svg;
 }
 
 /** Replaces an icon by another one. */
-export function turnInto(svg, name) {
+export function changeIcon(svg, name) {
   set(svg.firstChild, "d", ICONS[name]);
 }
 

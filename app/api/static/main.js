@@ -1,6 +1,6 @@
 // The order desk: wires the panes to the address bar and to the stream of events.
 
-import { notify, say, set } from "./dom.js";
+import { notify, setText, set } from "./dom.js";
 import { follow } from "./live.js";
 import * as orderList from "./order-list.js";
 import { keep, onChange } from "./order-store.js";
@@ -51,7 +51,7 @@ const reconnect = follow("/orders/events", {
     await Promise.all([stock.load(), orderList.load(), orderView.load()]);
     orderList.offer(steps.map(({ status }) => status));
     set(connection, "data-tone", "good");
-    say(connection, "Live");
+    setText(connection, "Live");
     banner.hidden = true;
     if (!lostAt) return;
     lostAt = null;
@@ -61,7 +61,7 @@ const reconnect = follow("/orders/events", {
     lostAt ??= Date.now();
     missed = 0;
     set(connection, "data-tone", "bad");
-    say(connection, "Offline");
+    setText(connection, "Offline");
     banner.hidden = false;
   },
 });

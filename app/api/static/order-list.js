@@ -1,7 +1,7 @@
 // The list of orders: newest first, live, filtered by status; scrolling loads older ones.
 
 import { call } from "./api.js";
-import { element, flash, icon, notify, say, set, turnInto } from "./dom.js";
+import { element, flash, icon, notify, setText, set, changeIcon } from "./dom.js";
 import { money, statusOf, STATUSES, time } from "./format.js";
 import { get, keep, linkTo, onChange } from "./order-store.js";
 
@@ -105,9 +105,9 @@ function show(order, lightUp = false) {
   }
   const { word, icon: sign, tone } = statusOf(order);
   set(row.badge, "data-tone", tone);
-  turnInto(row.sign, sign);
-  say(row.word, word);
-  say(row.name, order.shipping_address.name);
+  changeIcon(row.sign, sign);
+  setText(row.word, word);
+  setText(row.name, order.shipping_address.name);
   if (lightUp) flash(row.link);
 }
 

@@ -1,7 +1,7 @@
 // One order: its details, its saga and its actions.
 
 import { call } from "./api.js";
-import { announce, element, icon, say, set, turnInto } from "./dom.js";
+import { announce, element, icon, setText, set, changeIcon } from "./dom.js";
 import { inWords, money, statusOf, time } from "./format.js";
 import { get, keep, onChange } from "./order-store.js";
 import { load as loadSteps } from "./saga.js";
@@ -90,7 +90,7 @@ function build(orderId) {
 
   /** Shows why an action failed, or hides that without a problem. */
   function report(failed) {
-    say(problem, failed?.message ?? "");
+    setText(problem, failed?.message ?? "");
     problem.hidden = !failed;
   }
 
@@ -99,11 +99,11 @@ function build(orderId) {
     document.title = `${status.word}: ${orderId}`;
     badge.hidden = false;
     set(badge, "data-tone", status.tone);
-    turnInto(sign, status.icon);
-    say(word, status.word);
+    changeIcon(sign, status.icon);
+    setText(word, status.word);
     const { name: person, street, postal_code, city, country } = order.shipping_address;
-    say(name, person);
-    say(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
+    setText(name, person);
+    setText(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
     // Between an accepted cancel and the first compensation, the status does not show the cancel yet.
     const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
     failure.hidden = !order.failure && (order.cancellable || !CANCELLABLE.includes(order.status));
@@ -116,7 +116,7 @@ function build(orderId) {
     temporal.hidden = !temporal.href;
 
     if (!lines.children.length) lines.append(...order.lines.map(line));
-    say(address, `${person}\n${street}\n${postal_code} ${city}, ${country}`);
+    setText(address, `${person}\n${street}\n${postal_code} ${city}, ${country}`);
   }
 
   // The first view has no buttons and dialogs, so their code is loaded with the first order.

@@ -1,7 +1,7 @@
 // Draws the saga: the steps lead down on the left; where one fails, the path turns, and the compensations lead up on the
 // right. The drawing is built once for each order; an update changes only what is different.
 
-import { element, icon, say, set, turnInto } from "./dom.js";
+import { element, icon, setText, set, changeIcon } from "./dom.js";
 import { after, statusOf, time } from "./format.js";
 import { readSaga, steps as table } from "./saga.js";
 
@@ -99,12 +99,12 @@ function stop(word, ownSign) {
     node,
     show(state, text, more = "") {
       set(node, "data-state", state);
-      turnInto(sign, SIGNS[state] ?? ownSign);
-      say(words, text);
-      say(detail, more);
+      changeIcon(sign, SIGNS[state] ?? ownSign);
+      setText(words, text);
+      setText(detail, more);
     },
     become(newWord, newSign, tone) {
-      say(title, newWord);
+      setText(title, newWord);
       ownSign = newSign;
       set(node, "data-tone", tone);
     },

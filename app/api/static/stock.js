@@ -1,7 +1,7 @@
 // The products: price, available quantity, quantity to order, and a button to restock.
 
 import { call } from "./api.js";
-import { element, flash, notify, say, set } from "./dom.js";
+import { element, flash, notify, setText, set } from "./dom.js";
 import { money } from "./format.js";
 
 const RESTOCK = 10;
@@ -35,9 +35,9 @@ export function show(item) {
   const product = products.get(item.sku);
   const moved = product.item.available !== item.available;
   product.item = item;
-  say(product.name, item.name);
-  say(product.price, money(item.unit_price));
-  say(product.available, item.available ? `${item.available.toLocaleString()} in stock` : "Sold out");
+  setText(product.name, item.name);
+  setText(product.price, money(item.unit_price));
+  setText(product.available, item.available ? `${item.available.toLocaleString()} in stock` : "Sold out");
   set(product.available, "data-tone", item.available ? null : "bad");
   set(product.restock, "aria-label", `+${RESTOCK}: restock ${item.name}`);
   set(product.quantity, "aria-label", `Quantity of ${item.name}`);
@@ -67,7 +67,7 @@ function build(item) {
 /** Warns of an order that exceeds the stock, but does not prevent it: a saga that fails is worth a look. */
 function warn({ item, quantity, warning }) {
   warning.hidden = Number(quantity.value) <= item.available;
-  say(warning, item.available ? `Only ${item.available} left: the order will fail.` : "Sold out: the order will fail.");
+  setText(warning, item.available ? `Only ${item.available} left: the order will fail.` : "Sold out: the order will fail.");
 }
 
 async function restock({ item }) {
