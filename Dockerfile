@@ -1,7 +1,7 @@
 # One image for both processes: the API by default, the worker with `python worker.py`.
 FROM python:3.13-slim-bookworm AS build
 COPY requirements.lock .
-# Wheels only: nothing is compiled, so no compiler is needed, here or later.
+# Wheels only, so neither image needs a compiler.
 RUN pip install --no-cache-dir --only-binary=:all: --require-hashes --prefix=/packages -r requirements.lock
 
 FROM python:3.13-slim-bookworm

@@ -1,1 +1,1 @@
-"""For those who work on this project; nothing in here is shipped."""
+"""Tools for development; none of this is shipped."""

@@ -1,7 +1,7 @@
-"""The measurements (`make bench`): how long an order takes from POST to `completed`, and how many complete per second.
+"""Benchmarks (`make bench`): the latency of an order from POST to `completed`, and completed orders per second.
 
-A time runs from before the POST to the order's `updated_at`, both by the clock of this machine. Run it on an idle one:
-servers, worker, API and this client share its cores.
+Latency is measured from just before the POST to the order's `updated_at`, both by the clock of this machine. Use an
+idle machine: servers, worker, API and this client share its cores.
 """
 
 import argparse
@@ -21,49 +21,49 @@ from dev import hot_stock
 from dev.sample_stock import authorization
 from dev.stack import Config, Stack, run
 
-WARM_UP = 20  # orders that are not measured: connections are made, code is loaded
-TIMEOUT = 120  # seconds for one measurement
+WARM_UP = 20  # orders placed first, without measuring them, to open connections and load code
+TIMEOUT = 120  # seconds for one benchmark
 
 
 class Client:
-    """Places orders and learns when they are completed, by lists of many, which cost little."""
+    """Places orders and polls the list of completed ones: cheaper than polling each order."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
 
     async def measure(self, orders: int, in_flight: int) -> tuple[list[float], float]:
-        """Place `orders`, at most `in_flight` at a time. Returns the seconds of each, and of all together."""
+        """Place this many orders, at most `in_flight` at a time. Returns the seconds each one took, and the total."""
         customer = f"bench-{uuid.uuid4().hex[:12]}"
-        waiting: dict[str, asyncio.Future[float]] = {}
-        turns = asyncio.Semaphore(in_flight)
+        pending: dict[str, asyncio.Future[float]] = {}
+        slots = asyncio.Semaphore(in_flight)
 
         async def place() -> float:
-            async with turns:
+            async with slots:
                 begin = time.time()
-                response = await self.http.post("/orders", json=order_of(customer))
+                response = await self.http.post("/orders", json=order_body(customer))
                 order_id = response.raise_for_status().json()["order_id"]
-                waiting[order_id] = asyncio.get_running_loop().create_future()
-                return await waiting[order_id] - begin
+                pending[order_id] = asyncio.get_running_loop().create_future()
+                return await pending[order_id] - begin
 
-        async def look() -> None:
+        async def poll() -> None:
             query = {"customer_id": customer, "status": "completed", "limit": str(min(100, 2 * in_flight))}
             while True:
                 await asyncio.sleep(0.01 if in_flight == 1 else 0.05)
                 response = await self.http.get("/orders", params=query)
                 for order in response.raise_for_status().json()["items"]:
-                    if future := waiting.pop(order["order_id"], None):
+                    if future := pending.pop(order["order_id"], None):
                         future.set_result(datetime.fromisoformat(order["updated_at"]).timestamp())
 
         begin = time.monotonic()
         async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
-            looking = group.create_task(look())
+            poller = group.create_task(poll())
             placed = [group.create_task(place()) for _ in range(orders)]
             await asyncio.wait(placed)
-            looking.cancel()
+            poller.cancel()
         return [task.result() for task in placed], time.monotonic() - begin
 
 
-def order_of(customer: str) -> dict[str, object]:
+def order_body(customer: str) -> dict[str, object]:
     return {
         "customer_id": customer,
         "email": "bench@example.com",
@@ -95,18 +95,19 @@ async def bench(api_url: str | None) -> int:
             percentiles = quantiles(times, n=100)
             p50, p95 = (f"{1000 * percentiles[n - 1]:,.0f} ms" for n in (50, 95))
             print(f"{title:<16}{orders:>8}{p50:>10}{p95:>10}{orders / total:>10.1f}", flush=True)
-        if stack:  # needs MongoDB itself
+        if stack:  # this benchmark needs direct access to MongoDB
             mongo = Mongo(stack.mongodb_uri, "hot_stock")
             rates = await hot_stock.measure(mongo)
             mongo.close()
-            print(f"\n{hot_stock.CALLERS} reserve one product, reservations/s")
+            print(f"\n{hot_stock.CALLERS} concurrent callers reserve one product, reservations/s")
             print(
-                f"  a transaction each {rates.plain:,.0f}, group commit {rates.grouped:,.0f}: {rates.times:.0f} times"
+                f"  one transaction each {rates.plain:,.0f}, "
+                f"group commit {rates.grouped:,.0f}: {rates.speedup:.0f} times as many"
             )
     return 0
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
-    arguments.add_argument("--url", help="an API that runs already; without, a new stack is started for this")
+    arguments.add_argument("--url", help="address of a running API; without it, a temporary stack is started")
     run(bench(arguments.parse_args().url))

@@ -1,10 +1,10 @@
-"""The proof that nothing is lost (`make chaos`): servers and workflows are taken away while orders come in.
+"""Chaos test (`make chaos`): inject faults into servers and workflows while orders come in. No order may be lost.
 
-One API, two workers, Temporal and three mongods. Orders of every kind are placed, cancelled, approved, rejected and
-sent to another address by customers who repeat each request until it is answered. Meanwhile processes are killed,
-stopped and frozen, the primary steps down or loses what only it has written, workflows are reset and terminated, and
-all of Temporal's data is deleted. Afterwards every order must be final, once, and the books of stock, payment service
-and carrier must agree with it.
+The stack has one API, two workers, Temporal and three mongods. A client places, cancels, approves and rejects orders,
+changes their addresses, and repeats each request until it is answered. Meanwhile, processes are killed, stopped and
+frozen, the primary steps down or loses its unreplicated writes, workflows are reset and terminated, and all of
+Temporal's data is deleted. Afterwards, each order must exist once with a final status that agrees with the stock, the
+payments and the shipments.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from dev.sample_stock import authorization
 from dev.servers import ReplicaSet, Server, free_port
 from dev.stack import ROOT, Config, Stack, run
 
-PRODUCTS = {  # price and quantity; there are too few vases for all who want one, and a sofa needs approval
+PRODUCTS = {  # price and available quantity; the vases run out, and a sofa needs approval
     "CHAOS-MUG": (12_99, 10_000),
     "CHAOS-VASE": (12_99, 15),
     "CHAOS-SOFA": (650_00, 10_000),
@@ -42,14 +42,14 @@ PRODUCTS = {  # price and quantity; there are too few vases for all who want one
 
 @dataclass(frozen=True)
 class Kind:
-    """What is ordered, how often, what the customer does then, and how the order may end."""
+    """A kind of order: its relative frequency, its allowed final statuses, its content, and a later request."""
 
     weight: int
-    ends: set[str]
+    outcomes: set[str]
     sku: str = "CHAOS-MUG"
     payment_method: str = "pm_card_ok"
     postal_code: str = "10115"
-    then: str = ""
+    action: str = ""
 
 
 KINDS = {
@@ -59,17 +59,17 @@ KINDS = {
     "unserviceable": Kind(2, {"failed"}, postal_code="00000"),
     "flaky": Kind(2, {"completed"}, payment_method="pm_card_flaky"),
     "slow": Kind(2, {"completed"}, payment_method="pm_card_slow"),
-    "cancelled": Kind(3, {"completed", "cancelled"}, then="cancel at once"),
-    "payment outage": Kind(2, {"cancelled"}, payment_method="pm_card_outage", then="cancel"),
-    "carrier outage": Kind(2, {"cancelled"}, postal_code="99999", then="cancel"),
-    "approved": Kind(2, {"completed"}, sku="CHAOS-SOFA", then="approve"),
-    "rejected": Kind(1, {"failed"}, sku="CHAOS-SOFA", then="reject"),
-    "moved": Kind(2, {"completed"}, payment_method="pm_card_slow", then="change the address"),
+    "cancelled": Kind(3, {"completed", "cancelled"}, action="cancel at once"),
+    "payment outage": Kind(2, {"cancelled"}, payment_method="pm_card_outage", action="cancel"),
+    "carrier outage": Kind(2, {"cancelled"}, postal_code="99999", action="cancel"),
+    "approved": Kind(2, {"completed"}, sku="CHAOS-SOFA", action="approve"),
+    "rejected": Kind(1, {"failed"}, sku="CHAOS-SOFA", action="reject"),
+    "moved": Kind(2, {"completed"}, payment_method="pm_card_slow", action="change the address"),
 }
 CITY, NEW_CITY = "Berlin", "Potsdam"  # before an address change, and after it
 TERMINAL = {"completed", "failed", "cancelled"}
-KEPT = ROOT / ".dev" / "chaos"
-SETTLE_TIMEOUT = 180  # seconds: the relay's sweep of 60, a step's timeout of 30, and their retries
+FAILURE_DIR = ROOT / ".dev" / "chaos"
+SETTLE_TIMEOUT = 180  # seconds: allows for the relay's sweep (60), a start-to-close timeout (30) and retries
 PROCESSES = ("api", "worker", "worker-2", "temporal", "primary", "secondary")
 FAULTS = [
     *((name, how) for name in PROCESSES for how in ("killed", "stopped", "frozen")),
@@ -79,37 +79,37 @@ FAULTS = [
     *[("workflows", "terminated")] * 3,
     ("Temporal's data", "deleted"),
 ]
-AT_ONCE = 4  # workflows that are reset or terminated together
+WORKFLOWS_PER_FAULT = 4  # reset or terminated together
 
 
 @dataclass
-class Placed:
+class PlacedOrder:
     kind: str
     order_id: str
     key: str
     body: dict[str, Any]
-    answer: str = ""  # to what the customer did then
-    repeats: int = 0  # of that request
-    final: str = ""  # its status when its workflow was reset, if it was final by then
+    answer: str = ""  # of the API to the action
+    repeats: int = 0  # of the action's request
+    final_before_reset: str = ""  # the final status, if the order had one when its workflow was reset
     operator_cancelled: bool = False
 
 
 @dataclass
-class Shop:
-    """A client that does not give up."""
+class RetryingClient:
+    """Places orders, and repeats each request until it is answered."""
 
     http: httpx.AsyncClient
-    placed: list[Placed] = field(default_factory=list)
+    placed: list[PlacedOrder] = field(default_factory=list)
     repeats: int = 0
     errors: list[str] = field(default_factory=list)
 
     async def send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Repeat a request until it is answered, and not with "try again later"."""
-        response, _ = await self.insist(method, path, **request)
+        """Repeat a request until the answer is not a 503 or another server error."""
+        response, _ = await self.send_counted(method, path, **request)
         return response
 
-    async def insist(self, method: str, path: str, **request: Any) -> tuple[httpx.Response, int]:
-        """The same, with how often it was repeated."""
+    async def send_counted(self, method: str, path: str, **request: Any) -> tuple[httpx.Response, int]:
+        """Like `send`, but also returns the number of repeats."""
         repeats = 0
         async with asyncio.timeout(SETTLE_TIMEOUT):
             while True:
@@ -126,9 +126,9 @@ class Shop:
                 self.repeats += 1
                 await asyncio.sleep(0.2)
 
-    async def place(self, name: str, number: int, patience: float) -> None:
-        """Place an order of this kind; do with it what this kind asks for, some time within `patience` seconds."""
-        kind = KINDS[name]
+    async def place(self, kind_name: str, number: int, max_delay: float) -> None:
+        """Place an order of this kind, then send the action of the kind within `max_delay` seconds."""
+        kind = KINDS[kind_name]
         address = {
             "name": "Ada Lovelace",
             "street": "Example Street 1",
@@ -145,27 +145,27 @@ class Shop:
         }
         key = f"chaos-{number}"
         response = await self.send("POST", "/orders", json=body, headers={"Idempotency-Key": key})
-        item = Placed(name, response.raise_for_status().json()["order_id"], key, body)
+        item = PlacedOrder(kind_name, response.raise_for_status().json()["order_id"], key, body)
         self.placed.append(item)
-        match kind.then:
+        match kind.action:
             case "change the address":
-                await asyncio.sleep(patience / 4)
-                await self.decide(item, "shipping-address", {**address, "city": NEW_CITY}, method="PUT")
+                await asyncio.sleep(max_delay / 4)
+                await self.act(item, "shipping-address", {**address, "city": NEW_CITY}, method="PUT")
             case "cancel at once":
-                await asyncio.sleep(patience / 20)
-                await self.decide(item, "cancel", {})
+                await asyncio.sleep(max_delay / 20)
+                await self.act(item, "cancel", {})
             case "cancel":
-                await asyncio.sleep(patience)
-                await self.decide(item, "cancel", {})
+                await asyncio.sleep(max_delay)
+                await self.act(item, "cancel", {})
             case "approve" | "reject":
                 async with asyncio.timeout(SETTLE_TIMEOUT):
                     while (await self.order(item.order_id))["status"] == "placed":
                         await asyncio.sleep(0.5)
-                await asyncio.sleep(patience)
-                await self.decide(item, "approval", {"approved": kind.then == "approve"})
+                await asyncio.sleep(max_delay)
+                await self.act(item, "approval", {"approved": kind.action == "approve"})
 
-    async def decide(self, item: Placed, what: str, body: dict[str, Any], method: str = "POST") -> None:
-        response, item.repeats = await self.insist(method, f"/orders/{item.order_id}/{what}", json=body)
+    async def act(self, item: PlacedOrder, action: str, body: dict[str, Any], method: str = "POST") -> None:
+        response, item.repeats = await self.send_counted(method, f"/orders/{item.order_id}/{action}", json=body)
         item.answer = f"{response.status_code} {response.json().get('detail', '')}".strip()
 
     async def order(self, order_id: str) -> dict[str, Any]:
@@ -177,58 +177,60 @@ class Shop:
 
 
 class Faults:
-    """Takes away one thing after another, and brings it back."""
+    """Injects one fault after another, and recovers from each."""
 
-    def __init__(self, stack: Stack, replica_set: ReplicaSet, temporal: Client, shop: Shop, seed: int) -> None:
-        self.survived = Counter[str]()
+    def __init__(
+        self, stack: Stack, replica_set: ReplicaSet, temporal: Client, client: RetryingClient, seed: int
+    ) -> None:
+        self.injected = Counter[str]()
         self._stack = stack
         self._replica_set = replica_set
         self._temporal = temporal
-        self._shop = shop
+        self._client = client
         self._random = random.Random(seed)
 
     async def run(self, times: int) -> None:
         rounds = (fault for _ in count() for fault in self._random.sample(FAULTS, len(FAULTS)))
-        for number, (what, how) in enumerate(islice(rounds, times), 1):
-            away = self._random.uniform(0.2, 3)
-            began = time.monotonic()
-            print(f"  {number:>2}. {what} {how}", end="", flush=True)
-            match how:
+        for number, (target, fault) in enumerate(islice(rounds, times), 1):
+            downtime = self._random.uniform(0.2, 3)
+            started_at = time.monotonic()
+            print(f"  {number:>2}. {target} {fault}", end="", flush=True)
+            match fault:
                 case "reset" | "terminated":
-                    many = await (self._reset() if how == "reset" else self._terminate())
-                    print(f": {many}", end="")
-                    self.survived[f"{what} {how}"] += many
+                    affected = await (self._reset() if fault == "reset" else self._terminate())
+                    print(f": {affected}", end="")
+                    self.injected[f"{target} {fault}"] += affected
                 case "deleted":
-                    await self._delete_temporal_data(away)
-                    self.survived[f"{what} {how}"] += 1
+                    await self._delete_temporal_data(downtime)
+                    self.injected[f"{target} {fault}"] += 1
                 case "stepped down":
                     await self._replica_set.step_down()
-                    await self._replica_set.until_complete()
-                    self.survived[how] += 1
+                    await self._replica_set.wait_until_complete()
+                    self.injected[fault] += 1
                 case "rolled back":
-                    await self._replica_set.roll_back(away)
-                    await self._replica_set.until_complete()
-                    self.survived[how] += 1
+                    await self._replica_set.roll_back(downtime)
+                    await self._replica_set.wait_until_complete()
+                    self.injected[fault] += 1
                 case _:
-                    await self._disturb(what, how, away)
-                    self.survived[how] += 1
-            print(f" ({time.monotonic() - began:.1f} s)", flush=True)
+                    await self._interrupt(target, fault, downtime)
+                    self.injected[fault] += 1
+            print(f" ({time.monotonic() - started_at:.1f} s)", flush=True)
             await asyncio.sleep(self._random.uniform(0.5, 2))
 
-    async def _disturb(self, name: str, how: str, away: float) -> None:
+    async def _interrupt(self, name: str, fault: str, downtime: float) -> None:
         server = await self._server(name)
-        if how == "frozen":
+        if fault == "frozen":
             server.pause()
-            await asyncio.sleep(away)
+            await asyncio.sleep(downtime)
             server.resume()
         else:
-            await (server.kill() if how == "killed" else server.stop(timeout=20))
-            await asyncio.sleep(away)
+            await (server.kill() if fault == "killed" else server.stop(timeout=20))
+            await asyncio.sleep(downtime)
             if server in self._replica_set.members:
                 await self._replica_set.restart(server)
             else:
                 await self._stack.start(name)
-        await self._replica_set.until_complete()
+        await self._replica_set.wait_until_complete()
 
     async def _server(self, name: str) -> Server:
         if name not in {"primary", "secondary"}:
@@ -237,19 +239,19 @@ class Faults:
         secondaries = [member for member in self._replica_set.members if member is not primary]
         return primary if name == "primary" else self._random.choice(secondaries)
 
-    async def _delete_temporal_data(self, away: float) -> None:
+    async def _delete_temporal_data(self, downtime: float) -> None:
         await self._stack.processes["temporal"].kill()
         for file in self._stack.temporal_data.parent.glob(f"{self._stack.temporal_data.name}*"):
             file.unlink()
-        await asyncio.sleep(away)
+        await asyncio.sleep(downtime)
         await self._stack.start("temporal")
 
     async def _reset(self) -> int:
-        """Reset workflows of orders in any state, final ones too, each to any point; some are cancelled right after."""
+        """Reset workflows of orders in any status, final ones too, to a random point. Cancel some right after."""
         done = 0
-        for item in self._random.sample(self._shop.placed, len(self._shop.placed)):
-            status = (await self._shop.order(item.order_id))["status"]
-            item.final = item.final or (status if status in TERMINAL else "")
+        for item in self._random.sample(self._client.placed, len(self._client.placed)):
+            status = (await self._client.order(item.order_id))["status"]
+            item.final_before_reset = item.final_before_reset or (status if status in TERMINAL else "")
             handle = self._temporal.get_workflow_handle(f"order-{item.order_id}")
             try:
                 done += await self._reset_one(handle)
@@ -258,11 +260,11 @@ class Faults:
                     await handle.cancel()
                 elif self._random.random() < 0.4:
                     item.operator_cancelled = True
-                    await self._shop.send("POST", f"/orders/{item.order_id}/cancel", json={})
+                    await self._client.send("POST", f"/orders/{item.order_id}/cancel", json={})
             except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:  # from before Temporal's data was deleted, or ended
+                if error.status is not RPCStatusCode.NOT_FOUND:  # closed, or deleted with Temporal's data
                     raise
-            if done == AT_ONCE:
+            if done == WORKFLOWS_PER_FAULT:
                 break
         return done
 
@@ -287,90 +289,92 @@ class Faults:
         return True
 
     async def _terminate(self) -> int:
-        """Terminate workflows that run."""
+        """Terminate running workflows."""
         done = 0
         running = [each.id async for each in self._temporal.list_workflows("ExecutionStatus = 'Running'")]
-        for workflow_id in self._random.sample(running, min(AT_ONCE, len(running))):
+        for workflow_id in self._random.sample(running, min(WORKFLOWS_PER_FAULT, len(running))):
             try:
                 await self._temporal.get_workflow_handle(workflow_id).terminate("chaos")
             except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:  # it has ended meanwhile
+                if error.status is not RPCStatusCode.NOT_FOUND:  # already closed
                     raise
             else:
                 done += 1
         return done
 
 
-# --- afterwards
+# --- audit
 
 
-async def audit(stack: Stack, shop: Shop) -> list[str]:
-    """Everything that is not as it should be, a line each."""
-    wrong = list(shop.errors)
-    async with AsyncMongoClient[dict[str, Any]](stack.mongodb_uri) as client:
-        database = client["orders"]
-        books = {entry["_id"]: entry async for entry in database.sandbox.find()}
-        if (stored := await database.orders.count_documents({})) != len(shop.placed):
-            wrong.append(f"{len(shop.placed)} orders were placed, {stored} are stored")
+async def audit(stack: Stack, client: RetryingClient) -> list[str]:
+    """Compare orders, stock, payments and shipments. Returns a line for each violation."""
+    violations = list(client.errors)
+    async with AsyncMongoClient[dict[str, Any]](stack.mongodb_uri) as mongo:
+        database = mongo["orders"]
+        records = {entry["_id"]: entry async for entry in database.sandbox.find()}
+        if (stored := await database.orders.count_documents({})) != len(client.placed):
+            violations.append(f"{len(client.placed)} orders were placed, {stored} are stored")
         held: Counter[str] = Counter()
         async for order in database.orders.find({"steps.reserve_inventory.status": "done"}):
             quantities = order["steps"]["reserve_inventory"]["quantities"]
             held.update({line["sku"]: line["quantity"] for line in quantities})
 
     for sku, (_, stocked) in PRODUCTS.items():
-        available = (await shop.send("GET", f"/inventory/{sku}")).json()["available"]
+        available = (await client.send("GET", f"/inventory/{sku}")).json()["available"]
         if available < 0 or available + held[sku] != stocked:
-            wrong.append(f"{sku}: {available} available + {held[sku]} reserved is not {stocked}")
+            violations.append(f"{sku}: {available} available + {held[sku]} reserved is not {stocked}")
 
-    for item in shop.placed:
-        order = await shop.order(item.order_id)
-        again = await shop.send("POST", "/orders", json=item.body, headers={"Idempotency-Key": item.key})
+    for item in client.placed:
+        order = await client.order(item.order_id)
+        again = await client.send("POST", "/orders", json=item.body, headers={"Idempotency-Key": item.key})
         checks = [
-            (again.json().get("order_id") == item.order_id, "was made a second time by its Idempotency-Key"),
-            *check_end(item, order["status"]),
+            (again.json().get("order_id") == item.order_id, "its Idempotency-Key made a second order"),
+            *check_outcome(item, order["status"]),
             check_address(item, order["shipping_address"]["city"]),
-            *check_books(item.order_id, order, books),
+            *check_sandbox_records(item.order_id, order, records),
         ]
-        wrong += [f"{item.order_id} ({item.kind}, {order['status']}): {what}" for fine, what in checks if not fine]
-    return wrong
+        violations += [
+            f"{item.order_id} ({item.kind}, {order['status']}): {message}" for ok, message in checks if not ok
+        ]
+    return violations
 
 
-def check_end(item: Placed, status: str) -> Iterator[tuple[bool, str]]:
+def check_outcome(item: PlacedOrder, status: str) -> Iterator[tuple[bool, str]]:
     cancelled = {"cancelled"} if item.operator_cancelled else set()
-    yield status in KINDS[item.kind].ends | cancelled, "has the wrong end"
-    yield item.final in {"", status}, f"was {item.final} before it was reset"
+    yield status in KINDS[item.kind].outcomes | cancelled, "has an unexpected final status"
+    yield item.final_before_reset in {"", status}, f"was {item.final_before_reset} before the reset"
     if not item.answer.startswith("409"):
-        yield item.answer in {"", "200", "202"}, f"the request was answered with {item.answer}"
-        cancel_accepted = item.answer == "202" and "cancel" in KINDS[item.kind].then
-        yield not cancel_accepted or status == "cancelled", "the cancel was accepted"
-    elif item.repeats == 0 and not cancelled:  # else it may have taken effect before it was answered
-        yield item.kind in {"cancelled", "moved"} and status == "completed", f"the request was refused: {item.answer}"
+        yield item.answer in {"", "200", "202"}, f"unexpected answer: {item.answer}"
+        cancel_accepted = item.answer == "202" and "cancel" in KINDS[item.kind].action
+        yield not cancel_accepted or status == "cancelled", "the cancel was accepted, but the order is not cancelled"
+    elif item.repeats == 0 and not cancelled:  # a repeated request may have taken effect the first time
+        yield item.kind in {"cancelled", "moved"} and status == "completed", f"unexpected refusal: {item.answer}"
 
 
-def check_address(item: Placed, city: str) -> tuple[bool, str]:
-    if item.kind == "moved" and item.answer != "200" and item.repeats:  # may have been changed before it was answered
-        return city in {CITY, NEW_CITY}, f"goes to {city}"
+def check_address(item: PlacedOrder, city: str) -> tuple[bool, str]:
+    if item.kind == "moved" and item.answer != "200" and item.repeats:  # may have been changed by the first request
+        return city in {CITY, NEW_CITY}, f"is addressed to {city}"
     return city == (
         NEW_CITY if item.answer == "200" else CITY
-    ), f"goes to {city}, the change was answered {item.answer}"
+    ), f"is addressed to {city}, the answer to the change was {item.answer}"
 
 
-def check_books(order_id: str, order: dict[str, Any], books: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-    total, sold = order["total"]["amount"], order["status"] == "completed"
-    payment = books.get(f"payment:{order_id}", {})
-    shipment = books.get(f"shipment:{order_id}", {})
+def check_sandbox_records(order_id: str, order: dict[str, Any], records: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    total, completed = order["total"]["amount"], order["status"] == "completed"
+    payment = records.get(f"payment:{order_id}", {})
+    shipment = records.get(f"shipment:{order_id}", {})
     paid = payment.get("captured", 0) - payment.get("refunded", 0)
     shipped = bool(shipment.get("shipped")) and not shipment.get("called_off")
-    mailed = f"mail:{order_id}" in books
-    yield paid == (total if sold else 0), f"{paid} were paid of {total}"
-    yield shipped == sold, "shipped" if shipped else "did not ship"
-    yield mailed == sold, "the customer was told" if mailed else "the customer was not told"
+    confirmed = f"mail:{order_id}" in records
+    yield paid == (total if completed else 0), f"paid {paid} of {total}"
+    yield shipped == completed, "was shipped" if shipped else "was not shipped"
+    yield confirmed == completed, "a confirmation was sent" if confirmed else "no confirmation was sent"
 
 
-async def chaos(orders: int, disturbances: int, seed: int) -> int:
-    random_ = random.Random(seed)
+async def chaos(orders: int, fault_count: int, seed: int) -> int:
+    generator = random.Random(seed)
     begin = time.monotonic()
-    print(f"{orders} orders, {disturbances} disturbances, seed {seed}", flush=True)
+    print(f"{orders} orders, {fault_count} faults, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="order-saga-") as name:
         folder = Path(name)
         replica_set = await ReplicaSet.start(folder / "mongodb", [free_port() for _ in range(3)])
@@ -380,52 +384,54 @@ async def chaos(orders: int, disturbances: int, seed: int) -> int:
                 Stack(config) as stack,
                 httpx.AsyncClient(base_url=stack.api_url, headers=authorization(), timeout=5) as http,
             ):
-                shop = Shop(http)
+                client = RetryingClient(http)
                 for sku, (price, quantity) in PRODUCTS.items():
                     unit_price = {"amount": price, "currency": "EUR"}
                     product = {"name": sku, "unit_price": unit_price, "available": quantity}
                     (await http.put(f"/inventory/{sku}", json=product)).raise_for_status()
 
                 temporal = await Client.connect(stack.temporal_address)
-                faults = Faults(stack, replica_set, temporal, shop, seed)
+                faults = Faults(stack, replica_set, temporal, client, seed)
                 weights = [kind.weight for kind in KINDS.values()]
                 async with asyncio.TaskGroup() as group:
-                    disturbing = group.create_task(faults.run(disturbances))
-                    for number, kind in enumerate(random_.choices(list(KINDS), weights, k=orders)):
-                        group.create_task(shop.place(kind, number, random_.uniform(0, 20)))
-                        await asyncio.sleep(disturbances * 3 / orders)  # orders keep coming until about the end
-                    await disturbing
-                print(f"all orders are in, after {shop.repeats} repeated requests; waiting for them to end", flush=True)
-                await settle(shop)
-                wrong = await audit(stack, shop)
-                ends = Counter([(await shop.order(item.order_id))["status"] for item in shop.placed])
+                    injecting = group.create_task(faults.run(fault_count))
+                    for number, kind in enumerate(generator.choices(list(KINDS), weights, k=orders)):
+                        group.create_task(client.place(kind, number, generator.uniform(0, 20)))
+                        await asyncio.sleep(fault_count * 3 / orders)  # orders keep coming until about the last fault
+                    await injecting
+                print(
+                    f"all orders are placed, {client.repeats} requests repeated; waiting for final statuses", flush=True
+                )
+                await wait_until_final(client)
+                violations = await audit(stack, client)
+                outcomes = Counter([(await client.order(item.order_id))["status"] for item in client.placed])
         finally:
             await replica_set.stop()
-        if wrong:
-            shutil.rmtree(KEPT, ignore_errors=True)
-            shutil.copytree(folder, KEPT)
-            wrong.append(f"data and logs are kept in {KEPT}")
+        if violations:
+            shutil.rmtree(FAILURE_DIR, ignore_errors=True)
+            shutil.copytree(folder, FAILURE_DIR)
+            violations.append(f"data and logs are in {FAILURE_DIR}")
 
-    print("survived:", ", ".join(f"{many} {how}" for how, many in faults.survived.most_common()))
-    print(", ".join(f"{many} {status}" for status, many in ends.most_common()), end=" ")
+    print("survived:", ", ".join(f"{number} {fault}" for fault, number in faults.injected.most_common()))
+    print(", ".join(f"{number} {status}" for status, number in outcomes.most_common()), end=" ")
     print(f"after {time.monotonic() - begin:.0f} s")
-    print("\n".join(wrong) if wrong else "nothing lost, nothing doubled, the books agree")
-    return 1 if wrong else 0
+    print("\n".join(violations) if violations else "no order lost or duplicated; stock, payments and shipments agree")
+    return 1 if violations else 0
 
 
-async def settle(shop: Shop) -> None:
-    """Wait until every order is final, or for SETTLE_TIMEOUT."""
-    open_ = {item.order_id for item in shop.placed}
+async def wait_until_final(client: RetryingClient) -> None:
+    """Wait until every order is final, at most SETTLE_TIMEOUT."""
+    unfinished = {item.order_id for item in client.placed}
     deadline = time.monotonic() + SETTLE_TIMEOUT
-    while open_ and time.monotonic() < deadline:
+    while unfinished and time.monotonic() < deadline:
         await asyncio.sleep(1)
-        open_ = {order_id for order_id in open_ if (await shop.order(order_id))["status"] not in TERMINAL}
+        unfinished = {order_id for order_id in unfinished if (await client.order(order_id))["status"] not in TERMINAL}
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="make chaos ARGS=...", description=__doc__)
     arguments.add_argument("--orders", type=int, default=150)
-    arguments.add_argument("--disturbances", type=int, default=len(FAULTS))
-    arguments.add_argument("--seed", type=int, default=random.randrange(10_000), help="to see the same again")
+    arguments.add_argument("--faults", type=int, default=len(FAULTS))
+    arguments.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats an earlier run")
     given = arguments.parse_args()
-    run(chaos(given.orders, given.disturbances, given.seed))
+    run(chaos(given.orders, given.faults, given.seed))

@@ -1,4 +1,4 @@
-"""Why a workflow does not go on: its task fails and is retried for ever, and only the worker's log says so."""
+"""Report workflow tasks that fail. Temporal retries them forever, and the error appears only in the worker's log."""
 
 import asyncio
 import json
@@ -14,15 +14,15 @@ FAILED_TASK = re.compile(r"""Failing workflow task \{'run_id': '([\w-]+)', .*?me
 
 
 async def report_failed_tasks(log: Path, temporal_address: str) -> NoReturn:
-    """Print each workflow whose task fails, once for each error: what is wrong, and what to do."""
-    config = ClientConfig.load_client_connect_config()  # as worker and API do
+    """Follow the worker's log. Print each workflow whose task fails, once per error, with the remedy."""
+    config = ClientConfig.load_client_connect_config()  # the same settings as worker and API
     config["target_host"] = temporal_address
     client = await Client.connect(**config, lazy=True)
     reported = set()
     with log.open("rb") as file:
-        rest = b""
+        partial = b""
         while True:
-            *lines, rest = (rest + file.read()).split(b"\n")
+            *lines, partial = (partial + file.read()).split(b"\n")
             for line in lines:
                 if b"Failing workflow task" not in line or not (
                     failed := FAILED_TASK.search(json.loads(line)["message"])
@@ -46,10 +46,10 @@ async def _workflow_id(client: Client, run_id: str) -> str:
 
 def _explain(workflow: str, error: str, temporal_address: str) -> str:
     if "Nondeterminism" not in error:
-        return f"{workflow}: its workflow task fails and is retried: {error}"
+        return f"{workflow}: workflow task failed and will be retried: {error}"
     return (
         f"{workflow} cannot be replayed on the edited code: {error}\n"
-        "  Undo the edit, put it behind workflow.patched, or terminate the workflow: its order is then started again,\n"
-        "  from where it is:\n"
+        "  Undo the edit, put it behind workflow.patched, or terminate the workflow. A new workflow then continues\n"
+        "  the order from its current state:\n"
         f"  .venv/bin/temporal workflow terminate --address {temporal_address} --workflow-id {workflow}"
     )

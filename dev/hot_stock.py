@@ -1,7 +1,7 @@
-"""Hot stock: reservations per second of one product, by group commit and by plain transactions.
+"""Contention on one product: reservations per second with group commit, and with one transaction per order.
 
-The plain way is the textbook's: each order takes its quantity and writes its record in a transaction of its own. Both
-are retried by the same `run_transaction`, on the same server, right after each other.
+A plain reservation takes the quantity and records the step in a transaction of its own. Both variants use the same
+`run_transaction` with its retries, on the same server, one after the other.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from app.products import ProductRepository
 
 SKU = "HOT"
 CALLERS = 64
-ROUNDS = 3  # the best one counts: other load on the machine can only slow them
+ROUNDS = 3  # the best round counts, because other load on the machine only slows a round down
 PLAIN_ORDERS = 64
-GROUPED_ORDERS = 640  # more, as they are faster: both take long enough to be measured
+GROUPED_ORDERS = 640  # more than plain ones, because group commit is faster; both run long enough to measure
 
 Reserve = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class HotStock:
+class ReservationRates:
     """Reservations per second."""
 
     plain: float
     grouped: float
 
     @property
-    def times(self) -> float:
+    def speedup(self) -> float:
         return self.grouped / self.plain
 
 
-async def measure(mongo: Mongo) -> HotStock:
-    """Reserve one unit each for many orders, `CALLERS` at a time, both ways. Takes a few seconds.
+async def measure(mongo: Mongo) -> ReservationRates:
+    """Reserve one unit each for many orders, `CALLERS` at a time, in both ways. Takes a few seconds.
 
-    Uses the stock and the orders of this database: give it one of its own.
+    Writes products and orders, so pass a database that nothing else uses.
 
     Raises:
-        RuntimeError: the stock does not come out even; then the figures mean nothing.
+        RuntimeError: some stock is left or oversold, so the rates are meaningless.
     """
     orders = OrderRepository(mongo)
     async with sandbox(mongo) as gateways:
@@ -61,21 +61,21 @@ async def measure(mongo: Mongo) -> HotStock:
         await ActivityEnvironment().run(inventory.reserve, OrderRef(order_id=order_id))
 
     async def plain(order_id: str) -> None:
-        await reserve_alone(mongo, orders, order_id)
+        await reserve_without_group_commit(mongo, orders, order_id)
 
-    await _rate(mongo, grouped, GROUPED_ORDERS)  # connections are made, code is loaded
+    await _rate(mongo, grouped, GROUPED_ORDERS)  # opens connections and loads code
     rounds = [
         (await _rate(mongo, plain, PLAIN_ORDERS), await _rate(mongo, grouped, GROUPED_ORDERS)) for _ in range(ROUNDS)
     ]
-    result = HotStock(max(plain for plain, _ in rounds), max(grouped for _, grouped in rounds))
+    result = ReservationRates(max(plain for plain, _ in rounds), max(grouped for _, grouped in rounds))
     product = await mongo.inventory.find_one({"_id": SKU})
     if product is None or product["available"] != 0:
-        raise RuntimeError(f"the stock does not come out even: {product}")
+        raise RuntimeError(f"expected no stock to be left: {product}")
     return result
 
 
-async def reserve_alone(mongo: Mongo, orders: OrderRepository, order_id: str) -> None:
-    """Reserve for one order in a transaction of its own: the measure of group commit."""
+async def reserve_without_group_commit(mongo: Mongo, orders: OrderRepository, order_id: str) -> None:
+    """Reserve for one order in a transaction of its own, as the baseline for group commit."""
     order = await orders.get(order_id)
     quantities = {line.sku: line.quantity for line in order.lines}
     attempt = Attempt(datetime.now(UTC), 1)
@@ -94,14 +94,14 @@ async def reserve_alone(mongo: Mongo, orders: OrderRepository, order_id: str) ->
 
 
 async def _rate(mongo: Mongo, reserve: Reserve, count: int) -> float:
-    """Reserve for `count` new orders, with just enough stock; orders per second."""
+    """Reserve for `count` new orders, with exactly enough stock. Returns orders per second."""
     documents = [_order() for _ in range(count)]
     await mongo.orders.insert_many(documents)
     await mongo.inventory.update_one({"_id": SKU}, {"$inc": {"available": count}}, upsert=True)
-    waiting = iter(documents)
+    pending = iter(documents)
 
     async def caller() -> None:
-        for document in waiting:
+        for document in pending:
             await reserve(document["_id"])
 
     begin = time.perf_counter()

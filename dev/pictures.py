@@ -1,4 +1,4 @@
-"""The pictures of README.md, taken from the running page (`make pictures`): a compensated order, light and dark."""
+"""Take the pictures of README.md from the running page (`make pictures`): a compensated order, light and dark."""
 
 import base64
 import re
@@ -10,12 +10,12 @@ import httpx
 from playwright.async_api import Browser, ViewportSize, async_playwright, expect
 
 from dev.sample_stock import authorization
-from dev.stack import ROOT, run, running_or_new
+from dev.stack import ROOT, run, running_or_new_stack
 
 FOLDER = ROOT / "docs" / "pictures"
 VIEWPORT = ViewportSize(width=760, height=900)
 SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
-# The order and its saga alone, on a card with round corners.
+# Show only the order and its saga, on a card with round corners.
 CROP = """
 #order > :is(.back, .where, .particulars) { display: none !important }
 #order { height: auto; border: 0; border-radius: 12px }
@@ -37,23 +37,23 @@ ORDER = {
 }
 
 
-async def fail_an_order(api_url: str) -> str:
-    """Place the order and wait until it is compensated; its id."""
+async def place_failing_order(api_url: str) -> str:
+    """Place the order and wait until it is compensated. Returns its id."""
     async with httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=30) as http:
         order = (await http.post("/orders", json=ORDER)).raise_for_status().json()
-        await http.get(f"/orders/{order['order_id']}/events")  # ends once the order is final
+        await http.get(f"/orders/{order['order_id']}/events")  # the stream ends when the order reaches a final status
         return str(order["order_id"])
 
 
-async def take(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> Path:
-    """Photograph the failed order at `url`."""
+async def take_picture(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> Path:
+    """Take a picture of the order at `url`."""
     picture = FOLDER / f"compensated-{scheme}.webp"
     async with await browser.new_context(
         viewport=VIEWPORT,
         device_scale_factor=2,
         color_scheme=scheme,
         reduced_motion="reduce",
-        bypass_csp=True,  # for the style that crops
+        bypass_csp=True,  # allows the injected CROP style
         locale="en-GB",
     ) as context:
         page = await context.new_page()
@@ -63,7 +63,7 @@ async def take(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> 
         await expect(order.get_by_text(re.compile("^compensated "))).to_have_count(2)
         await page.add_style_tag(content=CROP)
         box = await order.bounding_box()
-        # Playwright's own screenshots are PNGs, three times the size.
+        # Use CDP for WebP: Playwright can only write PNG, which is three times the size.
         chromium = await context.new_cdp_session(page)
         await chromium.send("Emulation.setDefaultBackgroundColorOverride", {"color": {"r": 0, "g": 0, "b": 0, "a": 0}})
         options = {"format": "webp", "quality": 90, "clip": {**(box or {}), "scale": 1}}
@@ -74,15 +74,15 @@ async def take(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> 
 async def pictures() -> int:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        print("there is no Chromium: `make browser` installs it")
+        print("error: Chromium not found. `make browser` installs it")
         return 1
     FOLDER.mkdir(exist_ok=True)
-    async with running_or_new() as api_url, async_playwright() as playwright:
-        await fail_an_order(api_url)  # the first order on a new stack is slow
-        url = f"{api_url}/#/orders/{await fail_an_order(api_url)}"
+    async with running_or_new_stack() as api_url, async_playwright() as playwright:
+        await place_failing_order(api_url)  # warm-up: the first order on a new stack is slow
+        url = f"{api_url}/#/orders/{await place_failing_order(api_url)}"
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in SCHEMES:
-            picture = await take(browser, url, scheme)
+            picture = await take_picture(browser, url, scheme)
             print(f"{picture.relative_to(ROOT)}: {picture.stat().st_size // 1000} kB")
         await browser.close()
     return 0

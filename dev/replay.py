@@ -1,9 +1,9 @@
-"""Replay workflow histories with the code as it is, without a server.
+"""Replay workflow histories on the current code, without a server.
 
     python -m dev.replay history.json
 
-A history is what Temporal's Web UI downloads, or `temporal workflow show --output json` prints. With TEMPORAL_DEBUG=1,
-a `breakpoint()` in the workflow's code opens the debugger there. Exits with 1 when the code does not replay a history.
+Download a history in Temporal's Web UI, or print it with `temporal workflow show --output json`. With TEMPORAL_DEBUG=1,
+a `breakpoint()` in workflow code opens the debugger. The exit code is 1 if the code cannot replay a history.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ async def replay(files: list[str]) -> int:
         result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
         failed += result.replay_failure is not None
         print(f"{file}: {str(result.replay_failure)[:300] if result.replay_failure else 'replayed'}")
-    # The SDK's own threads end a moment later; without this pause the interpreter sometimes crashes at its exit
+    # The SDK's threads outlive the replay for a moment; without this pause, the interpreter sometimes crashes at exit
     # (https://github.com/temporalio/sdk-python/issues/300).
     await asyncio.sleep(0.1)
     return 1 if failed else 0

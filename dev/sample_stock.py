@@ -1,6 +1,6 @@
-"""Five products to begin with, for an API that has none: `python dev/sample_stock.py http://127.0.0.1:8000`.
+"""Add five sample products to an empty inventory: `python dev/sample_stock.py http://127.0.0.1:8000`.
 
-Standard library only, so that it runs in the container image, too.
+Uses only the standard library, because docker-compose.yml runs this file alone in the container image.
 """
 
 import json
@@ -14,18 +14,18 @@ SAMPLE_STOCK = {
     "TEE-WHITE-M": ("White T-shirt, M", 24_50, 5_000),
     "NOTEBOOK-A5": ("Notebook A5", 8_99, 10_000),
     "LAMP-OAK": ("Oak desk lamp", 79_90, 500),
-    "BIKE-CITY": ("City bike", 649_00, 100),  # dear enough to wait for approval
+    "BIKE-CITY": ("City bike", 649_00, 100),  # expensive enough to need approval
 }
 
 
 def authorization() -> dict[str, str]:
-    """The header for the API that this environment describes: empty unless API_KEYS is set."""
+    """The Authorization header for the first of API_KEYS, or no header if that is not set."""
     keys: dict[str, str] = json.loads(os.environ.get("API_KEYS") or "{}")
     return {"Authorization": f"Bearer {next(iter(keys.values()))}"} if keys else {}
 
 
 def load_sample_stock(api_url: str) -> None:
-    """Put the sample products into the inventory, if it is empty."""
+    """Add the sample products if the inventory is empty."""
     if call(f"{api_url}/inventory")["items"]:
         return
     for sku, (name, price, available) in SAMPLE_STOCK.items():
@@ -34,8 +34,8 @@ def load_sample_stock(api_url: str) -> None:
 
 
 def call(url: str, body: dict[str, Any] | None = None) -> Any:
-    """GET, or PUT with a body."""
-    request = urllib.request.Request(  # noqa: S310 - an http address of our own
+    """Send a GET, or a PUT if there is a body. Returns the JSON of the response."""
+    request = urllib.request.Request(  # noqa: S310 - always an http address
         url,
         data=json.dumps(body).encode() if body else None,
         headers={"Content-Type": "application/json", **authorization()},

@@ -1,55 +1,55 @@
-"""The code of worker and API: `make dev` restarts them when it changes."""
+"""Watch the code of worker and API, so that `make dev` restarts them when it changes."""
 
 import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-POLL = 0.25  # seconds; to look at all files takes a millisecond
+POLL_INTERVAL = 0.25  # seconds; checking all files takes a millisecond
 
 
-class Sources:
-    """`worker.py` and `app/` below `root`, as they were when this was made or `edited` last returned."""
+class SourceWatcher:
+    """Detects changes in `worker.py` and `app/` since it was created, or since `wait_for_edit` last returned."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._running = self._look()
+        self._baseline = self._scan()
 
-    async def edited(self) -> list[str]:
-        """Wait until files have changed and compile. Returns their names. Prints each syntax error until then."""
-        seen = self._running
+    async def wait_for_edit(self) -> list[str]:
+        """Wait for changes that compile. Returns the names of the changed files. Prints syntax errors meanwhile."""
+        current = self._baseline
         while True:
-            seen = await self._next(seen)
-            changed = [file for file in self._running | seen if self._running.get(file) != seen.get(file)]
+            current = await self._next(current)
+            changed = [file for file in self._baseline | current if self._baseline.get(file) != current.get(file)]
             names = {file: str(file.relative_to(self._root)) for file in sorted(changed)}
             errors = [f"{name}:{error}" for file, name in names.items() if (error := _syntax_error(file))]
-            # The old processes go on. Only `app/workflows/order.py` is read anew for each order, by Temporal's sandbox:
-            # while it does not compile, new orders wait.
+            # The running processes keep the old code, but Temporal's sandbox reads `app/workflows/order.py` again for
+            # each order: new orders wait until that file compiles.
             for error in errors:
                 print(f"{error}. Not restarted: waiting for the next edit", flush=True)
             if names and not errors:
-                self._running = seen
+                self._baseline = current
                 return list(names.values())
 
-    async def _next(self, seen: dict[Path, int]) -> dict[Path, int]:
-        """Wait for the next change, and until it is complete: an editor or git writes several files."""
-        latest = seen
+    async def _next(self, current: dict[Path, int]) -> dict[Path, int]:
+        """Wait for the next change, and until no more follow: an editor or git may write several files."""
+        latest = current
         while True:
-            await asyncio.sleep(POLL)
-            before, latest = latest, self._look()
-            if before == latest != seen:
+            await asyncio.sleep(POLL_INTERVAL)
+            before, latest = latest, self._scan()
+            if before == latest != current:
                 return latest
 
-    def _look(self) -> dict[Path, int]:
-        """Each file, and when it was last changed."""
-        seen = {}
+    def _scan(self) -> dict[Path, int]:
+        """Modification time of each file, in nanoseconds."""
+        current = {}
         for file in (self._root / "worker.py", *self._root.glob("app/**/*.py")):
-            with suppress(FileNotFoundError):  # just now replaced or deleted
-                seen[file] = file.stat().st_mtime_ns
-        return seen
+            with suppress(FileNotFoundError):  # deleted or replaced since it was listed
+                current[file] = file.stat().st_mtime_ns
+        return current
 
 
 def _syntax_error(file: Path) -> str:
-    """Line and message of its syntax error, if it has one."""
+    """Line and message of the syntax error, or an empty string."""
     try:
         compile(file.read_bytes(), file, "exec")
     except FileNotFoundError:

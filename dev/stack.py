@@ -1,4 +1,4 @@
-"""The whole thing in one place: Temporal, MongoDB, the worker and the API. `make dev` runs it in the foreground.
+"""The complete stack: Temporal, MongoDB, worker and API. `make dev` runs it in the foreground.
 
 async with Stack(Config.on_free_ports(folder)) as stack:
     httpx.get(f"{stack.api_url}/orders")
@@ -23,17 +23,18 @@ import httpx
 from dev.failed_tasks import report_failed_tasks
 from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
-from dev.sources import Sources
+from dev.sources import SourceWatcher
 
 ROOT = Path(__file__).parent.parent
-# Seconds before a worker or API that has ended is started again: doubled each time, until it has run for the longest.
-FIRST_PAUSE = 1
-LONGEST_PAUSE = 30
+# Delays in seconds before a worker or API that exited is restarted. The delay doubles with each restart, and is reset
+# once the process has run for longer than MAX_RESTART_DELAY.
+INITIAL_RESTART_DELAY = 1
+MAX_RESTART_DELAY = 30
 
 
 @dataclass(frozen=True)
 class Config:
-    """Where everything runs. A server whose address is given runs already, and is not started."""
+    """Ports, addresses and folders. A server with an address is already running, so the stack does not start it."""
 
     dev_dir: Path = ROOT / ".dev"
     api_port: int = 8000
@@ -43,11 +44,11 @@ class Config:
     temporal_address: str = ""
     mongodb_uri: str = ""
     workers: int = 1
-    settings: Mapping[str, str] = field(default_factory=dict)  # more environment for worker and API
+    settings: Mapping[str, str] = field(default_factory=dict)  # additional environment variables for worker and API
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the variables of `make dev`. Raises ServerError when a port is taken or is no number."""
+        """Read the environment variables of `make dev`. Raises ServerError if a port is in use or invalid."""
         config = cls(
             dev_dir=Path(os.environ.get("DEV_DIR") or cls.dev_dir).absolute(),
             api_port=_port("API_PORT", cls.api_port),
@@ -67,14 +68,14 @@ class Config:
         for variable, port in ports.items():
             check_port(port, variable)
             if (other := variables.setdefault(port, variable)) != variable:
-                raise ServerError(f"{other} and {variable} are both {port}: choose another for one of them")
+                raise ServerError(f"{other} and {variable} are both {port}: change one of them")
         return config
 
     @classmethod
     def on_free_ports(
         cls, dev_dir: Path, settings: Mapping[str, str] | None = None, *, mongodb_uri: str = "", workers: int = 1
     ) -> Self:
-        """A stack beside all others, without the Web UI."""
+        """A stack on ports of its own, without the Web UI, that can run beside others."""
         return cls(
             dev_dir=dev_dir,
             api_port=free_port(),
@@ -91,21 +92,21 @@ def _port(variable: str, default: int) -> int:
     text = os.environ.get(variable) or str(default)
     if text.isdecimal() and 0 < int(text) < 65_536:
         return int(text)
-    raise ServerError(f"{variable} must be a port, from 1 to 65535, not {text!r}")
+    raise ServerError(f"{variable} must be a port from 1 to 65535, not {text!r}")
 
 
 class Stack:
-    """The running processes. Use it with `async with`; raises ServerError when one of them does not start."""
+    """The running processes. Use it with `async with`, which raises ServerError if a process does not start."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.processes: dict[str, Server] = {}
         self.workers = ["worker", *(f"worker-{number}" for number in range(2, config.workers + 1))]
         self.apps = ["api", *self.workers]
-        given = {"temporal": config.temporal_address, "mongod": config.mongodb_uri}
-        self.servers = [name for name, address in given.items() if not address]
-        self.names = [*self.apps, *self.servers]  # as they are stopped: first what depends on the others
-        self._sources = Sources(ROOT)
+        external = {"temporal": config.temporal_address, "mongod": config.mongodb_uri}
+        self.servers = [name for name, address in external.items() if not address]
+        self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
+        self._sources = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
         self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
         self.mongodb_uri = config.mongodb_uri or f"mongodb://{HOST}:{config.mongodb_port}/?replicaSet=rs0"
@@ -119,7 +120,7 @@ class Stack:
         try:
             for old in self.logs.glob("*.log"):
                 old.unlink()
-            # All at once: worker and API load their code while the servers start, and wait for them if need be.
+            # Concurrently: worker and API load their code while the servers start, and then wait for them.
             async with asyncio.TaskGroup() as group:
                 for name in self.names:
                     group.create_task(self.start(name))
@@ -130,7 +131,7 @@ class Stack:
                 error = error.exceptions[0]
             if isinstance(error, OSError) and str(error.filename).startswith(str(self.config.dev_dir)):
                 raise ServerError(
-                    f"{error.filename} cannot be used: {error.strerror}. DEV_DIR names another folder"
+                    f"cannot use {error.filename}: {error.strerror}. Set DEV_DIR to another folder"
                 ) from None
             raise error from None
         return self
@@ -141,7 +142,7 @@ class Stack:
         await self.stop()
 
     async def start(self, name: str) -> Server:
-        """Start one of `names`, also again after it was stopped, and wait until it is ready."""
+        """Start one of `names`, or restart it after it was stopped, and wait until it is ready."""
         config = self.config
         match name:
             case "mongod":
@@ -163,7 +164,7 @@ class Stack:
         async def ready() -> bool:
             return "worker ready" in server.log_text()
 
-        return await server.until(ready, timeout=45)  # longer than a server takes: that is then the cause
+        return await server.wait_until(ready, timeout=45)  # longer than a server, whose error then comes first
 
     async def _start_api(self) -> Server:
         port = str(self.config.api_port)
@@ -180,7 +181,7 @@ class Stack:
                 except httpx.TransportError:
                     return False
 
-            return await server.until(ready, timeout=60)  # longer than the worker, which says what it waits for
+            return await server.wait_until(ready, timeout=60)  # longer than the worker, whose error is more specific
 
     async def _python(self, name: str, *arguments: str) -> Server:
         return await Server.start(
@@ -199,86 +200,86 @@ class Stack:
         )
 
     async def watch(self) -> NoReturn:
-        """Keep worker and API running, on the newest code. Raises ServerError when another server ends."""
+        """Keep worker and API running on the current code. Raises ServerError if Temporal or mongod exits."""
         async with asyncio.TaskGroup() as group:
             for name in self.servers:
-                group.create_task(self._raise_when_ended(name))
+                group.create_task(self._raise_on_exit(name))
             for name in self.workers:
                 group.create_task(report_failed_tasks(self.logs / f"{name}.log", self.temporal_address))
-            keeping = [group.create_task(self._keep_running(name)) for name in self.apps]
+            keep_running = [group.create_task(self._keep_running(name)) for name in self.apps]
             while True:
-                edited = await self._sources.edited()
-                for task in keeping:
+                changed = await self._sources.wait_for_edit()
+                for task in keep_running:
                     task.cancel()
-                await asyncio.wait(keeping)
-                print(f"{', '.join(edited)} edited: restarting worker and API", flush=True)
-                keeping = [group.create_task(self._keep_running(name, restart=True)) for name in self.apps]
+                await asyncio.wait(keep_running)
+                print(f"{', '.join(changed)} changed: restarting worker and API", flush=True)
+                keep_running = [group.create_task(self._keep_running(name, restart=True)) for name in self.apps]
 
-    async def _raise_when_ended(self, name: str) -> NoReturn:
+    async def _raise_on_exit(self, name: str) -> NoReturn:
         await self.processes[name].wait()
         raise ServerError(self.processes[name].exit_reason())
 
     async def _keep_running(self, name: str, *, restart: bool = False) -> NoReturn:
-        """Start it again whenever it ends; first of all, if it is to be restarted."""
-        # The process, not modules in it: a worker that imports an edited file anew mixes it with the old ones.
+        """Start the process again whenever it exits. With `restart`, stop it first."""
+        # Restart the process: a worker that reloads single modules would mix old and new code.
         if restart:
             await self._stop(name)
-        pause = FIRST_PAUSE
+        delay = INITIAL_RESTART_DELAY
         while True:
             try:
                 if self.processes[name].exited:
                     await self.start(name)
-                    print(f"{name} runs again", flush=True)
-                began = time.monotonic()
+                    print(f"{name} restarted", flush=True)
+                started_at = time.monotonic()
                 await self.processes[name].wait()
-                if time.monotonic() - began > LONGEST_PAUSE:
-                    pause = FIRST_PAUSE
+                if time.monotonic() - started_at > MAX_RESTART_DELAY:
+                    delay = INITIAL_RESTART_DELAY
                 reason = self.processes[name].exit_reason()
             except ServerError as error:
                 reason = str(error)
-            print(f"{reason}; starting it again in {pause} s", flush=True)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            print(f"{reason}; restarting in {delay} s", flush=True)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RESTART_DELAY)
 
     async def stop(self) -> None:
-        """Stop what runs, in order."""
+        """Stop the running processes, dependents first."""
         for name in self.names:
             if name in self.processes:
                 await self._stop(name)
 
     async def _stop(self, name: str) -> None:
-        await self.processes[name].stop(timeout=15)  # the worker lets activities end first, for up to 10 s
+        await self.processes[name].stop(timeout=15)  # the worker waits up to 10 s for running activities
 
 
 @asynccontextmanager
-async def running_or_new() -> AsyncIterator[str]:
-    """The API's address: of the stack that runs on API_PORT, or of a new one that lives as long as this."""
+async def running_or_new_stack() -> AsyncIterator[str]:
+    """The API's address: of the stack that runs on API_PORT, or else of a temporary stack."""
     api_url = f"http://{HOST}:{_port('API_PORT', Config.api_port)}"
     try:
         async with httpx.AsyncClient(timeout=3) as http:
             ready = (await http.get(f"{api_url}/readyz")).json()["status"] == "ready"
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # no server there, or another one
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # no server on that port, or a different one
         ready = False
     if ready:
-        print(f"with the stack that runs at {api_url}\n", flush=True)
+        print(f"using the running stack at {api_url}\n", flush=True)
         yield api_url
         return
-    print("no stack is running: starting one for this ...\n", flush=True)
+    print("no stack is running: starting a temporary one ...\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="order-saga-") as folder:
         async with Stack(Config.on_free_ports(Path(folder))) as stack:
             yield stack.api_url
 
 
 def run(main: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a command of this folder and exit with its code: 1 and one line on a ServerError, 0 on Ctrl-C and SIGTERM."""
+    """Run a command of this folder and exit with its code: 1 and one line on an error, 0 on Ctrl-C and SIGTERM."""
 
-    async def until_told() -> int:
+    async def run_until_signalled() -> int:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, lambda: None)  # once told is enough: stopping takes seconds at most
+                loop.add_signal_handler(number, lambda: None)  # ignore further signals while stopping
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -286,20 +287,20 @@ def run(main: Coroutine[Any, Any, int]) -> NoReturn:
         return await task
 
     try:
-        code = asyncio.run(until_told())
+        code = asyncio.run(run_until_signalled())
     except asyncio.CancelledError:
         code = 0
     except ExceptionGroup as group:
-        sys.exit(_complaint(group.exceptions[0]))
+        sys.exit(_error_line(group.exceptions[0]))
     except (ServerError, httpx.HTTPError, TimeoutError) as error:
-        sys.exit(_complaint(error))
+        sys.exit(_error_line(error))
     sys.exit(code)
 
 
-def _complaint(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     if isinstance(error, ServerError):
         return f"error: {error}"
-    return f"error: the API did not answer as it should: {type(error).__name__} {error}"
+    return f"error: request to the API failed: {type(error).__name__} {error}"
 
 
 async def serve() -> int:
@@ -310,14 +311,14 @@ async def serve() -> int:
         addresses = {
             "Order desk": stack.api_url,
             "API docs": f"{stack.api_url}/docs",
-            "Temporal UI": stack.temporal_ui_url or "(yours)",
+            "Temporal UI": stack.temporal_ui_url or "(external)",
             "Temporal": stack.temporal_address,
-            "MongoDB": re.sub(r"//[^/@]*@", "//", stack.mongodb_uri),  # no password on a screen
+            "MongoDB": re.sub(r"//[^/@]*@", "//", stack.mongodb_uri),  # never print a password
             "Logs": str(stack.logs),
         }
         print(f"ready after {time.monotonic() - begin:.1f} s. Ctrl-C stops everything.\n")
-        for what, where in addresses.items():
-            print(f"  {what:<12} {where}")
+        for name, address in addresses.items():
+            print(f"  {name:<12} {address}")
         print(flush=True)
         try:
             await stack.watch()

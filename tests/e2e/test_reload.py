@@ -15,7 +15,7 @@ from dev.stack import ROOT
 from tests.e2e.dev_process import Dev, place, reaches
 
 API, WORKER, WORKFLOW = "app/api/main.py", "worker.py", "app/workflows/order.py"
-RESTARTED = ("worker runs again", "api runs again")
+RESTARTED = ("worker restarted", "api restarted")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ async def test_edit_runs_at_once_and_an_order_under_way_completes(dev: Dev, http
     before = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
     edit = Edit(dev, API)
     edit.replace('title="[^"]*"', 'title="Edited"')
-    await dev.reads(f"{API} edited: restarting worker and API", *RESTARTED)
+    await dev.reads(f"{API} changed: restarting worker and API", *RESTARTED)
     assert not {*before} & dev.processes().keys()
     assert await title(http) == "Edited"
     await reaches(http, order_id, "completed")
@@ -95,9 +95,9 @@ async def test_code_that_fails_at_the_start_is_tried_again_until_it_is_edited(
 ) -> None:
     edit = Edit(dev, WORKER)
     edit.replace("^", "import nonsense\n")
-    printed = await dev.reads("again in 1 s", "again in 2 s", "again in 4 s", "api runs again")
+    printed = await dev.reads("restarting in 1 s", "restarting in 2 s", "restarting in 4 s", "api restarted")
     place_of_error = f"{dev.root}/worker.py:1: ModuleNotFoundError: No module named 'nonsense'"
-    assert f"worker has ended (exit code 1): {place_of_error}" in printed
+    assert f"worker exited with code 1: {place_of_error}" in printed
     order_id = await place(http)
     edit.undo()
     await dev.reads(*RESTARTED)
@@ -108,8 +108,8 @@ async def test_code_that_fails_at_the_start_is_tried_again_until_it_is_edited(
 async def test_killed_process_is_brought_back(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_flaky")
     os.kill(dev.pid_of(command), signal.SIGKILL)
-    printed = await dev.reads(f"{name} runs again")
-    assert f"{name} was ended by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); starting it again in 1 s" in printed
+    printed = await dev.reads(f"{name} restarted")
+    assert f"{name} was killed by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); restarting in 1 s" in printed
     await reaches(http, order_id, "completed", within=60)  # a step that was cut off is tried again after its timeout
 
 

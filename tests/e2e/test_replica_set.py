@@ -179,7 +179,7 @@ async def test_failovers_under_load_lose_and_double_nothing(tmp_path: Path) -> N
                 before = len(customers.accepted)
                 await fail_over(replica_set)
                 await customers.placed(before + 10)
-                await replica_set.until_complete()
+                await replica_set.wait_until_complete()
 
         assert customers.unexpected == []
         assert len(set(customers.accepted.values())) == len(customers.accepted)
@@ -197,7 +197,7 @@ async def kill_primary(replica_set: ReplicaSet) -> None:
 
 
 async def roll_back(replica_set: ReplicaSet) -> None:
-    primary = await replica_set.roll_back(away=2.5)  # longer than the API's driver waits for a primary
+    primary = await replica_set.roll_back(downtime=2.5)  # longer than the API's driver waits for a primary
     assert "orders.orders" in await eventually(lambda: rollback_of(primary))
 
 

@@ -76,7 +76,7 @@ NO_NETWORK = (
 )
 REMEDY = """
   Python 3.11, 3.12, 3.13 and 3.14 work. Install one (on Debian: apt-get install python3 python3-venv),
-  or name one: make PYTHON=/path/to/python"""
+  or choose one: make PYTHON=/path/to/python"""
 
 
 def test_setup_passes_over_an_unusable_python_and_says_that_there_is_no_network(clone: Path) -> None:

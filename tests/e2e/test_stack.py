@@ -123,7 +123,7 @@ async def test_running_servers_are_used_and_left_running(dev: Dev, tmp_path: Pat
     await second.start()
     await second.ready()
     assert len(second.processes()) == 3, second.processes()  # itself, worker and API
-    assert re.search(r"Temporal UI +\(yours\)$", second.printed, re.MULTILINE)
+    assert re.search(r"Temporal UI +\(external\)$", second.printed, re.MULTILINE)
     async with httpx.AsyncClient(base_url=second.api_url) as http:
         await reaches(http, await place(http), "completed")
 
@@ -137,8 +137,8 @@ async def test_dead_server_ends_the_stack(tmp_path: Path) -> None:
     await dev.ready()
     os.kill(dev.pid_of("bin/mongod"), signal.SIGKILL)
     code, lines = await dev.ends()
-    complaint = f"error: mongod was ended by SIGKILL (log: {tmp_path}/logs/mongod.log)"
-    assert (code, lines) == (1, ["stopping ...", complaint])
+    message = f"error: mongod was killed by SIGKILL (log: {tmp_path}/logs/mongod.log)"
+    assert (code, lines) == (1, ["stopping ...", message])
     assert dev.processes() == {}
 
 
@@ -151,11 +151,9 @@ async def test_taken_port_is_named_before_anything_starts(variable: str, tmp_pat
     port = int(dev.environment[variable])
     with socket.create_server(("127.0.0.1", port)):
         await dev.start()
-        code, (complaint,) = await dev.ends()
+        code, (message,) = await dev.ends()
     assert code == 1
-    assert complaint == (
-        f"error: port {port} is taken: stop what listens there, or choose another: {variable}={port + 1}"
-    )
+    assert message == (f"error: port {port} is in use: stop the program that uses it, or set {variable}={port + 1}")
     assert not dev.dev_dir.exists()  # nothing was started
 
 
@@ -163,10 +161,7 @@ async def test_same_port_twice_is_refused(tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
     dev.environment["MONGODB_PORT"] = port = dev.environment["API_PORT"]
     await dev.start()
-    assert await dev.ends() == (
-        1,
-        [f"error: API_PORT and MONGODB_PORT are both {port}: choose another for one of them"],
-    )
+    assert await dev.ends() == (1, [f"error: API_PORT and MONGODB_PORT are both {port}: change one of them"])
 
 
 BROKEN_MONGOD = """#!/bin/sh
@@ -181,8 +176,8 @@ async def test_missing_library_of_mongod_is_named(tmp_path: Path) -> None:
     (programs / "mongod").write_text(BROKEN_MONGOD)
     (programs / "mongod").chmod(0o755)
     dev = await Dev(tmp_path / "dev", PATH=f"{programs}{os.pathsep}{os.environ['PATH']}").start()
-    complaint = "error: mongod cannot start, libcurl.so.4 is missing: on Debian, apt-get install libcurl4"
-    assert await dev.ends() == (1, [complaint])
+    message = "error: mongod cannot start, libcurl.so.4 is missing: on Debian, apt-get install libcurl4"
+    assert await dev.ends() == (1, [message])
     assert dev.processes() == {}
 
 
@@ -191,25 +186,25 @@ async def test_unreadable_data_of_mongod_is_named(tmp_path: Path) -> None:
     for name in ("WiredTiger", "storage.bson"):
         (tmp_path / "mongodb" / name).write_text("no data of mongod's")
     dev = await Dev(tmp_path).start()
-    code, (complaint,) = await dev.ends()
+    code, (message,) = await dev.ends()
     assert (code, dev.processes()) == (1, {})
-    assert re.match(r"error: mongod has ended \(exit code \d+\): Unable to read the storage engine metadata", complaint)
-    assert complaint.endswith(f"(log: {tmp_path}/logs/mongod.log)")
+    assert re.match(r"error: mongod exited with code \d+: Unable to read the storage engine metadata", message)
+    assert message.endswith(f"(log: {tmp_path}/logs/mongod.log)")
 
 
 async def test_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "mongodb").write_text("a file where the folder should be")
     dev = await Dev(tmp_path).start()
-    complaint = f"error: {tmp_path}/mongodb cannot be used: File exists. DEV_DIR names another folder"
-    assert await dev.ends() == (1, [complaint])
+    message = f"error: cannot use {tmp_path}/mongodb: File exists. Set DEV_DIR to another folder"
+    assert await dev.ends() == (1, [message])
     assert dev.processes() == {}
 
 
 async def test_wrong_setting_is_named(tmp_path: Path) -> None:
     dev = await Dev(tmp_path, APPROVAL_TIMEOUT="soon").start()
-    code, (complaint,) = await dev.ends()
+    code, (message,) = await dev.ends()
     assert (code, dev.processes()) == (1, {})
-    assert re.match(r"error: (worker|api) has ended \(exit code 1\): wrong setting: APPROVAL_TIMEOUT: ", complaint)
+    assert re.match(r"error: (worker|api) exited with code 1: wrong setting: APPROVAL_TIMEOUT: ", message)
 
 
 async def test_guided_tour_ends_every_order_as_it_should(dev: Dev) -> None:
@@ -222,8 +217,8 @@ async def test_guided_tour_ends_every_order_as_it_should(dev: Dev) -> None:
     )
     printed = (await process.communicate())[0].decode()
     assert process.returncode == 0, printed
-    assert printed.startswith(f"with the stack that runs at {dev.api_url}\n")
-    assert printed.endswith("7 of 7 orders ended as they should\n")
+    assert printed.startswith(f"using the running stack at {dev.api_url}\n")
+    assert printed.endswith("7 of 7 orders ended as expected\n")
 
 
 # --- what pages and checks name
