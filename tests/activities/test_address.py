@@ -40,7 +40,7 @@ async def _city(shop: Shop, order_id: str) -> str:
 
 
 @pytest.mark.parametrize("status", OrderStatus)
-async def test_change_is_applied_until_the_payment_is_charged(shop: Shop, status: OrderStatus) -> None:
+async def test_address_change_is_applied_until_payment_is_charged(shop: Shop, status: OrderStatus) -> None:
     order = await shop.place()
     change = await _propose(shop, order.order_id, "Paris")
     await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"status": status}})
@@ -53,7 +53,7 @@ async def test_change_is_applied_until_the_payment_is_charged(shop: Shop, status
         )
 
 
-async def test_change_after_a_cancel_is_too_late(shop: Shop) -> None:
+async def test_address_change_after_cancel_is_refused(shop: Shop) -> None:
     order = await shop.place()
     change = await _propose(shop, order.order_id, "Paris")
     await shop.orders.request_cancellation(order.order_id, None)
@@ -62,13 +62,13 @@ async def test_change_after_a_cancel_is_too_late(shop: Shop) -> None:
     assert await _city(shop, order.order_id) == "London"
 
 
-async def test_change_of_a_removed_order_is_too_late(shop: Shop) -> None:
+async def test_address_change_of_removed_order_is_refused(shop: Shop) -> None:
     assert await shop.orders.propose_address("gone", _to("Paris")) is None
     assert not await _apply(shop, AddressChange(order_id="gone", number=1))
     assert await shop.mongo.orders.count_documents({}) == 0
 
 
-async def test_changes_applied_in_any_order_leave_the_last_proposed(shop: Shop) -> None:
+async def test_address_changes_applied_in_any_order_keep_the_last_proposed(shop: Shop) -> None:
     for applied in itertools.permutations(range(3)):
         order = await shop.place()
         changes = [await _propose(shop, order.order_id, city) for city in ("Paris", "Rome", "Oslo")]
@@ -81,7 +81,7 @@ async def test_changes_applied_in_any_order_leave_the_last_proposed(shop: Shop) 
         assert cities == [("Paris", "Rome", "Oslo")[max(applied[: count + 1])] for count in range(3)]
 
 
-async def test_more_changes_than_are_kept_leave_the_last_proposed(shop: Shop) -> None:
+async def test_more_address_changes_than_stored_keep_the_last_proposed(shop: Shop) -> None:
     order = await shop.place()
     cities = [f"City {number}" for number in range(KEPT_ADDRESSES + 3)]
     changes = [await _propose(shop, order.order_id, city) for city in cities]
@@ -94,7 +94,7 @@ async def test_more_changes_than_are_kept_leave_the_last_proposed(shop: Shop) ->
     assert len(document["address_changes"]) == KEPT_ADDRESSES
 
 
-async def test_changes_proposed_and_applied_at_once_leave_the_last_proposed(shop: Shop) -> None:
+async def test_concurrent_address_changes_keep_the_last_proposed(shop: Shop) -> None:
     order = await shop.place()
 
     async def change(city: str) -> tuple[int, str]:
@@ -108,7 +108,7 @@ async def test_changes_proposed_and_applied_at_once_leave_the_last_proposed(shop
     assert await _city(shop, order.order_id) == max(changes)[1]
 
 
-async def test_carrier_is_told_the_address_that_the_order_keeps(shop: Shop, mongo: Mongo) -> None:
+async def test_shipment_uses_the_stored_address(shop: Shop, mongo: Mongo) -> None:
     """Changes race the charge and the shipment; whatever was answered `in time` before the charge is delivered to."""
     told: dict[str, str] = {}
 
@@ -143,7 +143,7 @@ async def test_carrier_is_told_the_address_that_the_order_keeps(shop: Shop, mong
 
 
 @pytest.mark.parametrize("city", ["$status", "$$NOW"])
-async def test_address_is_never_read_as_an_expression(shop: Shop, city: str) -> None:
+async def test_address_with_dollar_sign_is_stored_literally(shop: Shop, city: str) -> None:
     order = await shop.place()
     assert await _apply(shop, await _propose(shop, order.order_id, city))
     assert await _city(shop, order.order_id) == city

@@ -159,7 +159,7 @@ def stage(request: pytest.FixtureRequest, step: str, mongo: Mongo) -> Stage:
 # --- attempts and compensations that overlap
 
 
-async def test_attempt_repeated_acts_once(stage: Stage) -> None:
+async def test_repeated_attempt_takes_effect_once(stage: Stage) -> None:
     order_id = await stage.order()
     assert await stage.attempt(order_id) == "done"
     first = await stage.record(order_id)
@@ -170,7 +170,7 @@ async def test_attempt_repeated_acts_once(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_two_attempts_overlapping_act_once(stage: Stage, held_at: str) -> None:
+async def test_two_overlapping_attempts_take_effect_once(stage: Stage, held_at: str) -> None:
     order_id = await stage.order()
     gate = stage.services.hold_next(held_at)
     late = asyncio.create_task(stage.attempt(order_id))
@@ -215,7 +215,7 @@ async def test_attempt_held_during_compensation_is_fenced(stage: Stage, held_at:
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_attempt_ending_between_fence_and_gateway_is_fenced(stage: Stage, held_at: str) -> None:
+async def test_attempt_ending_between_fence_and_refund_is_fenced(stage: Stage, held_at: str) -> None:
     order_id = await stage.order()
     gate = stage.services.hold_next(held_at)
     late = asyncio.create_task(stage.attempt(order_id))
@@ -231,7 +231,7 @@ async def test_attempt_ending_between_fence_and_gateway_is_fenced(stage: Stage, 
     assert await stage.books(order_id) == (True, True)
 
 
-async def test_compensation_first_stops_every_attempt(stage: Stage) -> None:
+async def test_compensation_before_attempt_fences_every_attempt(stage: Stage) -> None:
     order_id = await stage.order()
     await stage.compensate(order_id)
     assert await stage.attempt(order_id) == "fenced"
@@ -249,7 +249,7 @@ async def test_compensation_first_stops_every_attempt(stage: Stage) -> None:
     assert shown.attempts == 0
 
 
-async def test_fence_alone_stops_an_attempt_before_the_gateway(stage: Stage) -> None:
+async def test_fence_stops_attempt_before_gateway_call(stage: Stage) -> None:
     """Also where the order itself does not say that it was stopped."""
     order_id = await stage.order()
     await stage.compensate_only(order_id)
@@ -257,7 +257,7 @@ async def test_fence_alone_stops_an_attempt_before_the_gateway(stage: Stage) -> 
     assert stage.services.calls == 0
 
 
-async def test_compensation_repeated_acts_once(stage: Stage) -> None:
+async def test_repeated_compensation_takes_effect_once(stage: Stage) -> None:
     order_id = await stage.order()
     assert await stage.attempt(order_id, 3) == "done"
     await stage.compensate(order_id)
@@ -270,7 +270,7 @@ async def test_compensation_repeated_acts_once(stage: Stage) -> None:
     await stage.is_compensated(order_id)
 
 
-async def test_attempts_and_compensations_at_once_leave_nothing(stage: Stage) -> None:
+async def test_simultaneous_attempts_and_compensations_leave_no_effect(stage: Stage) -> None:
     order_ids = [await stage.order() for _ in range(10)]
     work = [
         run(order_id)
@@ -283,7 +283,7 @@ async def test_attempts_and_compensations_at_once_leave_nothing(stage: Stage) ->
         await stage.is_compensated(order_id)
 
 
-async def test_ten_attempts_at_once_act_once(stage: Stage) -> None:
+async def test_ten_simultaneous_attempts_take_effect_once(stage: Stage) -> None:
     order_id = await stage.order()
     assert set(await asyncio.gather(*(stage.attempt(order_id) for _ in range(10)))) == {"done"}
     await stage.is_done(order_id)
@@ -292,7 +292,7 @@ async def test_ten_attempts_at_once_act_once(stage: Stage) -> None:
 # --- replies, refusals
 
 
-async def test_lost_reply_is_found_by_retry_and_by_compensation(stage: Stage) -> None:
+async def test_effect_with_lost_reply_is_found_by_retry_and_compensation(stage: Stage) -> None:
     done, compensated = await stage.order(), await stage.order()
     stage.services.lost_replies = 2
     for order_id in (done, compensated):
@@ -306,7 +306,7 @@ async def test_lost_reply_is_found_by_retry_and_by_compensation(stage: Stage) ->
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_decline_stays_the_same_decline(stage: Stage, fault: str) -> None:
+async def test_repeated_attempt_returns_the_same_decline(stage: Stage, fault: str) -> None:
     """Also when its record was lost, or the reply to it."""
     order_id = await stage.order(
         payment_method="pm_card_declined", shipping_address={**ADDRESS, "postal_code": "00000"}
@@ -334,7 +334,7 @@ async def test_decline_stays_the_same_decline(stage: Stage, fault: str) -> None:
     await stage.is_compensated(order_id)
 
 
-async def test_decline_with_an_overlapping_success_leaves_nothing(stage: Stage) -> None:
+async def test_decline_overlapping_a_success_leaves_no_effect(stage: Stage) -> None:
     """A service that answers a key in two ways breaks its contract; no money may stay with it all the same."""
     order_id = await stage.order()
     gate = stage.services.hold_next("after the gateway acted")
@@ -350,7 +350,7 @@ async def test_decline_with_an_overlapping_success_leaves_nothing(stage: Stage) 
     await stage.is_compensated(order_id)
 
 
-async def test_misconfigured_service_is_final_and_told_to_the_operator_only(
+async def test_misconfigured_service_is_not_retried_and_only_logged(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     order_id = await stage.order()
@@ -374,7 +374,7 @@ async def test_misconfigured_service_is_final_and_told_to_the_operator_only(
 # --- cancels
 
 
-async def test_cancellation_during_the_call_stops_the_order_there(stage: Stage) -> None:
+async def test_cancel_during_gateway_call_stops_the_step(stage: Stage) -> None:
     order_id = await stage.order()
     before, _ = await stage.timeline(order_id)
     gate = stage.services.hold_next("after the gateway acted")
@@ -394,7 +394,7 @@ async def test_cancellation_during_the_call_stops_the_order_there(stage: Stage) 
     assert await stage.books(order_id) == (True, True)
 
 
-async def test_cancellation_before_an_attempt_stops_it(stage: Stage) -> None:
+async def test_cancel_before_attempt_stops_it(stage: Stage) -> None:
     order_id = await stage.order()
     await stage.orders.request_cancellation(order_id, "changed my mind")
     with pytest.raises(ApplicationError, match=r"^cancelled: cancelled$"):
@@ -403,7 +403,7 @@ async def test_cancellation_before_an_attempt_stops_it(stage: Stage) -> None:
     assert await stage.record(order_id) == {}
 
 
-async def test_cancellation_after_the_step_is_refused_once_shipped(stage: Stage) -> None:
+async def test_cancel_after_step_is_refused_only_once_shipped(stage: Stage) -> None:
     order_id = await stage.order()
     assert await stage.attempt(order_id) == "done"
     order = await stage.orders.request_cancellation(order_id, "changed my mind")
@@ -412,7 +412,7 @@ async def test_cancellation_after_the_step_is_refused_once_shipped(stage: Stage)
     await stage.is_done(order_id)
 
 
-async def test_cancellations_and_attempts_at_once_agree(stage: Stage) -> None:
+async def test_simultaneous_cancels_and_attempts_agree(stage: Stage) -> None:
     """Either the cancel was accepted and the step raises, or the order has moved on and the step is done."""
     order_ids = [await stage.order() for _ in range(20)]
 
@@ -440,7 +440,7 @@ async def test_removed_order_is_not_attempted(stage: Stage) -> None:
     assert stage.services.calls == 0
 
 
-async def test_order_removed_during_the_call_is_compensated_at_the_gateway(stage: Stage) -> None:
+async def test_order_removed_during_gateway_call_is_compensated(stage: Stage) -> None:
     order_id = await stage.order()
     gate = stage.services.hold_next("after the gateway acted")
     late = asyncio.create_task(stage.attempt(order_id))
@@ -457,7 +457,7 @@ async def test_order_removed_during_the_call_is_compensated_at_the_gateway(stage
 # --- deaths
 
 
-async def test_attempt_dying_between_any_two_commands_can_be_repeated_or_compensated(stage: Stage) -> None:
+async def test_attempt_interrupted_at_any_command_can_be_repeated_or_compensated(stage: Stage) -> None:
     """MongoDB goes away at each command, before it or after its effect; then the step runs again, or is compensated."""
     points = 0
     for fault, after_commands in itertools.product(FAULTS, range(5)):
@@ -476,7 +476,7 @@ async def test_attempt_dying_between_any_two_commands_can_be_repeated_or_compens
 
 
 @pytest.mark.parametrize("begun", ["done", "never begun", "reply lost"])
-async def test_compensation_dying_between_any_two_commands_can_be_repeated(stage: Stage, begun: str) -> None:
+async def test_compensation_interrupted_at_any_command_can_be_repeated(stage: Stage, begun: str) -> None:
     points = 0
     for fault, after_commands in itertools.product(FAULTS, range(5)):
         order_id = await stage.order()
@@ -496,7 +496,7 @@ async def test_compensation_dying_between_any_two_commands_can_be_repeated(stage
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_late_attempt_dying_after_the_compensation_leaves_nothing(stage: Stage, fault: str) -> None:
+async def test_late_attempt_interrupted_after_compensation_leaves_no_effect(stage: Stage, fault: str) -> None:
     """The service acted before the compensation; the attempt dies at each command that is left to it."""
     for after_commands in range(3):
         order_id = await stage.order()

@@ -41,7 +41,7 @@ async def test_charge_is_captured_once_per_key(mongo: Mongo, payments: SandboxPa
     assert (await _book(mongo, "payment:k"))["captured"] == 2_000
 
 
-async def test_refund_acts_once_and_declines_later_charges(mongo: Mongo, payments: SandboxPayments) -> None:
+async def test_refund_takes_effect_once_and_declines_later_charges(mongo: Mongo, payments: SandboxPayments) -> None:
     await payments.charge("k", MONEY, "pm_card_ok")
     assert await asyncio.gather(*(payments.refund("k") for _ in range(5))) == [True] * 5
     with pytest.raises(PaymentDeclined):
@@ -50,7 +50,7 @@ async def test_refund_acts_once_and_declines_later_charges(mongo: Mongo, payment
     assert (book["captured"], book["refunded"]) == (2_000, 2_000)
 
 
-async def test_refund_before_the_charge_declines_it(mongo: Mongo, payments: SandboxPayments) -> None:
+async def test_refund_before_charge_declines_it(mongo: Mongo, payments: SandboxPayments) -> None:
     assert await payments.refund("k") is False
     with pytest.raises(PaymentDeclined):
         await payments.charge("k", MONEY, "pm_card_ok")
@@ -59,7 +59,7 @@ async def test_refund_before_the_charge_declines_it(mongo: Mongo, payments: Sand
     assert (book["captured"], book["refunded"]) == (0, 0)
 
 
-async def test_charges_and_refunds_at_once_leave_nothing(mongo: Mongo, payments: SandboxPayments) -> None:
+async def test_simultaneous_charges_and_refunds_leave_no_charge(mongo: Mongo, payments: SandboxPayments) -> None:
     keys = [f"k{number}" for number in range(10)]
     await asyncio.gather(
         *(call for key in keys for call in (payments.charge(key, MONEY, "pm_card_ok"), payments.refund(key))),
@@ -97,7 +97,7 @@ async def test_slow_card_does_not_delay_others(payments: SandboxPayments) -> Non
     slow.cancel()
 
 
-async def test_shipment_is_ordered_once_and_called_off_once(mongo: Mongo, carrier: SandboxCarrier) -> None:
+async def test_shipment_is_created_once_and_cancelled_once(mongo: Mongo, carrier: SandboxCarrier) -> None:
     shipments = [carrier.ship("k", _to("10115")) for _ in range(10)]
     assert len(set(await asyncio.gather(*shipments))) == 1
     assert await asyncio.gather(*(carrier.cancel("k") for _ in range(5))) == [True] * 5
@@ -107,7 +107,7 @@ async def test_shipment_is_ordered_once_and_called_off_once(mongo: Mongo, carrie
     assert (book["shipped"], book["called_off"]) == (True, True)
 
 
-async def test_calling_off_first_declines_the_shipment(mongo: Mongo, carrier: SandboxCarrier) -> None:
+async def test_cancel_before_shipment_declines_it(mongo: Mongo, carrier: SandboxCarrier) -> None:
     assert await carrier.cancel("k") is False
     with pytest.raises(AddressUnserviceable):
         await carrier.ship("k", _to("10115"))
@@ -115,7 +115,7 @@ async def test_calling_off_first_declines_the_shipment(mongo: Mongo, carrier: Sa
     assert (await _book(mongo, "shipment:k"))["shipped"] is False
 
 
-async def test_addresses_of_no_service_and_of_an_outage_fail(carrier: SandboxCarrier) -> None:
+async def test_unserviceable_address_and_outage_fail(carrier: SandboxCarrier) -> None:
     with pytest.raises(AddressUnserviceable):
         await carrier.ship("k", _to("00000"))
     with pytest.raises(Unavailable):

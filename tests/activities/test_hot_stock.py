@@ -27,7 +27,7 @@ async def test_group_commit_is_ten_times_as_fast_as_plain_transactions(mongo: Mo
     assert result.speedup >= 10, result
 
 
-async def test_stock_is_exact_to_the_last_unit(mongo: Mongo) -> None:
+async def test_concurrent_reservations_sell_exactly_the_stock(mongo: Mongo) -> None:
     """64 callers want two units each of 81: forty reserve theirs, the others none, and one unit is left."""
     await mongo.inventory.insert_one({"_id": "HOT", "available": 81})
     order_ids = await _place(mongo, [{"HOT": 2}] * CALLERS)
@@ -38,7 +38,7 @@ async def test_stock_is_exact_to_the_last_unit(mongo: Mongo) -> None:
     assert await mongo.orders.count_documents(RESERVED) == 40
 
 
-async def test_several_worker_processes_at_once_keep_the_stock_even(mongo: Mongo, mongod: Server) -> None:
+async def test_several_worker_processes_keep_stock_exact(mongo: Mongo, mongod: Server) -> None:
     """Orders of one hot product and of two; a third of them is released again, and the stock runs out."""
     await mongo.inventory.insert_many([{"_id": "HOT", "available": 90}, {"_id": "COLD", "available": 1_000}])
     order_ids = await _place(mongo, [{"HOT": 1}, {"HOT": 1, "COLD": 1}] * 60)

@@ -56,7 +56,7 @@ def notifications(mongo: Mongo, mailer: Mailer) -> Notifications:
     return Notifications(dependencies(mongo, mailer=mailer))
 
 
-async def test_confirmation_repeated_is_sent_once(
+async def test_repeated_confirmation_is_sent_once(
     mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef
 ) -> None:
     for number in (1, 2):
@@ -78,7 +78,7 @@ async def test_two_attempts_overlapping_send_once(notifications: Notifications, 
 
 
 @pytest.mark.parametrize("fault", [BEFORE_THE_EFFECT, AFTER_THE_EFFECT], ids=["before", "after"])
-async def test_attempt_dying_at_its_record_completes_when_repeated(
+async def test_attempt_interrupted_at_its_record_completes_when_repeated(
     mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef, fault: dict[str, object]
 ) -> None:
     async with failing(mongo, "findAndModify", **fault):
@@ -93,7 +93,9 @@ async def test_attempt_dying_at_its_record_completes_when_repeated(
     assert (await orders.get(ref.order_id)).status == "completed"
 
 
-async def test_decline_is_final(mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef) -> None:
+async def test_declined_confirmation_is_not_retried(
+    mongo: Mongo, notifications: Notifications, mailer: Mailer, ref: OrderRef
+) -> None:
     mailer.declines = True
     for number in (1, 2):
         with pytest.raises(ApplicationError, match="no such mailbox") as declined:

@@ -99,7 +99,7 @@ async def test_status_update_never_moves_a_status_backwards(mongo: Mongo, orders
         assert _may_follow(before, after) == (before in ALLOWED_FROM[after])
 
 
-async def test_many_writers_at_once_move_forward_only(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_concurrent_writers_move_status_forward_only(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo)
     seen: list[OrderStatus] = []
 
@@ -121,7 +121,7 @@ async def test_many_writers_at_once_move_forward_only(mongo: Mongo, orders: Orde
 
 @pytest.mark.parametrize("event", StepEvent)
 @pytest.mark.parametrize("before", [None, *StepStatus])
-async def test_conditional_write_agrees_with_the_state_machine(
+async def test_conditional_write_matches_the_state_machine(
     mongo: Mongo, orders: OrderRepository, before: StepStatus | None, event: StepEvent
 ) -> None:
     record = {"status": before, "at": THEN, "detail": "before", "attempts": 5, "first_attempt_at": THEN}
@@ -151,7 +151,7 @@ async def test_conditional_write_agrees_with_the_state_machine(
         assert ("failure" in written) == (event is StepEvent.DECLINED)
 
 
-async def test_first_record_of_a_step_stays(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_second_record_of_a_step_is_ignored(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo)
     await orders.change_step(order_id, _change(StepEvent.SUCCEEDED, "first", attempts=2))
     await orders.change_step(order_id, _change(StepEvent.SUCCEEDED, "again", attempts=3))
@@ -171,7 +171,7 @@ async def test_first_record_of_a_step_stays(mongo: Mongo, orders: OrderRepositor
     assert steps_of(order) == {"charge_payment": "compensated"}
 
 
-async def test_late_event_leaves_the_time_of_the_last_change(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_late_event_keeps_time_of_last_change(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo)
     await orders.change_step(order_id, _change(StepEvent.SUCCEEDED))
     before = await _document(mongo, order_id)
@@ -180,7 +180,7 @@ async def test_late_event_leaves_the_time_of_the_last_change(mongo: Mongo, order
 
 
 @pytest.mark.parametrize("text", ["$total", "$$NOW", "$", "a.b", "{$literal: 1}", ""])
-async def test_text_is_never_read_as_an_expression(mongo: Mongo, orders: OrderRepository, text: str) -> None:
+async def test_text_with_dollar_sign_is_stored_literally(mongo: Mongo, orders: OrderRepository, text: str) -> None:
     """Text of a service, a customer or an approver may begin with a dollar sign."""
     order_id = await _order(mongo, status="awaiting_approval")
     await orders.decide_approval(order_id, ApprovalDecision(approved=True, reason=text))
@@ -204,7 +204,7 @@ async def test_text_is_never_read_as_an_expression(mongo: Mongo, orders: OrderRe
     assert (await orders.get(other)).failure == Failure(code=text, message=text)
 
 
-async def test_document_without_a_status_counts_as_placed(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_document_without_status_counts_as_placed(mongo: Mongo, orders: OrderRepository) -> None:
     for work in (
         lambda order_id: orders.change_step(order_id, _change(StepEvent.SUCCEEDED)),
         lambda order_id: orders.update_status(StatusUpdate(order_id=order_id, status=S.CHARGED)),
@@ -216,7 +216,7 @@ async def test_document_without_a_status_counts_as_placed(mongo: Mongo, orders: 
         assert (await orders.get(document["_id"])).status is S.CHARGED
 
 
-async def test_removed_order_is_not_made_anew(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_update_of_removed_order_does_not_recreate_it(mongo: Mongo, orders: OrderRepository) -> None:
     update = StatusUpdate(order_id="gone", status=S.CANCELLED, failure=DECLINED)
     assert await orders.update_status(update) == OrderState(status=S.CANCELLED, failure_code="declined")
     with pytest.raises(NotFound):
@@ -243,14 +243,14 @@ async def test_cancel_is_accepted_before_the_point_of_no_return(
     assert not order.cancellable
 
 
-async def test_first_reason_of_a_cancel_stays(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_second_cancel_keeps_first_reason(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo)
     first = await orders.request_cancellation(order_id, "changed my mind")
     assert (await orders.request_cancellation(order_id, "too slow")).cancellation == first.cancellation
 
 
 @pytest.mark.parametrize("step", StepName)
-async def test_step_done_after_a_cancel_does_not_move_the_order(
+async def test_step_done_after_cancel_does_not_change_status(
     mongo: Mongo, orders: OrderRepository, step: StepName
 ) -> None:
     order_id = await _order(mongo)
@@ -261,7 +261,7 @@ async def test_step_done_after_a_cancel_does_not_move_the_order(
     assert (await orders.get(order_id)).status is S.PLACED
 
 
-async def test_cancels_and_shipments_at_once_agree(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_simultaneous_cancel_and_shipment_agree(mongo: Mongo, orders: OrderRepository) -> None:
     """Either the order is shipped and the cancel refused, or the cancel is accepted and the order is not shipped."""
     order_ids = [await _order(mongo, status="charged") for _ in range(50)]
 
@@ -281,7 +281,7 @@ async def test_cancels_and_shipments_at_once_agree(mongo: Mongo, orders: OrderRe
 # --- statuses that no step writes
 
 
-async def test_first_failure_stays(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_second_failure_is_ignored(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo)
     first = Failure(code="payment_declined", message="no")
     late = Failure(code="payment_unavailable", message="late")
@@ -291,7 +291,7 @@ async def test_first_failure_stays(mongo: Mongo, orders: OrderRepository) -> Non
     assert (await orders.get(order_id)).failure == first
 
 
-async def test_failure_of_a_status_that_comes_too_late_is_not_written(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_failure_of_late_status_is_not_written(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo, status="shipped")
     state = await orders.update_status(StatusUpdate(order_id=order_id, status=S.COMPENSATING, failure=DECLINED))
     assert state == OrderState(status=S.SHIPPED)
@@ -299,7 +299,7 @@ async def test_failure_of_a_status_that_comes_too_late_is_not_written(mongo: Mon
 
 
 @pytest.mark.parametrize(("reason", "message"), [("changed my mind", "changed my mind"), (None, "cancelled")])
-async def test_accepted_cancel_counts_before_a_failure_that_came_with_it(
+async def test_accepted_cancel_wins_over_simultaneous_failure(
     mongo: Mongo, orders: OrderRepository, reason: str | None, message: str
 ) -> None:
     order_id = await _order(mongo, status="reserved")
@@ -309,7 +309,7 @@ async def test_accepted_cancel_counts_before_a_failure_that_came_with_it(
     assert (await orders.get(order_id)).failure == Failure(code="cancelled", message=message)
 
 
-async def test_update_status_returns_the_state_as_it_is(mongo: Mongo) -> None:
+async def test_update_status_returns_the_actual_state(mongo: Mongo) -> None:
     """The activity that the workflow goes by."""
     tracking = Tracking(dependencies(mongo))
     order_id = await _order(mongo)
@@ -336,7 +336,7 @@ YES, NO = ApprovalDecision(approved=True, reason="fine"), ApprovalDecision(appro
 
 
 @pytest.mark.parametrize("first", [YES, NO])
-async def test_first_decision_stays(mongo: Mongo, orders: OrderRepository, first: ApprovalDecision) -> None:
+async def test_second_decision_is_ignored(mongo: Mongo, orders: OrderRepository, first: ApprovalDecision) -> None:
     """Through the API, or through the workflow."""
     for second in (YES, NO):
         by_api, by_workflow = [await _order(mongo, status="awaiting_approval") for _ in range(2)]
@@ -353,7 +353,7 @@ async def test_first_decision_stays(mongo: Mongo, orders: OrderRepository, first
 
 
 @pytest.mark.parametrize("status", S)
-async def test_decision_is_accepted_only_while_the_order_awaits_it(
+async def test_decision_is_accepted_only_while_awaiting_approval(
     mongo: Mongo, orders: OrderRepository, status: OrderStatus
 ) -> None:
     order_id = await _order(mongo, status=status.value)
@@ -364,7 +364,7 @@ async def test_decision_is_accepted_only_while_the_order_awaits_it(
     assert ((await orders.get(other)).approval is not None) == (status is S.AWAITING_APPROVAL)
 
 
-async def test_decision_after_a_cancel_is_not_accepted(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_decision_after_cancel_is_refused(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo, status="awaiting_approval")
     await orders.request_cancellation(order_id, None)
     assert (await orders.decide_approval(order_id, YES)).approval is None
@@ -373,7 +373,7 @@ async def test_decision_after_a_cancel_is_not_accepted(mongo: Mongo, orders: Ord
     assert (await orders.get(order_id)).approval is None
 
 
-async def test_reason_of_a_rejection_becomes_the_failure_in_mongodb_only(mongo: Mongo, orders: OrderRepository) -> None:
+async def test_rejection_reason_is_stored_only_in_mongodb(mongo: Mongo, orders: OrderRepository) -> None:
     order_id = await _order(mongo, status="awaiting_approval")
     await orders.decide_approval(order_id, NO)
     failure = Failure(code=NOT_APPROVED, message="not approved")

@@ -71,11 +71,11 @@ async def _every_page_is_right(mongo: Mongo, tags: list[str]) -> None:
         assert await _pages(mongo, limit) == everything, limit
 
 
-async def test_ids_of_every_type_and_length_at_one_time(mongo: Mongo) -> None:
+async def test_paging_ids_of_every_type_with_same_time_lists_all(mongo: Mongo) -> None:
     await _every_page_is_right(mongo, await _insert(mongo, IDS))
 
 
-async def test_page_can_begin_after_any_id(mongo: Mongo) -> None:
+async def test_paging_from_any_id_lists_the_rest(mongo: Mongo) -> None:
     await _insert(mongo, IDS)
     orders = OrderRepository(mongo)
     everything = await mongo.orders.find().sort("_id", -1).to_list(None)
@@ -89,18 +89,18 @@ async def test_page_can_begin_after_any_id(mongo: Mongo) -> None:
 @pytest.mark.parametrize(
     "ids", [[f"{n:03}" + "x" * LONG for n in range(20)], [{"a": "x" * LONG, "n": n} for n in range(20)]]
 )
-async def test_ids_that_are_all_long(mongo: Mongo, ids: list[Any]) -> None:
+async def test_paging_long_ids_lists_all(mongo: Mongo, ids: list[Any]) -> None:
     await _every_page_is_right(mongo, await _insert(mongo, ids))
 
 
-async def test_long_ids_between_others(mongo: Mongo) -> None:
+async def test_paging_long_ids_between_short_ones_lists_all(mongo: Mongo) -> None:
     ids = [f"{n:03}" + "x" * (LONG if n % 5 < 3 else 0) for n in range(40)]
     tags = await _insert(mongo, ids[:30])
     tags += await _insert(mongo, ids[30:], THEN + timedelta(seconds=1))
     await _every_page_is_right(mongo, tags)
 
 
-async def test_ids_that_are_not_utf_8(mongo: Mongo) -> None:
+async def test_paging_ids_with_invalid_utf_8_lists_all(mongo: Mongo) -> None:
     tags = await _insert(mongo, ["a", "ab", "b", "\ufffd", "\uffff"])
     for invalid in (b"a\xff", b"\xff\xff", b"\xfe\xfe", b"a\x80"):
         tags += await _insert_raw(mongo, b"?" * len(invalid), invalid)
@@ -115,7 +115,7 @@ async def _insert_raw(mongo: Mongo, placeholder: bytes, invalid: bytes) -> list[
     return [tag]
 
 
-async def test_times_of_every_type(mongo: Mongo) -> None:
+async def test_paging_times_of_every_type_lists_all(mongo: Mongo) -> None:
     """A document without a date of creation is in no list, until it is marked as malformed."""
     tags = [tag for n, time in enumerate(TIMES) for tag in await _insert(mongo, [f"a{n}", f"b{n}", f"c{n}"], time)]
     for n, time in enumerate(NO_TIMES):
@@ -124,7 +124,7 @@ async def test_times_of_every_type(mongo: Mongo) -> None:
     await _every_page_is_right(mongo, tags)
 
 
-async def test_times_that_are_lists(mongo: Mongo) -> None:
+async def test_paging_times_that_are_arrays_lists_all(mongo: Mongo) -> None:
     """MongoDB compares each of their elements."""
     tags = await _insert(mongo, ["a", "b"])
     later = THEN + timedelta(days=1)
@@ -136,12 +136,12 @@ async def test_times_that_are_lists(mongo: Mongo) -> None:
         assert [tag for tag in seen if tag in tags] == [tags[1], tags[0], tags[3], tags[2]]
 
 
-async def test_many_documents_of_one_time(mongo: Mongo) -> None:
+async def test_paging_many_documents_with_same_time_lists_all(mongo: Mongo) -> None:
     ids = ["".join(random.choices(string.ascii_letters, k=5)) for _ in range(150)]
     await _every_page_is_right(mongo, await _insert(mongo, set(ids)))
 
 
-async def test_pages_are_stable_while_orders_come_in(mongo: Mongo) -> None:
+async def test_paging_while_orders_come_in_is_stable(mongo: Mongo) -> None:
     tags = await _insert(mongo, [f"{n:03}" + "x" * (LONG * (n % 2)) for n in range(20)])
     orders = OrderRepository(mongo)
     seen: list[str] = []
@@ -153,7 +153,7 @@ async def test_pages_are_stable_while_orders_come_in(mongo: Mongo) -> None:
     assert seen == tags[::-1]
 
 
-async def test_order_added_with_the_time_of_the_cursor_hides_no_other(mongo: Mongo) -> None:
+async def test_order_added_at_time_of_cursor_does_not_hide_others(mongo: Mongo) -> None:
     tags = await _insert(mongo, [f"b{n}" for n in range(6)])
     orders = OrderRepository(mongo)
     page, cursor = await orders.page(None, None, 3, None)
@@ -163,6 +163,6 @@ async def test_order_added_with_the_time_of_the_cursor_hides_no_other(mongo: Mon
 
 
 @pytest.mark.parametrize("cursor", ["0.0", "-1.9999999", "-0.00", f"{2**63 - 1}.0", f"-{2**63}.0", "9" * 19 + ".0"])
-async def test_cursor_of_any_time_is_a_page(mongo: Mongo, cursor: str) -> None:
+async def test_cursor_of_any_time_returns_a_page(mongo: Mongo, cursor: str) -> None:
     await _insert(mongo, IDS)
     await OrderRepository(mongo).page(None, None, 10, cursor)

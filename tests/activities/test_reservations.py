@@ -130,7 +130,7 @@ async def _running(mongo: Mongo, operation: Document) -> list[Document]:
     return [operation async for operation in found]
 
 
-async def test_reservation_and_release_repeated_act_once(warehouse: Warehouse) -> None:
+async def test_repeated_reservation_and_release_take_effect_once(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=5)
     order_id = await warehouse.order(MUG=3, TEE=5)
     for number in (3, 4):
@@ -152,7 +152,7 @@ async def test_reservation_and_release_repeated_act_once(warehouse: Warehouse) -
     assert await warehouse.available() == {"MUG": 10, "TEE": 5}
 
 
-async def test_release_first_stops_every_attempt(warehouse: Warehouse) -> None:
+async def test_release_before_reservation_fences_every_attempt(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     await warehouse.release(order_id)
@@ -164,7 +164,7 @@ async def test_release_first_stops_every_attempt(warehouse: Warehouse) -> None:
     assert (await warehouse.orders.get(order_id)).status == "placed"
 
 
-async def test_out_of_stock_is_final_and_all_or_nothing(warehouse: Warehouse) -> None:
+async def test_out_of_stock_is_not_retried_and_reserves_nothing(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=1)
     order_id = await warehouse.order(MUG=3, TEE=2, LAMP=1)
     for number in (1, 2):
@@ -181,7 +181,7 @@ async def test_out_of_stock_is_final_and_all_or_nothing(warehouse: Warehouse) ->
     assert await warehouse.orders.get(order_id) == order
 
 
-async def test_reservation_and_release_in_one_batch_was_never_done(warehouse: Warehouse) -> None:
+async def test_reservation_and_release_in_one_batch_reserve_nothing(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     first, order_id = await warehouse.order(MUG=1), await warehouse.order(MUG=3)
     async with held(warehouse, first, "before the commit") as running:
@@ -207,7 +207,7 @@ async def _queued(warehouse: Warehouse, count: int) -> None:
     await eventually(look, lambda seen: seen == count, within=HELD_FOR / 1_000)
 
 
-async def test_release_returns_what_was_reserved_whatever_the_lines_say_later(warehouse: Warehouse) -> None:
+async def test_release_returns_reserved_quantities_after_lines_changed(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=5)
     order_id = await warehouse.order(MUG=3)
     assert await warehouse.reserve(order_id) == "done"
@@ -233,7 +233,7 @@ async def test_cancelled_order_is_not_reserved(warehouse: Warehouse) -> None:
 
 
 @pytest.mark.parametrize("point", ["between reads", "between reading and writing"])
-async def test_cancel_during_the_transaction_stops_the_order_there(warehouse: Warehouse, point: str) -> None:
+async def test_cancel_during_transaction_reserves_nothing(warehouse: Warehouse, point: str) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, point) as late:
@@ -247,7 +247,7 @@ async def test_cancel_during_the_transaction_stops_the_order_there(warehouse: Wa
     assert await warehouse.available() == {"MUG": 10}
 
 
-async def test_order_removed_during_the_transaction_takes_no_stock(warehouse: Warehouse) -> None:
+async def test_order_removed_during_transaction_takes_no_stock(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, "between reads") as late:
@@ -300,7 +300,7 @@ async def test_attempt_held_during_retry_and_release_is_fenced(warehouse: Wareho
     assert await warehouse.timeline(order_id) == ("reserved", "compensated")
 
 
-async def test_attempts_and_releases_at_once_leave_nothing(warehouse: Warehouse) -> None:
+async def test_simultaneous_attempts_and_releases_leave_no_reservation(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=30)
     order_ids = [await warehouse.order(MUG=2) for _ in range(10)]
     both = (warehouse.inventory, warehouse.other)
@@ -317,7 +317,7 @@ async def test_attempts_and_releases_at_once_leave_nothing(warehouse: Warehouse)
 
 
 @pytest.mark.parametrize("fault", [BEFORE_THE_EFFECT, COMMITTED], ids=["before", "after"])
-async def test_attempt_dying_at_any_command_can_be_repeated_or_released(
+async def test_attempt_interrupted_at_any_command_can_be_repeated_or_released(
     warehouse: Warehouse, fault: dict[str, Any]
 ) -> None:
     await warehouse.stock(MUG=100)
@@ -341,7 +341,7 @@ async def test_attempt_dying_at_any_command_can_be_repeated_or_released(
 
 
 @pytest.mark.parametrize("available", ["many", None, float("nan"), 10.5, True])
-async def test_malformed_product_fails_its_own_orders_only(warehouse: Warehouse, available: Any) -> None:
+async def test_malformed_product_fails_only_its_orders(warehouse: Warehouse, available: Any) -> None:
     """And only until it is repaired: nothing final is written for these orders."""
     await warehouse.stock(MUG=100, ODD=10)
     held = await warehouse.order(ODD=2)
@@ -368,7 +368,7 @@ async def test_malformed_product_fails_its_own_orders_only(warehouse: Warehouse,
 @pytest.mark.parametrize(
     "changes", [{"quantities": "some"}, {"quantities": [{"sku": "MUG"}]}, {"status": "odd"}, {"failure": 5}]
 )
-async def test_malformed_reservation_fails_its_own_order_only(warehouse: Warehouse, changes: Document) -> None:
+async def test_malformed_reservation_fails_only_its_order(warehouse: Warehouse, changes: Document) -> None:
     """In one batch with others, to which it is a release: an attempt reads the order first."""
     await warehouse.stock(MUG=100)
     first, odd = await warehouse.order(MUG=1), await warehouse.order(MUG=1)
@@ -386,7 +386,7 @@ async def test_malformed_reservation_fails_its_own_order_only(warehouse: Warehou
     assert await warehouse.available() == {"MUG": 88}
 
 
-async def test_write_refused_by_a_validator_fails_its_own_order_only(warehouse: Warehouse) -> None:
+async def test_write_refused_by_validator_fails_only_its_order(warehouse: Warehouse) -> None:
     """A validator on the collection, which one order breaks as it is written."""
     await warehouse.stock(MUG=100)
     await warehouse.mongo.database.command(
@@ -402,7 +402,7 @@ async def test_write_refused_by_a_validator_fails_its_own_order_only(warehouse: 
     assert await warehouse.available() == {"MUG": 90}
 
 
-async def test_quantities_of_a_removed_product_go_nowhere(warehouse: Warehouse) -> None:
+async def test_release_of_removed_product_succeeds(warehouse: Warehouse) -> None:
     """Above all not to another order, which could never be delivered."""
     await warehouse.stock(OLD=2, MUG=10)
     lines: list[dict[str, int]] = [{"OLD": 2}, {"MUG": 1}, {"OLD": 1}]

@@ -48,28 +48,26 @@ async def work(mongo: Mongo) -> Work:
     return Work(mongo)
 
 
-async def test_transaction_takes_effect_once(mongo: Mongo, work: Work) -> None:
+async def test_transaction_with_fault_takes_effect_once(mongo: Mongo, work: Work) -> None:
     assert await mongo.run_transaction(work) == 1
     assert await work.effects() == [1]
 
 
 @pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
-async def test_lost_reply_to_the_commit_retries_the_commit_alone(
-    mongo: Mongo, work: Work, fault: dict[str, Any]
-) -> None:
+async def test_lost_commit_reply_retries_only_the_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
     async with failing(mongo, "commitTransaction", mode={"times": 3}, **fault):  # the driver alone tries twice
         assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
     assert await work.effects() == [1]
 
 
 @pytest.mark.parametrize("command", ["insert", "commitTransaction"])
-async def test_write_conflict_retries_the_whole(mongo: Mongo, work: Work, command: str) -> None:
+async def test_write_conflict_retries_the_whole_transaction(mongo: Mongo, work: Work, command: str) -> None:
     async with failing(mongo, command, mode={"times": 3}, **TRANSIENT):
         assert await mongo.run_transaction(work) == 4
     assert await work.effects() == [4]
 
 
-async def test_transactions_on_one_document_all_take_effect(mongo: Mongo) -> None:
+async def test_concurrent_transactions_on_one_document_all_take_effect(mongo: Mongo) -> None:
     await mongo.inventory.insert_one({"_id": "MUG", "available": 0})
 
     async def increment(session: Session) -> None:
@@ -83,7 +81,7 @@ async def test_transactions_on_one_document_all_take_effect(mongo: Mongo) -> Non
 
 
 @pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
-async def test_with_transaction_of_motor_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
+async def test_motor_with_transaction_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
     """The reason for `run_transaction`. When this fails, Motor retries the commit, and the template can use its own."""
     session: AsyncIOMotorClientSession
     async with (
@@ -98,7 +96,7 @@ async def test_with_transaction_of_motor_gives_up_at_commit(mongo: Mongo, work: 
     assert await work.effects() == []
 
 
-async def test_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
+async def test_error_in_callback_aborts_the_transaction(mongo: Mongo, work: Work) -> None:
     async def fails(session: Session) -> None:
         await work(session)
         raise LookupError("not what it should be")
@@ -111,7 +109,7 @@ async def test_error_of_the_work_aborts(mongo: Mongo, work: Work) -> None:
     assert await work.effects() == [2]
 
 
-async def test_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Work) -> None:
+async def test_non_retryable_mongodb_error_is_raised_at_once(mongo: Mongo, work: Work) -> None:
     async with failing(mongo, "insert", errorCode=121):  # DocumentValidationFailure
         with pytest.raises(OperationFailure):
             await mongo.run_transaction(work)
@@ -119,7 +117,7 @@ async def test_final_error_of_mongodb_is_raised_at_once(mongo: Mongo, work: Work
     assert await work.effects() == []
 
 
-async def test_retries_end(mongo: Mongo, work: Work) -> None:
+async def test_transaction_retries_end_at_deadline(mongo: Mongo, work: Work) -> None:
     """After `within` seconds the last error is raised, and says that trying later may help."""
     async with failing(mongo, "insert", **TRANSIENT):
         with pytest.raises(OperationFailure) as conflict:
@@ -129,7 +127,7 @@ async def test_retries_end(mongo: Mongo, work: Work) -> None:
     assert await work.effects() == []
 
 
-async def test_retries_of_the_commit_end(mongo: Mongo, work: Work) -> None:
+async def test_commit_retries_end_at_deadline(mongo: Mongo, work: Work) -> None:
     async with failing(mongo, "commitTransaction", **AFTER_THE_EFFECT):
         with pytest.raises(OperationFailure) as unknown:
             await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
@@ -167,7 +165,7 @@ async def lone_mongo(tmp_path: Path) -> AsyncIterator[Mongo]:
     await server.kill()
 
 
-async def test_step_down_of_the_primary_retries_the_whole(lone_mongo: Mongo) -> None:
+async def test_primary_step_down_retries_the_whole_transaction(lone_mongo: Mongo) -> None:
     mongo = lone_mongo
     await mongo.create_indexes()
     work = Work(mongo)

@@ -59,7 +59,9 @@ async def test_cancel_of_completed_order_is_refused(api: httpx.AsyncClient, shop
     assert (await shop.order(order_id)).status is OrderStatus.COMPLETED
 
 
-async def test_answer_to_cancel_racing_completion_is_true(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_cancel_racing_completion_answers_the_actual_outcome(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
     await shop.stock(available=RACES * 2)
 
     async def race(number: int) -> tuple[str, int]:
@@ -94,7 +96,7 @@ async def test_simultaneous_cancels_of_one_order_agree(api: httpx.AsyncClient, s
     assert await shop.available() == 2
 
 
-async def test_cancel_without_a_worker_takes_effect_later(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_cancel_without_worker_takes_effect_later(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock(available=2)
     order_id = await place(api)
     answer = await api.post(f"/orders/{order_id}/cancel")
@@ -105,7 +107,7 @@ async def test_cancel_without_a_worker_takes_effect_later(api: httpx.AsyncClient
     assert await shop.available() == 2
 
 
-async def test_cancel_of_shipped_order_without_a_worker_is_refused(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_cancel_of_shipped_order_without_worker_is_refused(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order = await shop.place(status="shipped")
     await shop.workflows.start(order)
@@ -113,7 +115,7 @@ async def test_cancel_of_shipped_order_without_a_worker_is_refused(api: httpx.As
     assert (answer.status_code, answer.json()["detail"]) == (409, "cannot cancel: the order is shipped")
 
 
-async def test_cancel_is_kept_by_mongodb_where_the_signal_is_lost(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_cancel_with_lost_signal_takes_effect(api: httpx.AsyncClient, shop: Shop) -> None:
     """The next attempt of any step finds it."""
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
@@ -127,15 +129,15 @@ async def test_cancel_is_kept_by_mongodb_where_the_signal_is_lost(api: httpx.Asy
     assert "Jim" not in await history_of(shop, order_id)
 
 
-async def test_answer_to_a_cancel_says_at_once_that_it_cannot_be_cancelled_again(
-    api: httpx.AsyncClient, shop: Shop
-) -> None:
+async def test_accepted_cancel_answers_not_cancellable(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     answer = await api.post(f"/orders/{await place(api)}/cancel", json={"reason": "private"})
     assert answer.json()["cancellable"] is False
 
 
-async def test_reasons_stay_out_of_the_history(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_cancel_and_rejection_reasons_stay_out_of_the_history(
+    api: httpx.AsyncClient, shop: Shop, worker: None
+) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
     await shop.reaches(order_id, OrderStatus.RESERVED)
@@ -151,7 +153,7 @@ async def test_reasons_stay_out_of_the_history(api: httpx.AsyncClient, shop: Sho
     assert "Jim" not in await history_of(shop, order_id)
 
 
-async def test_cancel_before_the_workflow_was_started_starts_it(
+async def test_cancel_before_workflow_start_starts_and_cancels_it(
     api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
     """Temporal was away when the order was placed, and there is no relay: the signal starts the saga."""
@@ -182,7 +184,7 @@ async def test_large_order_awaits_approval(
     assert (order.failure and order.failure.code) == (None if approved else "not_approved")
 
 
-async def test_cancel_and_approval_at_once_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_simultaneous_cancel_and_approval_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     """Both at once: whoever is told 202 was the first, and the order ends as that one wanted it."""
     await shop.stock(price=50_000)
     for _ in range(2):
@@ -201,7 +203,7 @@ async def test_cancel_and_approval_at_once_agree(api: httpx.AsyncClient, shop: S
             assert approved.status_code == 409
 
 
-async def test_different_decisions_at_once_first_one_counts(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_simultaneous_decisions_first_one_counts(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(available=1_000)
     for _ in range(3):
         order_id = await place(api, **LARGE)
@@ -249,7 +251,7 @@ async def test_address_change_after_charge_is_refused(api: httpx.AsyncClient, sh
     assert missing.status_code == 404
 
 
-async def test_the_address_of_an_order_whose_saga_was_not_started_yet(
+async def test_address_change_before_workflow_start_is_applied(
     api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
     await shop.stock()
@@ -258,14 +260,14 @@ async def test_the_address_of_an_order_whose_saga_was_not_started_yet(
     assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
 
 
-async def test_without_a_worker_the_address_cannot_be_changed(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_address_change_without_worker_answers_503(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order_id = await place(api)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
 
 
-async def test_cancel_of_open_order_whose_workflow_has_closed_is_taken_up(
+async def test_cancel_of_open_order_with_closed_workflow_takes_effect(
     api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
     """MongoDB was restored from a backup, say. Its order is open, so it can be cancelled, and is."""
@@ -282,7 +284,7 @@ async def test_cancel_of_open_order_whose_workflow_has_closed_is_taken_up(
 # --- status
 
 
-async def test_the_workflow_tells_its_own_status(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
 
@@ -298,7 +300,7 @@ async def test_the_workflow_tells_its_own_status(api: httpx.AsyncClient, shop: S
     assert told["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
 
 
-async def test_without_a_worker_there_is_no_status(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_status_without_worker_answers_503(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order_id = await place(api)
     answer = await api.get(f"/orders/{order_id}/status")

@@ -145,7 +145,7 @@ async def contents(mongo: Mongo) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-async def test_orders_with_a_wrong_field(api: httpx.AsyncClient) -> None:
+async def test_post_order_with_invalid_field_answers_422_and_writes_nothing(api: httpx.AsyncClient) -> None:
     answers = {
         wrong: await api.post("/orders", content=json.dumps(fields), headers=JSON)
         for wrong, (fields, _) in WRONG_FIELDS.items()
@@ -185,14 +185,14 @@ EXPLAINED = {
 
 
 @pytest.mark.parametrize("wrong", EXPLAINED)
-async def test_error_has_stable_code_readable_message_and_pointer(api: httpx.AsyncClient, wrong: str) -> None:
+async def test_invalid_field_has_stable_code_readable_message_and_pointer(api: httpx.AsyncClient, wrong: str) -> None:
     answer = await api.post("/orders", json=WRONG_FIELDS[wrong][0])
     (error,) = answer.json()["errors"]
     assert (error["code"], error["message"], error["pointer"]) == EXPLAINED[wrong]
     assert answer.json()["detail"] == f"{error['field']}: {error['message']}"
 
 
-async def test_error_of_parameter_or_header_has_no_pointer(api: httpx.AsyncClient) -> None:
+async def test_invalid_parameter_or_header_has_no_pointer(api: httpx.AsyncClient) -> None:
     answers = [
         await api.get("/orders", params={"status": "x"}),
         await api.get("/orders", params={"limit": "x"}),
@@ -208,7 +208,7 @@ async def test_error_of_parameter_or_header_has_no_pointer(api: httpx.AsyncClien
     ]
 
 
-async def test_pointer_escapes_the_keys_of_the_caller(api: httpx.AsyncClient) -> None:
+async def test_pointer_escapes_keys_of_the_request(api: httpx.AsyncClient) -> None:
     answer = await api.post("/orders", json=order_body(**{"a/b~c": 1}))
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/a~1b~0c"]
 
@@ -225,7 +225,7 @@ async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
     ]
 
 
-async def test_bodies_that_are_no_order(api: httpx.AsyncClient) -> None:
+async def test_post_order_with_malformed_body_is_refused(api: httpx.AsyncClient) -> None:
     answers = {
         wrong: await api.post("/orders", content=content, headers=JSON) for wrong, (content, _, _) in BAD_BODIES.items()
     }
@@ -243,7 +243,7 @@ def nested(depth: int) -> list[bytes]:
     return [form.encode() for form in (array, objects, mixed, strings, field, *unclosed) if len(form) <= 64 * 1024]
 
 
-async def test_nesting_of_any_depth_is_answered_422(api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_deeply_nested_body_answers_422(api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     """The parser's own limit, near 1,000 or far above, differs between versions of Python: every depth around it."""
     depths = [*range(1, 40, 6), *range(900, 1_010), *(2**power for power in range(11, 16)), 64 * 1024]
     for depth in depths:
@@ -254,9 +254,7 @@ async def test_nesting_of_any_depth_is_answered_422(api: httpx.AsyncClient, capl
     assert caplog.records == []
 
 
-async def test_body_cut_short_by_the_client_is_not_logged_as_an_error(
-    api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_body_aborted_by_client_logs_no_error(api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     before = REGISTRY.get_sample_value(*ANSWERED_422) or 0
     _, writer = await asyncio.open_connection(api.base_url.host, api.base_url.port)
     writer.write(b"POST /orders HTTP/1.1\r\nHost: api\r\nContent-Length: 100\r\n\r\n{")
@@ -270,7 +268,7 @@ async def test_body_cut_short_by_the_client_is_not_logged_as_an_error(
     assert caplog.records == []
 
 
-async def test_large_bodies_without_a_length(api: httpx.AsyncClient) -> None:
+async def test_large_body_without_content_length_answers_413(api: httpx.AsyncClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(70):
             yield b" " * 1_000
@@ -280,7 +278,7 @@ async def test_large_bodies_without_a_length(api: httpx.AsyncClient) -> None:
         assert (answer.status_code, names(answer)) == (413, [])
 
 
-async def test_bodies_that_do_not_say_they_are_json(api: httpx.AsyncClient) -> None:
+async def test_body_without_json_content_type_answers_415(api: httpx.AsyncClient) -> None:
     for path in TAKE_A_BODY:
         for content_type in BAD_TYPES:
             answer = await api.post(path, content=json.dumps(order_body()), headers={"Content-Type": content_type})
@@ -315,27 +313,27 @@ OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
 ]
 
 
-async def test_other_bad_requests(api: httpx.AsyncClient) -> None:
+async def test_other_requests_with_invalid_field_answer_422(api: httpx.AsyncClient) -> None:
     for method, path, fields, field in OTHER_REQUESTS:
         answer = await api.request(method, path, json=fields)
         assert (answer.status_code, names(answer)) == (422, [field]), path
 
 
-async def test_a_stock_that_would_overflow(api: httpx.AsyncClient, shop: Shop, mongo: Mongo) -> None:
+async def test_restock_beyond_maximum_answers_409(api: httpx.AsyncClient, shop: Shop, mongo: Mongo) -> None:
     await shop.stock("FULL", available=10**9)
     answer = await api.post("/inventory/FULL/restock", json={"quantity": 1})
     assert (answer.status_code, names(answer)) == (409, [])
     await mongo.inventory.delete_one({"_id": "FULL"})
 
 
-async def test_what_is_not_there(api: httpx.AsyncClient) -> None:
+async def test_unknown_path_or_method_answers_404_or_405(api: httpx.AsyncClient) -> None:
     for method, path, status in NOT_THERE:
         answer = await api.request(method, path)
         assert (answer.status_code, names(answer)) == (status, []), path
         assert ("Allow" in answer.headers) == (status == 405)
 
 
-async def test_what_is_no_http_at_all(api: httpx.AsyncClient) -> None:
+async def test_malformed_http_answers_400(api: httpx.AsyncClient) -> None:
     status, answer = await raw(api, b"BREW /pot\r\n\r\n")
     assert (status, answer) == (400, b"Invalid HTTP request received.")
 
@@ -343,7 +341,7 @@ async def test_what_is_no_http_at_all(api: httpx.AsyncClient) -> None:
 # --- documents that another program wrote
 
 
-async def test_a_malformed_article_counts_as_none(api: httpx.AsyncClient, mongo: Mongo) -> None:
+async def test_malformed_product_counts_as_missing(api: httpx.AsyncClient, mongo: Mongo) -> None:
     malformed = [
         {"_id": "NONAME", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1},
         {"_id": "TEXT", "name": "x", "unit_price": {"amount": "1", "currency": "EUR"}, "available": 1},
@@ -365,7 +363,7 @@ async def test_a_malformed_article_counts_as_none(api: httpx.AsyncClient, mongo:
     await mongo.inventory.delete_many({"_id": {"$ne": "MUG"}})
 
 
-async def test_articles_in_several_currencies_make_no_order(api: httpx.AsyncClient, mongo: Mongo) -> None:
+async def test_order_of_products_in_several_currencies_is_refused(api: httpx.AsyncClient, mongo: Mongo) -> None:
     await mongo.inventory.insert_one(
         {"_id": "USD", "name": "x", "unit_price": {"amount": 1, "currency": "USD"}, "available": 1}
     )
@@ -375,7 +373,7 @@ async def test_articles_in_several_currencies_make_no_order(api: httpx.AsyncClie
     await mongo.inventory.delete_one({"_id": "USD"})
 
 
-async def test_an_error_that_nobody_expected_tells_nothing(api: httpx.AsyncClient, mongo: Mongo) -> None:
+async def test_unexpected_error_answers_500_without_details(api: httpx.AsyncClient, mongo: Mongo) -> None:
     """A view stands where a collection should: MongoDB refuses to write, for a reason that no retry helps."""
     await mongo.inventory.drop()
     await mongo.database.create_collection("inventory", viewOn="nothing", pipeline=[])

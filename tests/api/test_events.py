@@ -41,7 +41,7 @@ async def move(shop: Shop, order_id: str, status: str) -> None:
     await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
 
 
-async def test_an_order_is_followed_to_its_end(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_order_events_end_with_its_final_status(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = (await api.post("/orders", json=order_body(payment_method="pm_card_flaky"))).json()["order_id"]
     listener = await Listener.to(api, f"/orders/{order_id}/events")
@@ -63,7 +63,7 @@ async def test_an_order_is_followed_to_its_end(api: httpx.AsyncClient, shop: Sho
     assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
 
 
-async def test_five_hundred_listeners_share_one_change_stream(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
+async def test_500_listeners_share_one_change_stream(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))
     await shop.stock()
@@ -87,7 +87,7 @@ async def test_five_hundred_listeners_share_one_change_stream(api: httpx.AsyncCl
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
 
 
-async def test_who_comes_back_is_told_all_that_was_missed(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_reconnect_sends_all_missed_events(api: httpx.AsyncClient, shop: Shop) -> None:
     orders = [await shop.place() for _ in range(5)]
     staying = await Listener.to(api, "/orders/events")
     leaving = await Listener.to(api, "/orders/events")
@@ -108,7 +108,7 @@ async def test_who_comes_back_is_told_all_that_was_missed(api: httpx.AsyncClient
     back.vanish()
 
 
-async def test_who_leaves_while_it_is_told_what_it_missed_is_told_it_again(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_disconnect_during_catch_up_repeats_it(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.mongo.create_indexes()
     orders = [await shop.place() for _ in range(5)]
     staying = await Listener.to(api, "/orders/events")
@@ -125,7 +125,7 @@ async def test_who_leaves_while_it_is_told_what_it_missed_is_told_it_again(api: 
     back.vanish()
 
 
-async def test_who_comes_back_while_the_stream_lags_is_told_what_comes_late(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_reconnect_while_stream_lags_sends_late_events(api: httpx.AsyncClient, shop: Shop) -> None:
     orders = [await shop.place() for _ in range(3)]
     staying = await Listener.to(api, "/orders/events")
     await move(shop, orders[0].order_id, "reserved")
@@ -140,7 +140,7 @@ async def test_who_comes_back_while_the_stream_lags_is_told_what_comes_late(api:
     back.vanish()
 
 
-async def test_who_comes_back_to_another_process_is_told_all_that_was_missed(
+async def test_reconnect_to_another_process_sends_all_missed_events(
     settings: Settings, temporal_server: Server, shop: Shop
 ) -> None:
     await shop.mongo.create_indexes()
@@ -164,7 +164,7 @@ async def test_who_comes_back_to_another_process_is_told_all_that_was_missed(
         back.vanish()
 
 
-async def test_a_slow_listener_is_let_go_and_costs_nobody_anything(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_slow_listener_is_disconnected_without_delaying_others(api: httpx.AsyncClient, shop: Shop) -> None:
     """It hears so much as it takes in, then the stream ends; with its last id it is told the rest."""
     many_lines = {f"sku-{number}": 1 for number in range(50)}
     order = await shop.place(many_lines)
@@ -199,7 +199,7 @@ async def test_a_slow_listener_is_let_go_and_costs_nobody_anything(api: httpx.As
         listener.vanish()
 
 
-async def test_the_stock_is_told(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_stock_change_is_sent(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock(available=1)
     listener = await Listener.to(api, "/orders/events")
     await shop.mongo.inventory.insert_one({"_id": "malformed"})
@@ -211,13 +211,13 @@ async def test_the_stock_is_told(api: httpx.AsyncClient, shop: Shop) -> None:
     listener.vanish()
 
 
-async def test_no_wrong_place_to_resume_from(api: httpx.AsyncClient) -> None:
+async def test_malformed_last_event_id_is_refused(api: httpx.AsyncClient) -> None:
     for last_event_id in ("x", "1", "1.2.3", "-1.0", "1.-1", "99999999999.1", "1.x", "1e3.1"):
         answer = await api.get("/orders/events", headers={"Last-Event-ID": last_event_id})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID"), last_event_id
 
 
-async def test_documents_of_any_kind_stop_no_stream(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_malformed_documents_do_not_stop_the_stream(api: httpx.AsyncClient, shop: Shop) -> None:
     listener = await Listener.to(api, "/orders/events")
     await shop.mongo.orders.insert_one({"_id": "strange", "status": ["x"], "steps": {"reserve_inventory": 1}})
     await shop.mongo.orders.insert_one({"_id": 5})
@@ -229,7 +229,7 @@ async def test_documents_of_any_kind_stop_no_stream(api: httpx.AsyncClient, shop
     listener.vanish()
 
 
-async def test_it_begins_anew_after_the_database_was_dropped(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_stream_recovers_after_database_drop(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.place()
     listener = await Listener.to(api, "/orders/events")
     assert await listener.next() is not None

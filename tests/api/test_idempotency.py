@@ -33,7 +33,7 @@ async def workflows(shop: Shop) -> int:
     return count.count
 
 
-async def test_a_hundred_at_once_make_one_order(
+async def test_hundred_concurrent_posts_with_same_key_make_one_order(
     api: httpx.AsyncClient, shop: Shop, worker: None, key: dict[str, str]
 ) -> None:
     await shop.stock(available=10)
@@ -59,7 +59,7 @@ async def test_a_hundred_at_once_make_one_order(
     assert await shop.available() == 8
 
 
-async def test_a_replay_is_the_same_order_whatever_became_of_stock_and_order(
+async def test_repeated_post_returns_same_order_after_stock_and_order_changed(
     api: httpx.AsyncClient, shop: Shop, worker: None, key: dict[str, str]
 ) -> None:
     await shop.stock(price=1_000)
@@ -75,9 +75,7 @@ async def test_a_replay_is_the_same_order_whatever_became_of_stock_and_order(
     assert (await api.post("/orders", json=order_body(), headers=key)).json() == replay.json()
 
 
-async def test_another_body_under_the_same_key_is_refused(
-    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
-) -> None:
+async def test_same_key_with_another_body_is_refused(api: httpx.AsyncClient, shop: Shop, key: dict[str, str]) -> None:
     await shop.stock()
     first = await api.post("/orders", json=order_body(), headers=key)
     assert "Idempotency-Replayed" not in first.headers
@@ -87,14 +85,14 @@ async def test_another_body_under_the_same_key_is_refused(
     assert await shop.mongo.orders.count_documents({}) == 1
 
 
-async def test_without_a_key_each_request_is_an_order(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_posts_without_key_make_one_order_each(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     ids = {(await api.post("/orders", json=order_body())).json()["order_id"] for _ in range(2)}
     assert len(ids) == 2
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_a_bad_key_is_refused(api: httpx.AsyncClient, shop: Shop, key: str) -> None:
+async def test_malformed_key_is_refused(api: httpx.AsyncClient, shop: Shop, key: str) -> None:
     await shop.stock(available=1)
     for path, fields in (("/orders", order_body()), ("/inventory/MUG/restock", {"quantity": 1})):
         body = json.dumps(fields)
@@ -111,13 +109,13 @@ async def test_a_bad_key_is_refused(api: httpx.AsyncClient, shop: Shop, key: str
     assert await shop.available() == 1
 
 
-async def test_the_longest_key_will_do(api: httpx.AsyncClient, shop: Shop) -> None:
+async def test_longest_key_is_accepted(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     headers = {"Idempotency-Key": "~" * 255}
     assert (await api.post("/orders", json=order_body(), headers=headers)).status_code == 202
 
 
-async def test_a_restock_repeated_a_hundred_times_counts_once(
+async def test_restock_repeated_hundred_times_counts_once(
     api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
 ) -> None:
     await shop.stock(available=1)
@@ -137,7 +135,7 @@ async def test_a_restock_repeated_a_hundred_times_counts_once(
     assert await shop.available() == 6
 
 
-async def test_a_restock_with_the_key_of_another_is_refused(
+async def test_restock_with_key_of_another_restock_is_refused(
     api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
 ) -> None:
     await shop.stock("MUG", available=0)
@@ -149,9 +147,7 @@ async def test_a_restock_with_the_key_of_another_is_refused(
     assert (await shop.available("MUG"), await shop.available("TEA")) == (5, 0)
 
 
-async def test_a_restock_that_failed_does_not_use_its_key_up(
-    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
-) -> None:
+async def test_failed_restock_leaves_its_key_unused(api: httpx.AsyncClient, shop: Shop, key: dict[str, str]) -> None:
     assert (await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)).status_code == 404
     await shop.stock(available=1)
     answer = await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)
@@ -170,7 +166,9 @@ async def keyed_api(settings: Settings, temporal_server: Server) -> AsyncIterato
         yield http
 
 
-async def test_each_caller_has_keys_of_its_own(keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]) -> None:
+async def test_same_key_of_two_callers_makes_two_orders(
+    keyed_api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
     await shop.stock()
     ids = [
         (await keyed_api.post("/orders", json=order_body(), headers={**key, **bearer(f"secret-of-the-{name}")})).json()[
@@ -183,7 +181,7 @@ async def test_each_caller_has_keys_of_its_own(keyed_api: httpx.AsyncClient, sho
 
 
 @pytest.mark.parametrize("authorization", [{}, bearer("wrong"), {"Authorization": "Basic c2hvcDpzaG9w"}])
-async def test_without_a_known_api_key_nothing_is_done(
+async def test_request_without_known_api_key_is_refused_and_writes_nothing(
     keyed_api: httpx.AsyncClient, shop: Shop, mongo: Mongo, authorization: dict[str, str]
 ) -> None:
     await shop.stock()

@@ -53,7 +53,7 @@ async def pages(api: httpx.AsyncClient, **query: Any) -> list[list[str]]:
     return found
 
 
-async def test_every_page_newest_first_by_every_filter(api: httpx.AsyncClient, many: list[Document]) -> None:
+async def test_list_with_each_filter_pages_newest_first(api: httpx.AsyncClient, many: list[Document]) -> None:
     for customer, status in product((None, "cus_3"), (None, "placed", "cancelled")):
         wanted = [
             order["_id"]
@@ -66,7 +66,7 @@ async def test_every_page_newest_first_by_every_filter(api: httpx.AsyncClient, m
         assert all(len(page) == 77 for page in found[:-1])
 
 
-async def test_orders_that_come_in_move_no_page(api: httpx.AsyncClient, mongo: Mongo, many: list[Document]) -> None:
+async def test_new_orders_do_not_shift_pages(api: httpx.AsyncClient, mongo: Mongo, many: list[Document]) -> None:
     seen: list[str] = []
     cursor = None
     for page in range(5):
@@ -80,7 +80,7 @@ async def test_orders_that_come_in_move_no_page(api: httpx.AsyncClient, mongo: M
     assert seen == [order["_id"] for order in reversed(many)][: 5 * 7]
 
 
-async def test_the_last_page_has_no_cursor(api: httpx.AsyncClient, mongo: Mongo) -> None:
+async def test_last_page_has_no_cursor(api: httpx.AsyncClient, mongo: Mongo) -> None:
     assert (await api.get("/orders")).json() == {"items": [], "next_cursor": None}
     await mongo.orders.insert_many([order_document() for _ in range(4)])
     assert [len(page) for page in await pages(api, limit=2)] == [2, 2]
@@ -105,7 +105,7 @@ async def test_the_last_page_has_no_cursor(api: httpx.AsyncClient, mongo: Mongo)
         b"\xff\xfe",
     ],
 )
-async def test_a_cursor_of_somebody_else_is_refused(position: bytes, api: httpx.AsyncClient) -> None:
+async def test_foreign_cursor_is_refused(position: bytes, api: httpx.AsyncClient) -> None:
     cursor = base64.urlsafe_b64encode(position).decode()
     assert (await api.get("/orders", params={"cursor": cursor})).status_code == 422
 
@@ -123,7 +123,7 @@ async def test_crafted_cursor_is_refused(api: httpx.AsyncClient, cursor: str) ->
     assert answer.json()["errors"][0]["field"] == "cursor"
 
 
-async def test_malformed_documents_hide_no_other(api: httpx.AsyncClient, mongo: Mongo) -> None:
+async def test_malformed_document_does_not_hide_other_orders(api: httpx.AsyncClient, mongo: Mongo) -> None:
     await mongo.orders.insert_many(
         [
             order_document(_id="ord_good"),
@@ -175,7 +175,7 @@ class Recorder:
 
 
 @pytest.mark.usefixtures("many")
-async def test_every_query_is_served_by_an_index(mongo: Mongo) -> None:
+async def test_every_query_uses_an_index(mongo: Mongo) -> None:
     orders = OrderRepository(mongo)
     recorder = Recorder(mongo)
     async with recorder:

@@ -93,7 +93,7 @@ async def test_endpoint_that_misses_the_deadline_answers_503(
     assert caplog.records == []
 
 
-async def test_endpoint_that_answers_after_its_cancellation_is_late_but_answers() -> None:
+async def test_endpoint_that_ignores_its_cancellation_answers_late() -> None:
     """The deadline cannot expire between the answer and its sending: both are outside of it."""
 
     async def answer_when_cancelled() -> str:
@@ -107,7 +107,7 @@ async def test_endpoint_that_answers_after_its_cancellation_is_late_but_answers(
     assert (answer.status_code, answer.json()) == (200, "late")
 
 
-async def test_response_that_begins_in_time_may_outlast_the_deadline() -> None:
+async def test_response_begun_in_time_may_outlast_the_deadline() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"first"
         await asyncio.sleep(3 * DEADLINE)
@@ -120,7 +120,7 @@ async def test_response_that_begins_in_time_may_outlast_the_deadline() -> None:
     assert (answer.status_code, answer.text) == (200, "first, last")
 
 
-async def test_body_that_does_not_come_in_time_answers_503() -> None:
+async def test_body_that_misses_the_deadline_answers_503() -> None:
     async def read(body: Model) -> None: ...
 
     async def slow() -> AsyncIterator[bytes]:
@@ -162,7 +162,7 @@ async def test_unexpected_error_is_a_problem_and_logged_once(caplog: pytest.LogC
     assert measured(500) == before + 1
 
 
-async def test_unexpected_error_outside_of_a_route_is_a_problem() -> None:
+async def test_unexpected_error_outside_a_route_is_a_problem() -> None:
     app = create_app(Settings())
 
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,7 +174,7 @@ async def test_unexpected_error_outside_of_a_route_is_a_problem() -> None:
         assert_problem(await client.get("/broken/page"), 500)
 
 
-async def test_error_after_the_response_began_is_raised() -> None:
+async def test_error_after_response_began_is_raised() -> None:
     """The server then closes the connection, so that the client sees a response cut short, not two in one."""
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -192,7 +192,7 @@ async def test_error_after_the_response_began_is_raised() -> None:
 
 
 @pytest.mark.parametrize(("size", "status"), [(64 * 1024, 200), (64 * 1024 + 1, 413)])
-async def test_body_limit(size: int, status: int) -> None:
+async def test_body_is_limited_to_64_kib(size: int, status: int) -> None:
     async def read(body: dict[str, str]) -> int:
         return len(body)
 

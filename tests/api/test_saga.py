@@ -26,7 +26,7 @@ async def test_saga_lists_every_step_in_order(api: httpx.AsyncClient) -> None:
     assert answer.json() == {"steps": [dict(zip(NAMES, row, strict=True)) for row in SAGA]}
 
 
-async def test_saga_follows_the_statuses_that_the_api_describes(api: httpx.AsyncClient) -> None:
+async def test_saga_statuses_match_the_openapi_description(api: httpx.AsyncClient) -> None:
     schemas: dict[str, Any] = (await api.get("/openapi.json")).json()["components"]["schemas"]
     steps = (await api.get("/saga")).json()["steps"]
     assert [step["step"] for step in steps] == schemas["StepName"]["enum"]
@@ -35,7 +35,7 @@ async def test_saga_follows_the_statuses_that_the_api_describes(api: httpx.Async
 
 
 @pytest.mark.parametrize("headers", [{}, bearer("wrong")], ids=["none", "wrong"])
-async def test_saga_without_a_known_api_key_is_refused(
+async def test_saga_without_known_api_key_is_refused(
     settings: Settings, temporal_server: Server, headers: dict[str, str]
 ) -> None:
     keyed = settings.model_copy(update={"api_keys": {"shop": "secret"}})

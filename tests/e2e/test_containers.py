@@ -45,7 +45,7 @@ def health_check(service: str) -> list[str]:
 # --- as they are written
 
 
-def test_services_wait_for_what_they_need() -> None:
+def test_services_wait_for_their_dependencies() -> None:
     assert SERVICES.keys() == {"temporal", "mongodb", "worker", "api", "stock"}
     healthy = {"condition": "service_healthy"}
     for app in ("worker", "api"):
@@ -58,7 +58,7 @@ def test_services_wait_for_what_they_need() -> None:
             assert re.search(r":\d", service["image"]), "an image without a version"
 
 
-def test_ports_are_published_on_the_loopback_and_chosen_as_with_make_dev() -> None:
+def test_ports_are_published_on_loopback_with_variables_of_make_dev() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {
         "temporal": ["127.0.0.1:${TEMPORAL_PORT:-7233}:7233", "127.0.0.1:${TEMPORAL_UI_PORT:-8233}:8233"],
@@ -103,7 +103,7 @@ def test_lock_pins_every_package_by_hash() -> None:
             assert "://" not in requirement
 
 
-def test_image_has_every_package_that_is_imported() -> None:
+def test_image_has_every_imported_package() -> None:
     code = "import sys; own = {*sys.modules}; import worker, app.api.main; print(*{*sys.modules} - own)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     distributions = packages_distributions()
@@ -223,7 +223,7 @@ class Containers:
         return await server.wait()
 
 
-async def test_order_completes_on_the_services_as_configured(tmp_path: Path) -> None:
+async def test_order_completes_on_the_configured_services(tmp_path: Path) -> None:
     containers = Containers(tmp_path)
     try:
         for service in ("temporal", "mongodb", "worker", "api"):

@@ -228,7 +228,7 @@ async def _retries_without_pause(shop: Shop, order_id: str) -> bool:
 
 
 @pytest.mark.usefixtures("sweeping")
-async def test_orders_of_every_state_go_on_after_all_of_temporal_is_lost(
+async def test_orders_in_every_state_continue_after_loss_of_temporal(
     shop: Shop, customers: Customers, server: Temporal
 ) -> None:
     refund, statuses = Fails(times=0), Statuses()
@@ -362,7 +362,7 @@ class CountingOrders(OrderRepository):
         return await super().open_ids(among)
 
 
-async def test_sweep_of_orders_whose_workflows_run_asks_temporal_once(
+async def test_sweep_of_orders_with_running_workflows_asks_temporal_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.1)  # in fact each second, as long as no order is inserted

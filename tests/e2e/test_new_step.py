@@ -177,7 +177,7 @@ async def serving(copy: Copy, environment: dict[str, str]) -> AsyncIterator[http
         yield api
 
 
-async def test_order_with_a_new_step_completes_or_compensates_it(
+async def test_order_with_new_step_completes_or_compensates_it(
     copy: Copy, environment: dict[str, str], shop: Shop
 ) -> None:
     await shop.stock()
@@ -217,7 +217,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING)
-async def test_worker_with_an_incomplete_step_names_it_and_does_not_start(
+async def test_worker_with_incomplete_step_names_it_and_does_not_start(
     copy: Copy, environment: dict[str, str], missing: str
 ) -> None:
     path, text, named = MISSING[missing]
@@ -227,7 +227,7 @@ async def test_worker_with_an_incomplete_step_names_it_and_does_not_start(
     assert re.search(named, output.splitlines()[-1]), output
 
 
-async def test_orders_under_way_go_on_without_the_new_step(copy: Copy) -> None:
+async def test_orders_in_progress_continue_without_the_new_step(copy: Copy) -> None:
     histories = str(ROOT / "tests" / "replay" / "histories")
     code, failures = await copy.run("-c", REPLAY, histories)
     assert code == 0, failures

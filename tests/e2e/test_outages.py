@@ -109,7 +109,7 @@ async def running(shop: Shop) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_temporal_away(stack: OutageStack, how: str) -> None:
+async def test_temporal_outage_delays_accepted_orders(stack: OutageStack, how: str) -> None:
     async with running(stack.shop):
         before = await stack.place()
         order_id = before.json()["order_id"]
@@ -140,7 +140,7 @@ async def test_temporal_away(stack: OutageStack, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_mongodb_away(stack: OutageStack, how: str) -> None:
+async def test_mongodb_outage_answers_503_and_recovers(stack: OutageStack, how: str) -> None:
     key = secrets.token_hex(8)
     async with running(stack.shop):
         before = await stack.shop.mongo.orders.count_documents({})
@@ -174,7 +174,7 @@ async def test_mongodb_away(stack: OutageStack, how: str) -> None:
         listener.vanish()
 
 
-async def test_both_away(stack: OutageStack) -> None:
+async def test_outage_of_temporal_and_mongodb_answers_503_and_recovers(stack: OutageStack) -> None:
     keys = [secrets.token_hex(8) for _ in range(5)]
     async with running(stack.shop):
         await asyncio.gather(stack.mongod.kill(), stack.temporal.kill())
@@ -189,7 +189,7 @@ async def test_both_away(stack: OutageStack) -> None:
         assert len(set(order_ids)) == len(keys)
 
 
-async def test_the_primary_steps_down_in_the_middle_of_posts(stack: OutageStack) -> None:
+async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack) -> None:
     before = await stack.shop.mongo.orders.count_documents({})
     keys = [secrets.token_hex(8) for _ in range(40)]
 

@@ -31,7 +31,7 @@ CARD = "pm_card_4242424242424242"
 
 
 @pytest.mark.parametrize("program", COMMANDS)
-async def test_wrong_setting_is_one_line(program: str) -> None:
+async def test_invalid_setting_is_reported_in_one_line(program: str) -> None:
     wrong = {
         "APPROVAL_THRESHOLD": "much",
         "APPROVAL_TIMEOUT": "-1",
@@ -68,7 +68,7 @@ async def test_wrong_setting_is_one_line(program: str) -> None:
         assert "with space" not in output
 
 
-async def test_logs_at_debug_hold_nothing_personal(
+async def test_debug_logs_contain_no_personal_data(
     settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -146,7 +146,7 @@ async def test_logs_at_debug_hold_nothing_personal(
     assert all({"time", "level", "logger", "message"} <= json.loads(line).keys() for line in lines)
 
 
-async def test_worker_without_the_search_attribute_names_the_remedy(temporal_server: Server) -> None:
+async def test_worker_without_search_attribute_names_the_remedy(temporal_server: Server) -> None:
     """Registered per namespace: a new one has none."""
     client = await temporal.connect(target_host=temporal_server.address)
     request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))

@@ -49,7 +49,7 @@ async def raw_document(shop: Shop, order_id: Any) -> Document:
 
 
 @pytest.mark.usefixtures("relay")
-async def test_order_inserted_by_another_program_gets_its_workflow(shop: Shop) -> None:
+async def test_order_inserted_by_another_program_gets_a_workflow(shop: Shop) -> None:
     document = order_document()
     for unknown_elsewhere in ("status", "created_at", "updated_at"):
         del document[unknown_elsewhere]
@@ -94,7 +94,7 @@ MALFORMED: list[tuple[Document, str]] = [
 
 
 @pytest.mark.usefixtures("relay")
-async def test_malformed_documents_are_marked_and_hold_up_no_other(shop: Shop, api: httpx.AsyncClient) -> None:
+async def test_malformed_documents_are_marked_and_block_no_other_order(shop: Shop, api: httpx.AsyncClient) -> None:
     for document, _ in MALFORMED:
         await shop.mongo.orders.insert_one(document)
     good = await shop.place()
@@ -124,7 +124,7 @@ async def test_malformed_documents_are_marked_and_hold_up_no_other(shop: Shop, a
 
 
 @pytest.mark.usefixtures("relay")
-async def test_final_order_restored_from_a_backup_is_not_run_again(shop: Shop) -> None:
+async def test_final_order_restored_from_backup_is_not_started(shop: Shop) -> None:
     await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
     restored = order_document(status="completed")
     await shop.mongo.orders.insert_one(restored)
@@ -149,7 +149,7 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
     assert count.count == 25
 
 
-async def test_order_whose_start_keeps_failing_holds_up_no_other(shop: Shop, worker: None) -> None:
+async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker: None) -> None:
     await shop.stock(available=10)
 
     class Particular(OrderWorkflows):
@@ -185,7 +185,7 @@ class Counting(OrderWorkflows):
 
 
 @pytest.mark.parametrize("relays", [1, 2, 4])
-async def test_order_that_the_api_started_costs_the_relays_no_further_start(
+async def test_order_started_by_api_is_not_started_again_by_relays(
     shop: Shop, worker: None, relays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that stays `placed` for longer than the relay's grace; what was not started is started, once."""
@@ -209,7 +209,7 @@ async def test_order_that_the_api_started_costs_the_relays_no_further_start(
         await asyncio.wait(running)
 
 
-async def test_relay_acts_on_the_order_as_it_is_not_as_it_was_inserted(shop: Shop, worker: None) -> None:
+async def test_relay_reads_the_current_order(shop: Shop, worker: None) -> None:
     await shop.stock()
     async with relaying(shop):
         await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
@@ -220,7 +220,7 @@ async def test_relay_acts_on_the_order_as_it_is_not_as_it_was_inserted(shop: Sho
         await shop.handle(order.order_id).describe()
 
 
-async def test_order_that_cannot_even_be_marked_is_retried_ever_more_rarely(shop: Shop) -> None:
+async def test_order_that_cannot_be_marked_is_retried_with_backoff(shop: Shop) -> None:
     """16 MB, so that nothing can be added to it."""
     document = {"_id": "full", "note": ""}
     document["note"] = "x" * (16 * 1024 * 1024 - len(encode(document)))
@@ -241,7 +241,7 @@ async def test_order_that_cannot_even_be_marked_is_retried_ever_more_rarely(shop
 # --- what was lost
 
 
-async def test_orders_inserted_while_no_relay_ran_are_started(shop: Shop, worker: None) -> None:
+async def test_orders_inserted_without_a_relay_are_started_later(shop: Shop, worker: None) -> None:
     await shop.stock()
     async with relaying(shop):
         await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
@@ -254,7 +254,7 @@ async def test_orders_inserted_while_no_relay_ran_are_started(shop: Shop, worker
 
 
 @pytest.mark.usefixtures("relay")
-async def test_relay_goes_on_and_indexes_come_back_after_a_collection_was_dropped(shop: Shop) -> None:
+async def test_relay_continues_and_recreates_indexes_after_collection_drop(shop: Shop) -> None:
     await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
     indexes = await shop.mongo.orders.index_information()
     await shop.mongo.orders.drop()

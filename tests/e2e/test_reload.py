@@ -64,7 +64,7 @@ async def title(http: httpx.AsyncClient) -> str:
     return str((await http.get("/openapi.json")).json()["info"]["title"])
 
 
-async def test_edit_runs_at_once_and_an_order_under_way_completes(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_edit_is_loaded_and_order_in_progress_completes(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_slow")
     await reaches(http, order_id, "reserved")
     before = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
@@ -76,7 +76,7 @@ async def test_edit_runs_at_once_and_an_order_under_way_completes(dev: Dev, http
     await reaches(http, order_id, "completed")
 
 
-async def test_syntax_error_is_named_and_the_old_code_goes_on(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_syntax_error_is_reported_and_old_code_keeps_running(dev: Dev, http: httpx.AsyncClient) -> None:
     before = dev.processes().keys()
     edit = Edit(dev, API)
     edit.append("x = (")
@@ -90,9 +90,7 @@ async def test_syntax_error_is_named_and_the_old_code_goes_on(dev: Dev, http: ht
     assert await title(http) == "Mended"
 
 
-async def test_code_that_fails_at_the_start_is_tried_again_until_it_is_edited(
-    dev: Dev, http: httpx.AsyncClient
-) -> None:
+async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: httpx.AsyncClient) -> None:
     edit = Edit(dev, WORKER)
     edit.replace("^", "import nonsense\n")
     printed = await dev.reads("restarting in 1 s", "restarting in 2 s", "restarting in 4 s", "api restarted")
@@ -105,7 +103,7 @@ async def test_code_that_fails_at_the_start_is_tried_again_until_it_is_edited(
 
 
 @pytest.mark.parametrize(("name", "command"), [("worker", "worker.py"), ("api", "uvicorn")])
-async def test_killed_process_is_brought_back(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_killed_process_is_restarted(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_flaky")
     os.kill(dev.pid_of(command), signal.SIGKILL)
     printed = await dev.reads(f"{name} restarted")
@@ -113,7 +111,7 @@ async def test_killed_process_is_brought_back(name: str, command: str, dev: Dev,
     await reaches(http, order_id, "completed", within=60)  # a step that was cut off is tried again after its timeout
 
 
-async def test_edit_that_is_not_replayable_names_the_order_and_what_to_do(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_outage")
     await reaches(http, order_id, "reserved")
     edit = Edit(dev, WORKFLOW)

@@ -170,7 +170,7 @@ class Customers:
             await asyncio.sleep(0.2)  # all of them together stay below what two slow cores can do
 
 
-async def test_failovers_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_failovers_under_load_lose_and_duplicate_no_order(tmp_path: Path) -> None:
     async with running(tmp_path, election_timeout=1) as (replica_set, stack, api):
         await stock(api, available=10_000)
         customers = Customers(api)

@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "operations.md"
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 
 
-async def test_orders_of_a_restored_database_are_run_again_and_charged_once(shop: Shop) -> None:
+async def test_orders_of_restored_database_continue_and_are_charged_once(shop: Shop) -> None:
     """The gateways keep what they did since, and so does Temporal, whose workflows are terminated."""
     await shop.stock(available=10)
     order = await shop.place({"MUG": 2}, shipping_address=CARRIER_DOWN)

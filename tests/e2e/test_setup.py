@@ -79,36 +79,36 @@ REMEDY = """
   or choose one: make PYTHON=/path/to/python"""
 
 
-def test_setup_passes_over_an_unusable_python_and_says_that_there_is_no_network(clone: Path) -> None:
+def test_setup_skips_unusable_python_and_reports_missing_network(clone: Path) -> None:
     pretending(clone / "bin" / "python3", "sys.version_info = (3, 10)")
     (clone / "bin" / "python3.13").symlink_to(sys.executable)
     assert set_up(clone) == (2, NO_NETWORK)
     assert set_up(clone) == (2, NO_NETWORK)  # again: .venv is there now, without its packages
 
 
-def test_setup_without_python_says_which_versions_work(clone: Path) -> None:
+def test_setup_without_python_names_supported_versions(clone: Path) -> None:
     assert set_up(clone) == (2, f"error: no usable Python found{REMEDY}")
 
 
 @pytest.mark.parametrize(("change", "found"), UNUSABLE.items(), ids=["too old", "too new", "without venv"])
-def test_setup_with_an_unusable_python_says_what_was_found(clone: Path, change: str, found: str) -> None:
+def test_setup_with_unusable_python_names_its_version(clone: Path, change: str, found: str) -> None:
     python = pretending(clone / "bin" / "python3", change)
     assert set_up(clone) == (2, f"error: no usable Python found: python3 is {found}{REMEDY}")
     assert set_up(clone, f"PYTHON={python}") == (2, f"error: PYTHON={python} is Python {found}{REMEDY}")
 
 
-def test_named_python_that_does_not_run_is_not_replaced_by_another(clone: Path) -> None:
+def test_setup_with_chosen_python_that_does_not_run_fails(clone: Path) -> None:
     (clone / "bin" / "python3").symlink_to(sys.executable)
     assert set_up(clone, "PYTHON=nowhere/python") == (2, f"error: PYTHON=nowhere/python does not run{REMEDY}")
 
 
-def test_named_python_that_made_the_environment_changes_nothing(clone: Path) -> None:
+def test_setup_with_python_of_environment_changes_nothing(clone: Path) -> None:
     environment_of(clone)
     assert set_up(clone) == (0, "")
     assert set_up(clone, f"PYTHON={sys.executable}") == (0, "")
 
 
-def test_named_python_other_than_that_of_the_environment_makes_it_anew(clone: Path) -> None:
+def test_setup_with_another_python_recreates_environment(clone: Path) -> None:
     python = environment_of(clone)
     python.unlink()
     program(python, '[ -z "$2" ] || echo another installation')
@@ -117,7 +117,7 @@ def test_named_python_other_than_that_of_the_environment_makes_it_anew(clone: Pa
     assert python.is_symlink()
 
 
-def test_environment_whose_python_is_gone_is_made_anew(clone: Path) -> None:
+def test_setup_with_removed_python_recreates_environment(clone: Path) -> None:
     python = environment_of(clone)
     (clone / "bin" / "python3").symlink_to(sys.executable)
     python.unlink()
@@ -126,7 +126,7 @@ def test_environment_whose_python_is_gone_is_made_anew(clone: Path) -> None:
     assert python.exists()
 
 
-def test_environment_that_was_half_made_is_made_anew(clone: Path) -> None:
+def test_setup_with_incomplete_environment_recreates_it(clone: Path) -> None:
     venv.create(clone / ".venv", symlinks=True)  # without pip
     (clone / "bin" / "python3").symlink_to(sys.executable)
     assert set_up(clone) == (2, NO_NETWORK)

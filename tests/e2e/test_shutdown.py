@@ -30,7 +30,7 @@ API_LIMIT = 9  # Docker grants 10
 FROZEN: list[tuple[str, ...]] = [(), ("Temporal",), ("mongod",), ("Temporal", "mongod")]
 
 
-async def test_sigterm_while_servers_are_frozen_ends_worker_and_api_in_time(tmp_path: Path) -> None:
+async def test_sigterm_while_servers_are_frozen_stops_worker_and_api_in_time(tmp_path: Path) -> None:
     stops = await asyncio.gather(
         *(stop_while_frozen(tmp_path / str(number), frozen) for number, frozen in enumerate(FROZEN))
     )

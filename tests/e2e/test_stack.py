@@ -157,7 +157,7 @@ async def test_taken_port_is_named_before_anything_starts(variable: str, tmp_pat
     assert not dev.dev_dir.exists()  # nothing was started
 
 
-async def test_same_port_twice_is_refused(tmp_path: Path) -> None:
+async def test_start_with_same_port_twice_is_refused(tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
     dev.environment["MONGODB_PORT"] = port = dev.environment["API_PORT"]
     await dev.start()
@@ -200,14 +200,14 @@ async def test_unusable_folder_is_named(tmp_path: Path) -> None:
     assert dev.processes() == {}
 
 
-async def test_wrong_setting_is_named(tmp_path: Path) -> None:
+async def test_invalid_setting_is_named(tmp_path: Path) -> None:
     dev = await Dev(tmp_path, APPROVAL_TIMEOUT="soon").start()
     code, (message,) = await dev.ends()
     assert (code, dev.processes()) == (1, {})
     assert re.match(r"error: (worker|api) exited with code 1: wrong setting: APPROVAL_TIMEOUT: ", message)
 
 
-async def test_guided_tour_ends_every_order_as_it_should(dev: Dev) -> None:
+async def test_guided_tour_ends_every_order_as_expected(dev: Dev) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dev.demo"),
         cwd=ROOT,
@@ -229,7 +229,7 @@ EXAMPLES = {"app/activities/warehouse.py", "app/gateways/payments.py"}  # files 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_everything_that_a_page_names_exists(page: Path) -> None:
+def test_every_file_and_target_named_in_docs_exists(page: Path) -> None:
     text = page.read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)) <= targets
@@ -250,7 +250,7 @@ def test_readme_layout_names_existing_files() -> None:
             assert (ROOT / name / part).exists(), f"{name}{part}"
 
 
-def test_automatic_checks_run_the_makefile() -> None:
+def test_ci_script_runs_only_make() -> None:
     shebang, *lines = (ROOT / ".ci" / "run").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set ", 'cd "$(dirname "$0")/.."'))]
     assert shebang == "#!/usr/bin/env bash"

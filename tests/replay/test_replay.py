@@ -52,7 +52,7 @@ def test_personal_value_in_a_payload_is_found(value: str) -> None:
     assert personal_in(history) == [value]
 
 
-def test_shape_differs_for_every_path_and_not_for_another_order_on_the_same() -> None:
+def test_history_shape_depends_on_path_and_not_on_order() -> None:
     histories = {path.stem: recorded(path) for path in HISTORIES.glob("*.json")}
     assert len({shape_of(history) for history in histories.values()}) == len(histories)
     text = (HISTORIES / "completed.json").read_text(encoding="utf-8")

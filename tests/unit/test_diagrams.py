@@ -30,17 +30,17 @@ def skipping(statuses: list[OrderStatus]) -> set[Transition]:
     return {(before, after) for after in statuses for before in statuses[: max(0, statuses.index(after) - 1)]}
 
 
-def test_status_diagram_has_the_statuses_of_the_domain() -> None:
+def test_status_diagram_names_every_status_of_the_domain() -> None:
     assert {status for transition in drawn(ORDER) for status in transition} - {"[*]"} == set(OrderStatus)
 
 
-def test_status_diagram_begins_and_ends_as_the_domain_does() -> None:
+def test_status_diagram_has_the_initial_and_terminal_statuses_of_the_domain() -> None:
     arrows = drawn(ORDER)
     assert [after for before, after in arrows if before == "[*]"] == [OrderStatus.PLACED]
     assert {before for before, after in arrows if after == "[*]"} == TERMINAL
 
 
-def test_status_diagram_draws_every_allowed_transition_that_skips_no_status() -> None:
+def test_status_diagram_draws_every_allowed_single_step_transition() -> None:
     allowed = {(before.value, after.value) for after, statuses in ALLOWED_FROM.items() for before in statuses}
     transitions = {transition for transition in drawn(ORDER) if "[*]" not in transition}
     assert transitions <= allowed
@@ -48,12 +48,12 @@ def test_status_diagram_draws_every_allowed_transition_that_skips_no_status() ->
     assert allowed - transitions == skipping(forward) - transitions
 
 
-def test_status_diagram_names_the_step_that_leads_to_each_status() -> None:
+def test_status_diagram_labels_each_status_with_its_step() -> None:
     labels = {(after, label) for (_, after), label in drawn(ORDER).items() if after in STATUS_AFTER.values()}
     assert labels == {(status, step) for step, status in STATUS_AFTER.items()}
 
 
-def test_step_diagram_has_the_transitions_of_the_step_machine() -> None:
+def test_step_diagram_draws_every_transition_of_a_step() -> None:
     machine = {
         (status or "absent", event): following
         for status, event in product([None, *StepStatus], StepEvent)
@@ -73,8 +73,10 @@ def test_step_diagram_has_the_transitions_of_the_step_machine() -> None:
     ],
     ids=["missing", "wrong", "one too many"],
 )
-def test_status_diagram_with_another_arrow_is_noticed(monkeypatch: pytest.MonkeyPatch, arrow: str, other: str) -> None:
+def test_status_diagram_with_wrong_arrow_fails_the_check(
+    monkeypatch: pytest.MonkeyPatch, arrow: str, other: str
+) -> None:
     assert ORDER.count(arrow) == 1
     monkeypatch.setitem(globals(), "ORDER", ORDER.replace(arrow, other))
     with pytest.raises(AssertionError):
-        test_status_diagram_draws_every_allowed_transition_that_skips_no_status()
+        test_status_diagram_draws_every_allowed_single_step_transition()

@@ -24,26 +24,26 @@ def missing_in(paragraph: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_test_that_is_named_exists(page: Path) -> None:
+def test_every_named_test_exists(page: Path) -> None:
     paragraphs = page.read_text().split("\n\n")
     assert [name for paragraph in paragraphs for name in missing_in(paragraph)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_to_a_file(page: Path) -> None:
+def test_every_link_points_to_an_existing_file(page: Path) -> None:
     targets = re.findall(r"(?:\]\(|src=\"|srcset=\")([^)\"#]+)", page.read_text())
     local = [target for target in targets if not target.startswith(("http:", "https:"))]
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_make_target_that_is_named_exists(page: Path) -> None:
+def test_every_named_make_target_exists(page: Path) -> None:
     there = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE))
     assert named - there == set()
 
 
-def test_saga_in_the_readme_is_that_of_the_workflow() -> None:
+def test_saga_in_readme_matches_the_workflow() -> None:
     [shown] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = [line.split("  #")[0].strip() for line in shown.splitlines()]
     _, saga = (ROOT / "app/workflows/order.py").read_text().split("async def _saga(self)")
@@ -52,7 +52,7 @@ def test_saga_in_the_readme_is_that_of_the_workflow() -> None:
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
-def test_what_can_be_deleted_is_imported_nowhere_else() -> None:
+def test_deletable_modules_are_imported_nowhere_else() -> None:
     _, section = (ROOT / "docs/make-it-yours.md").read_text().split("## What you can delete")
     modules = re.findall(r"`((?:dev|app)/[\w/]+)\.py`", section.replace("`app/api/main.py`", ""))
     assert len(modules) == 6
@@ -64,7 +64,7 @@ def test_what_can_be_deleted_is_imported_nowhere_else() -> None:
         assert importing in ([], [ROOT / "app/api/main.py"]), module
 
 
-def test_settings_of_operations_are_those_of_the_code() -> None:
+def test_documented_settings_match_the_code() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(.*?)`? ?\|", page, re.MULTILINE))
     assert rows.pop("TEMPORAL_ADDRESS") == "127.0.0.1:7233"  # read by the Temporal SDK
@@ -76,7 +76,7 @@ def test_settings_of_operations_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
-def test_every_guarantee_names_a_test(page: str) -> None:
+def test_every_guarantee_links_to_a_test(page: str) -> None:
     told = dict(
         re.findall(r"^(?:\*\*|\| )(G\d+)\b(.*?)(?=\n\n|\n\| |\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     )
@@ -87,11 +87,11 @@ def test_every_guarantee_names_a_test(page: str) -> None:
 @pytest.mark.parametrize(
     ("paragraph", "missing"),
     [
-        ("`tests/unit/test_docs.py` (`test_every_guarantee_names_a_test`)", []),
+        ("`tests/unit/test_docs.py` (`test_every_guarantee_links_to_a_test`)", []),
         ("`tests/unit/test_docs.py` (`test_every_guarantee`)", ["test_every_guarantee"]),
         ("`tests/unit/test_dogs.py`", ["tests/unit/test_dogs.py"]),
-        ("`test_every_guarantee_names_a_test`", ["test_every_guarantee_names_a_test"]),
+        ("`test_every_guarantee_links_to_a_test`", ["test_every_guarantee_links_to_a_test"]),
     ],
 )
-def test_name_without_a_test_is_noticed(paragraph: str, missing: list[str]) -> None:
+def test_name_of_missing_test_fails_the_check(paragraph: str, missing: list[str]) -> None:
     assert missing_in(paragraph) == missing

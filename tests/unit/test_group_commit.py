@@ -58,7 +58,7 @@ async def commits() -> Commits:
     return Commits()
 
 
-async def test_waiting_requests_are_all_in_the_next_batch(commits: Commits) -> None:
+async def test_waiting_requests_join_the_next_batch(commits: Commits) -> None:
     first = commits.submit("hot0")
     await commits.until(batches=1, asked=1)
     crowd = commits.submit(*(f"hot{number}" for number in range(1, 200)))
@@ -79,7 +79,7 @@ async def test_lone_request_is_committed_at_once(commits: Commits) -> None:
     assert commits.batches == [["a"], ["b"]]
 
 
-async def test_batches_are_bounded_and_in_order(commits: Commits) -> None:
+async def test_batches_are_bounded_and_ordered(commits: Commits) -> None:
     commits.running.set()
     requests = [f"r{number}" for number in range(2 * MAX_BATCH + 5)]
     await asyncio.gather(*commits.submit(*requests))

@@ -313,7 +313,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_no_schedule_leaves_an_effect(name: str) -> None:
+def test_exploring_all_schedules_finds_only_known_leaks(name: str) -> None:
     assert explore(SCENARIOS[name]) == COUNTS[name]
 
 

@@ -17,7 +17,7 @@ def make_targets(text: str) -> set[str]:
     return set(re.findall(r"\bmake ([\w./-]+)", text))
 
 
-def test_ci_runs_every_check_and_make_alone() -> None:
+def test_ci_runs_every_check_through_make() -> None:
     commands = re.findall(r"\brun: (.*)", WORKFLOW)
     assert [command for command in commands if not re.fullmatch(r"make [a-z-]+", command)] == []
     assert make_targets("\n".join(commands)) == make_targets((ROOT / ".ci/run").read_text()) | {"test-fast"}
@@ -32,7 +32,7 @@ def test_ci_runs_on_oldest_and_newest_python() -> None:
     assert max(minors) == int(too_new) - 1
 
 
-def test_devcontainer_sets_up_with_make_and_forwards_every_port() -> None:
+def test_devcontainer_uses_make_and_forwards_every_port() -> None:
     targets = make_targets(DEVCONTAINER["postCreateCommand"])
     assert targets == {"browser", ".venv/.ready"}
     assert "browser:" in MAKEFILE

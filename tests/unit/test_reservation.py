@@ -38,7 +38,7 @@ def test_reservation_is_all_or_nothing() -> None:
     assert left == {"A": 10, "B": 1}
 
 
-def test_release_first_is_a_fence() -> None:
+def test_release_before_reservation_fences_it() -> None:
     left = {"A": 10}
     fence = decide(_request("o", None), None, left)
     assert fence == Reservation(FAILED, {})
@@ -46,7 +46,7 @@ def test_release_first_is_a_fence() -> None:
     assert left == {"A": 10}
 
 
-def test_decline_stays_the_same_decline() -> None:
+def test_repeated_attempt_returns_the_same_decline() -> None:
     left = {"A": 0}
     declined = decide(_request("o", {"A": 1}), None, left)
     left["A"] = 10
@@ -55,7 +55,7 @@ def test_decline_stays_the_same_decline() -> None:
     assert left == {"A": 10}
 
 
-def test_release_returns_what_is_held_whatever_the_order_asks_for_now() -> None:
+def test_release_returns_held_quantities_after_lines_changed() -> None:
     left = {"A": 5}
     held = decide(_request("o", {"A": 2}), None, left)
     assert decide(_request("o", {"A": 9}), held, left) == held
@@ -63,14 +63,14 @@ def test_release_returns_what_is_held_whatever_the_order_asks_for_now() -> None:
     assert left == {"A": 5}
 
 
-def test_quantities_of_a_removed_product_go_nowhere() -> None:
+def test_release_of_removed_product_succeeds() -> None:
     left = {"A": 0}
     assert decide(_request("o", None), Reservation(DONE, {"A": 1, "OLD": 2}), left).status is COMPENSATED
     assert left == {"A": 1}
 
 
 @given(STOCK, st.dictionaries(st.sampled_from(["o1", "o2", "o3", "o4"]), QUANTITIES, min_size=1), st.data())
-def test_stock_is_even_after_any_requests_in_any_order(
+def test_available_and_held_equal_stocked_after_any_requests(
     stock: dict[str, int], orders: dict[str, dict[str, int]], data: st.DataObject
 ) -> None:
     left = dict(stock)

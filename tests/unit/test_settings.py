@@ -19,14 +19,14 @@ from app.settings import Settings
         ("P1DT12H", timedelta(hours=36)),
     ],
 )
-def test_approval_timeout_is_seconds_or_iso_8601(
+def test_approval_timeout_accepts_seconds_or_iso_8601(
     text: str, timeout: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APPROVAL_TIMEOUT", text)
     assert Settings.load().approval_timeout == timeout
 
 
-def test_approval_timeout_without_variable_is_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_approval_timeout_defaults_to_one_day(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("APPROVAL_TIMEOUT", raising=False)
     assert Settings.load().approval_timeout == timedelta(days=1)
 
@@ -35,7 +35,7 @@ def test_approval_timeout_without_variable_is_a_day(monkeypatch: pytest.MonkeyPa
     "text",
     ["", "0", "0.0", "-1", "-P1D", "PT0S", "P11Y", "999999999", "soon", "1e3", "nan", "inf", "9" * 400, "1.5.1", "."],
 )
-def test_wrong_approval_timeout_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_approval_timeout_is_refused_in_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPROVAL_TIMEOUT", text)
     with pytest.raises(SystemExit) as error:
         Settings.load()

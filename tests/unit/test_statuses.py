@@ -25,7 +25,7 @@ def test_no_status_is_reached_twice(status: OrderStatus) -> None:
 
 
 @pytest.mark.parametrize("status", OrderStatus)
-def test_terminal_status_stays_and_every_other_can_end(status: OrderStatus) -> None:
+def test_terminal_status_is_kept_and_every_other_can_reach_one(status: OrderStatus) -> None:
     assert bool(_reachable(status) & TERMINAL) == (status not in TERMINAL)
 
 
@@ -47,5 +47,5 @@ def test_shipped_order_can_only_complete() -> None:
 
 
 @pytest.mark.parametrize("status", [*CANCELLABLE, OrderStatus.SHIPPED])
-def test_order_under_way_is_not_stopped(status: OrderStatus) -> None:
+def test_status_of_order_in_progress_is_not_stopped(status: OrderStatus) -> None:
     assert status not in STOPPED

@@ -51,7 +51,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_in_the_table_is_named(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+def test_invalid_steps_table_raises_error_that_names_the_mistake(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
     change, named = MISTAKES[mistake]
     change(monkeypatch)
     with pytest.raises(TypeError, match=named):
@@ -59,7 +59,7 @@ def test_mistake_in_the_table_is_named(monkeypatch: pytest.MonkeyPatch, mistake:
 
 
 @pytest.mark.parametrize("line", ['    CHARGED = "charged"', '    CHARGE_PAYMENT = "charge_payment"'])
-def test_domain_where_steps_and_statuses_do_not_match_cannot_be_imported(line: str) -> None:
+def test_domain_with_mismatched_steps_and_statuses_cannot_be_imported(line: str) -> None:
     source = inspect.getsource(domain)
     assert line in source
     module = types.ModuleType("domain_with_mistake")
@@ -76,7 +76,7 @@ def test_statuses_follow_the_steps() -> None:
     ]
 
 
-def test_table_is_complete() -> None:
+def test_table_has_every_step() -> None:
     check_table()
     functions: list[Any] = [Payments.charge, Payments.refund]
     assert set(functions) < set(all_activities())

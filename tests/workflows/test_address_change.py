@@ -43,7 +43,7 @@ async def test_address_change_before_charge_is_applied_and_after_it_rejected(sho
     assert (await shop.order(handle)).shipping_address.city == "Bath"
 
 
-async def test_address_change_that_loses_against_the_charge_is_not_applied(shop: Shop) -> None:
+async def test_address_change_that_loses_to_charge_is_not_applied(shop: Shop) -> None:
     """The workflow accepts it while the payment is charged, and MongoDB holds its write up until that is done."""
     await shop.stock()
     charge, change_held = Pause(), Pause()
@@ -62,7 +62,7 @@ async def test_address_change_that_loses_against_the_charge_is_not_applied(shop:
     assert (await shop.order(handle)).shipping_address.city == ADDRESS["city"]
 
 
-async def test_address_change_that_keeps_failing_does_not_hold_up_the_order(skipping: Shop) -> None:
+async def test_failing_address_change_does_not_block_the_order(skipping: Shop) -> None:
     charge = Pause()
     async with FaultyGateways(skipping, ChargePayment=charge, ChangeShippingAddress=Fails()).worker():
         handle = await skipping.start()

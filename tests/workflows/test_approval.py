@@ -33,7 +33,7 @@ async def test_approved_order_completes(awaiting: Handle) -> None:
     assert (progress.waiting_for, progress.approved) == (None, True)
 
 
-async def test_rejected_order_begins_no_step(shop: Shop, awaiting: Handle) -> None:
+async def test_rejected_order_starts_no_step(shop: Shop, awaiting: Handle) -> None:
     await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=False, reason="over budget"))
     result = await awaiting.result()
     assert (result.status, result.failure_code) == (OrderStatus.FAILED, "not_approved")
@@ -53,7 +53,7 @@ async def test_first_approval_decision_counts(shop: Shop) -> None:
         assert (await handle.result()).status is OrderStatus.COMPLETED
 
 
-async def test_approval_of_order_that_needs_none_is_ignored(shop: Shop) -> None:
+async def test_approval_of_order_without_need_is_ignored(shop: Shop) -> None:
     await shop.stock()
     pause = Pause()
     async with FaultyGateways(shop, ChargePayment=pause).worker():
@@ -66,7 +66,7 @@ async def test_approval_of_order_that_needs_none_is_ignored(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("how", ["signal", "temporal"])
-async def test_cancel_while_awaiting_approval_begins_no_step(shop: Shop, awaiting: Handle, how: str) -> None:
+async def test_cancel_while_awaiting_approval_starts_no_step(shop: Shop, awaiting: Handle, how: str) -> None:
     if how == "signal":
         await awaiting.signal(OrderWorkflow.cancel, CancelRequest(reason="changed my mind"))
         assert (await awaiting.result()).status is OrderStatus.CANCELLED

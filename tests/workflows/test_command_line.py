@@ -59,7 +59,7 @@ async def charging(shop: Shop) -> AsyncIterator[Handle]:
     ],
     ids=["no input", "null", "empty", "reason", "more than a reason", "text"],
 )
-async def test_signal_cancel(
+async def test_temporal_workflow_signal_cancels_the_order(
     shop: Shop, charging: Handle, temporal_command: Temporal, words: list[str], reason: str
 ) -> None:
     await temporal_command("signal", "--workflow-id", charging.id, "--name", "cancel", *words)
@@ -70,7 +70,9 @@ async def test_signal_cancel(
     assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)
 
 
-async def test_cancel(shop: Shop, charging: Handle, temporal_command: Temporal) -> None:
+async def test_temporal_workflow_cancel_cancels_the_order(
+    shop: Shop, charging: Handle, temporal_command: Temporal
+) -> None:
     await temporal_command("cancel", "--workflow-id", charging.id)
     order = await shop.reaches(charging, OrderStatus.CANCELLED)
     assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
@@ -80,7 +82,7 @@ async def test_cancel(shop: Shop, charging: Handle, temporal_command: Temporal) 
     assert description.status is WorkflowExecutionStatus.CANCELED
 
 
-async def test_query_status(charging: Handle, temporal_command: Temporal) -> None:
+async def test_temporal_workflow_query_prints_the_status(charging: Handle, temporal_command: Temporal) -> None:
     printed = await temporal_command("query", "--workflow-id", charging.id, "--type", "status", "--output", "json")
     progress: dict[str, Any] = json.loads(printed)["queryResult"][0]
     assert (progress["status"], progress["step"], progress["cancel_requested"]) == ("reserved", "charge_payment", False)

@@ -26,7 +26,7 @@ async def test_order_with_valid_input_completes(shop: Shop, worker: None) -> Non
     assert await activities_of(handle) == [RESERVE, CHARGE, SHIP, CONFIRM]
 
 
-async def test_timeouts_and_retries_come_from_the_table_of_steps(shop: Shop, worker: None) -> None:
+async def test_timeouts_and_retries_match_the_steps_table(shop: Shop, worker: None) -> None:
     await shop.stock()
     handle = await shop.start(shipping_address=UNSERVICEABLE)
     await handle.result()

@@ -79,7 +79,7 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
 
 
 @pytest.mark.parametrize("how", ["deleted", "terminated"])
-async def test_lost_workflow_of_approved_order_goes_on_and_is_not_asked_again(
+async def test_lost_workflow_of_approved_order_continues_without_new_approval(
     shop: Shop, sweeping: None, how: str
 ) -> None:
     await shop.stock(available=10, price=LARGE)
@@ -97,7 +97,7 @@ async def test_lost_workflow_of_approved_order_goes_on_and_is_not_asked_again(
         assert await shop.net_money(order.order_id) == order.total.amount
 
 
-async def test_approval_that_was_decided_survives_the_loss_of_the_workflow(shop: Shop, sweeping: None) -> None:
+async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, sweeping: None) -> None:
     """The decision is in MongoDB before Temporal hears of it; here the workflow never does."""
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop):
@@ -109,7 +109,7 @@ async def test_approval_that_was_decided_survives_the_loss_of_the_workflow(shop:
             await shop.reaches(handle, OrderStatus.COMPLETED)
 
 
-async def test_lost_compensation_is_compensated_to_the_end(shop: Shop, sweeping: None) -> None:
+async def test_workflow_lost_during_compensation_completes_it(shop: Shop, sweeping: None) -> None:
     """A run that begins again must not charge or ship what is being compensated."""
     await shop.stock(available=10)
     refund = Fails()
@@ -127,7 +127,7 @@ async def test_lost_compensation_is_compensated_to_the_end(shop: Shop, sweeping:
     assert not parcel.get("shipped")
 
 
-async def test_order_removed_and_placed_again_is_not_stuck(shop: Shop, sweeping: None) -> None:
+async def test_order_removed_and_placed_again_completes(shop: Shop, sweeping: None) -> None:
     """Its workflow has closed under the same id; the gateways remember its idempotency key."""
     await shop.stock(available=10)
     async with build_shop_worker(shop), relaying(shop):
@@ -140,7 +140,7 @@ async def test_order_removed_and_placed_again_is_not_stuck(shop: Shop, sweeping:
 
 
 @pytest.mark.parametrize("decision", ["cancel", "approval"])
-async def test_signal_that_was_lost_is_repeated(shop: Shop, sweeping: None, decision: str) -> None:
+async def test_lost_signal_is_repeated(shop: Shop, sweeping: None, decision: str) -> None:
     """MongoDB has the decision; Temporal was away, or the API was killed, before the signal."""
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop), relaying(shop):

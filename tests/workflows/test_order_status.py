@@ -36,7 +36,7 @@ async def test_order_status_follows_waiting_progress_and_outcome(shop: Shop) -> 
     assert await found(shop, IN_PROGRESS) == set()
 
 
-async def test_order_status_of_an_order_that_goes_forward_costs_one_event(shop: Shop, worker: None) -> None:
+async def test_order_status_of_successful_order_costs_one_event(shop: Shop, worker: None) -> None:
     await shop.stock()
     handle = await shop.start()
     assert await shown(handle) in {IN_PROGRESS, "completed"}

@@ -88,9 +88,7 @@ async def payments(service: tuple[PaymentService, str], shop: Shop) -> AsyncIter
         yield service[0]
 
 
-async def test_completed_order_is_charged_once_after_an_error_of_the_service(
-    payments: PaymentService, shop: Shop
-) -> None:
+async def test_completed_order_is_charged_once_after_service_error(payments: PaymentService, shop: Shop) -> None:
     payments.errors = [503]
     handle = await shop.start()
     assert (await handle.result()).status is OrderStatus.COMPLETED
@@ -99,7 +97,7 @@ async def test_completed_order_is_charged_once_after_an_error_of_the_service(
     assert payments.refunded == {}
 
 
-async def test_order_that_cannot_be_shipped_is_refunded(payments: PaymentService, shop: Shop) -> None:
+async def test_unshippable_order_is_refunded(payments: PaymentService, shop: Shop) -> None:
     handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
     assert (await handle.result()).status is OrderStatus.FAILED
     assert list(payments.captured.values()) == list(payments.refunded.values()) == [2_000]
@@ -109,7 +107,7 @@ async def test_order_that_cannot_be_shipped_is_refunded(payments: PaymentService
     ("status", "code", "message"),
     [(402, "payment_declined", "the card was declined"), (401, "misconfigured", "the service is misconfigured")],
 )
-async def test_declined_or_misconfigured_payment_fails_the_order_without_a_retry(
+async def test_declined_or_misconfigured_payment_fails_order_without_retry(
     payments: PaymentService, shop: Shop, status: int, code: str, message: str
 ) -> None:
     payments.errors = [status]

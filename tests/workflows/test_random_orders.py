@@ -214,7 +214,7 @@ async def world(shop: Shop, skipper: TimeSkipper) -> Any:
         yield world
 
 
-def test_random_orders_troubles_and_resets_keep_the_guarantees(world: World) -> None:
+def test_random_orders_faults_and_resets_keep_the_guarantees(world: World) -> None:
     machine = type("Machine", (RandomOrders,), {"world": world})
     run_state_machine_as_test(
         machine,

@@ -16,14 +16,14 @@ from tests.workflows.careless import CarelessWorkflow
 OUT_OF_REACH = ["motor", "app.mongo", "app.settings", "pydantic_settings", "fastapi", "app.gateways.sandbox"]
 
 
-async def test_the_workflow_imports_neither_database_nor_settings_nor_web() -> None:
+async def test_workflow_imports_no_database_settings_or_web_module() -> None:
     code = f"import sys, app.workflows.order; print([name for name in {OUT_OF_REACH} if name in sys.modules])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE, stderr=PIPE)
     output, errors = await process.communicate()
     assert output.decode().strip() == "[]", errors.decode()
 
 
-async def test_nothing_gets_into_the_sandbox_unnoticed(shop: Shop) -> None:
+async def test_workflow_imports_only_passed_through_modules(shop: Shop) -> None:
     """The worker's policy is to raise for an import that was not passed through on purpose; one that comes late is a
     warning, which is an error here."""
     await shop.stock()
@@ -34,13 +34,13 @@ async def test_nothing_gets_into_the_sandbox_unnoticed(shop: Shop) -> None:
         assert (await failed.result()).status is OrderStatus.FAILED
 
 
-async def test_an_import_that_was_not_meant_is_refused(shop: Shop) -> None:
+async def test_unlisted_import_in_workflow_is_refused(shop: Shop) -> None:
     with pytest.raises(RuntimeError) as refused:
         build_shop_worker(shop, workflows=[CarelessWorkflow])
     assert "app.settings" in str(refused.value.__cause__)
 
 
-async def test_every_task_could_be_the_first_of_a_new_worker(shop: Shop) -> None:
+async def test_every_workflow_task_replays_on_a_new_worker(shop: Shop) -> None:
     """Nothing is kept in memory between two workflow tasks: each is replayed from the history, on the way and back."""
     await shop.stock()
     async with build_shop_worker(shop, max_cached_workflows=0):
