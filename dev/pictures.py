@@ -72,7 +72,10 @@ async def take_picture(browser: Browser, url: str, scheme: Literal["light", "dar
 
 
 async def pictures() -> int:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"))),
+        None,
+    )
     if chromium is None:
         print("error: Chromium not found. `make browser` installs it")
         return 1

@@ -20,7 +20,9 @@ from dev.servers import Server, free_port
 from tests.kit.http import patience
 from tests.kit.shop import Shop
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# The headless shell is Chromium without the browser's own windows: a third less work for the same page.
+PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -151,7 +153,7 @@ class Desk:
 async def a_desk(browser: Browser, url: str, **context: Any) -> AsyncIterator[Desk]:
     """A page in a context of its own. An error on it, one against the Content-Security-Policy too, fails the test."""
     errors: list[str] = []
-    options: dict[str, Any] = {"viewport": WIDE, **context}
+    options: dict[str, Any] = {"viewport": WIDE, "reduced_motion": "reduce", **context}  # each frame costs
     async with await browser.new_context(**options) as tab:
         page = await tab.new_page()
         page.set_default_timeout(10_000)

@@ -26,6 +26,7 @@ IS_GREY = """(stop) => {
 
 
 async def test_place_order_shows_each_step_done(desk: Desk) -> None:
+    await desk.page.emulate_media(reduced_motion="no-preference")
     await desk.open()
     await desk.place()
     await desk.shows("Completed")
