@@ -7,6 +7,7 @@ import resource
 from datetime import UTC, datetime
 
 import httpx
+import pytest
 from pymongo.read_concern import ReadConcern
 
 from app.domain import OrderStatus
@@ -197,6 +198,22 @@ async def test_slow_listener_is_disconnected_without_delaying_others(api: httpx.
     assert event is not None
     for listener in (fast, back):
         listener.vanish()
+
+
+async def test_listener_without_events_is_kept_connected(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies close a connection on which nothing comes; FastAPI's own comments come every 15 s."""
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)
+    listener = await Listener.to(api, "/orders/events")
+    silence = asyncio.create_task(listener.next())
+
+    async def comments() -> int:
+        return listener.comments
+
+    await eventually(comments, lambda count: count >= 2)
+    silence.cancel()
+    listener.vanish()
 
 
 async def test_stock_change_is_sent(api: httpx.AsyncClient, shop: Shop) -> None:
