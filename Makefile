@@ -22,14 +22,14 @@ bench: $(READY)  ## measure latency, throughput and contention on one product
 chaos: $(READY)  ## kill servers while orders come in, then check that nothing is lost
 	@$(PY) -m dev.chaos $(ARGS)
 
-test: $(READY)  ## all tests, in two processes; ARGS="-k cancel" or ARGS=path runs some, in one process
+test: $(READY)  ## all tests, in three processes; ARGS="-k cancel" or ARGS=path runs some, in one process
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
 	@$(PY) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
-PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }
@@ -55,10 +55,12 @@ pictures: $(READY) browser  ## take the pictures of the README from the running 
 	@$(PY) -m dev.pictures
 
 browser:  ## install Chromium for the browser tests
-	@command -v chromium >/dev/null && exit; \
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null && exit; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing chromium"; \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null; \
+	  export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; \
+	  apt-get -qq install --no-install-recommends chromium-headless-shell >/dev/null || \
+	  apt-get -qq install --no-install-recommends chromium >/dev/null; \
 	else echo "chromium is missing. On Debian: sudo apt-get install chromium" >&2; exit 1; fi
 
 clean:  ## delete .venv, all caches and all data of `make dev`

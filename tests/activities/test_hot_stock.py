@@ -1,4 +1,4 @@
-"""One product in many orders (G5): fast, and exact to the last unit."""
+"""One product in many orders (G5): exact to the last unit. `make bench` measures how fast it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections import Counter
 
 from app.activities.inventory import Inventory
 from app.mongo import Document, Mongo
-from dev import hot_stock
 from dev.servers import Server
 from tests.kit.attempts import outcome
 from tests.kit.orders import order_document
@@ -21,18 +20,17 @@ PROCESSES = 3
 RESERVED: Document = {"steps.reserve_inventory.status": "done"}
 
 
-async def test_group_commit_is_ten_times_as_fast_as_plain_transactions(mongo: Mongo) -> None:
-    await mongo.create_indexes()
-    result = await hot_stock.measure(mongo)
-    assert result.speedup >= 10, result
-
-
 async def test_concurrent_reservations_sell_exactly_the_stock(mongo: Mongo) -> None:
-    """64 callers want two units each of 81: forty reserve theirs, the others none, and one unit is left."""
+    """64 callers want two units each of 81: forty reserve theirs, the others none, and one unit is left.
+
+    Those that wait share a transaction.
+    """
     await mongo.inventory.insert_one({"_id": "HOT", "available": 81})
     order_ids = await _place(mongo, [{"HOT": 2}] * CALLERS)
     inventory = Inventory(dependencies(mongo))
+    before = await _transactions(mongo)
     outcomes = Counter(await asyncio.gather(*(outcome(inventory.reserve, order_id) for order_id in order_ids)))
+    assert 0 < await _transactions(mongo) - before < CALLERS / 4
     assert outcomes == {"done": 40, "out_of_stock": 24}
     assert await mongo.inventory.find_one() == {"_id": "HOT", "available": 1}
     assert await mongo.orders.count_documents(RESERVED) == 40
@@ -55,6 +53,12 @@ async def test_several_worker_processes_keep_stock_exact(mongo: Mongo, mongod: S
     assert held["HOT"] == outcomes["done"]
     assert {sku: left[sku] + held[sku] for sku in left} == {"HOT": 90, "COLD": 1_000}
     assert all(available >= 0 for available in left.values())
+
+
+async def _transactions(mongo: Mongo) -> int:
+    """How many were committed on this server."""
+    status = await mongo.client.admin.command("serverStatus")
+    return int(status["transactions"]["totalCommitted"])
 
 
 async def _place(mongo: Mongo, orders: list[dict[str, int]]) -> list[str]:

@@ -15,7 +15,7 @@ from tests.kit.orders import ADDRESS, order_body, steps_of
 from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 
-RACES = 40
+RACES = 20
 # When an order is cancelled in a race: at once, or when it has reached a status at least.
 AFTER = [None, OrderStatus.RESERVED, OrderStatus.CHARGED, OrderStatus.SHIPPED, OrderStatus.COMPLETED]
 NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}

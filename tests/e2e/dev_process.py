@@ -37,6 +37,8 @@ class Dev:
             **environment,
         }
         self.api_url = f"http://127.0.0.1:{self.environment['API_PORT']}"
+        self.temporal = f"127.0.0.1:{self.environment['TEMPORAL_PORT']}"
+        self.mongodb = f"mongodb://127.0.0.1:{self.environment['MONGODB_PORT']}/?replicaSet=rs0"
         self.printed = ""
         self._process: asyncio.subprocess.Process
 

@@ -191,7 +191,7 @@ async def test_outage_of_temporal_and_mongodb_answers_503_and_recovers(stack: Ou
 
 async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack) -> None:
     before = await stack.shop.mongo.orders.count_documents({})
-    keys = [secrets.token_hex(8) for _ in range(40)]
+    keys = [secrets.token_hex(8) for _ in range(20)]
 
     async def insist(key: str) -> str:
         while True:
@@ -202,11 +202,11 @@ async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack)
             await asyncio.sleep(0.1)
 
     async with running(stack.shop):
-        posts = [asyncio.create_task(insist(key)) for key in keys[:20]]
+        posts = [asyncio.create_task(insist(key)) for key in keys[:10]]
         await eventually(lambda: stack.shop.mongo.orders.count_documents({}), lambda count: count > before)
         step_down = {"replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 0, "force": True}
         await stack.shop.mongo.client.admin.command(step_down)
-        posts += [asyncio.create_task(insist(key)) for key in keys[20:]]
+        posts += [asyncio.create_task(insist(key)) for key in keys[10:]]
         order_ids = await asyncio.gather(*posts)
         assert len(set(order_ids)) == len(keys)
         assert await stack.shop.mongo.orders.count_documents({}) == before + len(keys)

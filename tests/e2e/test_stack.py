@@ -112,13 +112,8 @@ async def test_kill_ends_all_its_processes(tmp_path: Path) -> None:
 
 
 async def test_running_servers_are_used_and_left_running(dev: Dev, tmp_path: Path) -> None:
-    mongodb = f"mongodb://someone:secret@127.0.0.1:{dev.environment['MONGODB_PORT']}/?replicaSet=rs0"
     second = Dev(
-        tmp_path,
-        TEMPORAL_ADDRESS=f"127.0.0.1:{dev.environment['TEMPORAL_PORT']}",
-        MONGODB_URI=mongodb.replace("someone:secret@", ""),
-        MONGODB_DATABASE="second",
-        TASK_QUEUE="second",
+        tmp_path, TEMPORAL_ADDRESS=dev.temporal, MONGODB_URI=dev.mongodb, MONGODB_DATABASE="second", TASK_QUEUE="second"
     )
     await second.start()
     await second.ready()
@@ -132,14 +127,15 @@ async def test_running_servers_are_used_and_left_running(dev: Dev, tmp_path: Pat
     assert len(dev.processes()) == 5  # the servers were not its own to stop
 
 
-async def test_dead_server_ends_the_stack(tmp_path: Path) -> None:
-    dev = await Dev(tmp_path).start()
-    await dev.ready()
-    os.kill(dev.pid_of("bin/mongod"), signal.SIGKILL)
-    code, lines = await dev.ends()
+async def test_dead_server_ends_the_stack(dev: Dev, tmp_path: Path) -> None:
+    second = Dev(tmp_path, TEMPORAL_ADDRESS=dev.temporal, TASK_QUEUE="second")
+    await second.start()
+    await second.ready()
+    os.kill(second.pid_of("bin/mongod"), signal.SIGKILL)
+    code, lines = await second.ends()
     message = f"error: mongod was killed by SIGKILL (log: {tmp_path}/logs/mongod.log)"
     assert (code, lines) == (1, ["stopping ...", message])
-    assert dev.processes() == {}
+    assert second.processes() == {}
 
 
 # --- errors at the start: one line, with the remedy
@@ -200,10 +196,11 @@ async def test_unusable_folder_is_named(tmp_path: Path) -> None:
     assert dev.processes() == {}
 
 
-async def test_invalid_setting_is_named(tmp_path: Path) -> None:
-    dev = await Dev(tmp_path, APPROVAL_TIMEOUT="soon").start()
-    code, (message,) = await dev.ends()
-    assert (code, dev.processes()) == (1, {})
+async def test_invalid_setting_is_named(dev: Dev, tmp_path: Path) -> None:
+    second = Dev(tmp_path, APPROVAL_TIMEOUT="soon", TEMPORAL_ADDRESS=dev.temporal, MONGODB_URI=dev.mongodb)
+    await second.start()
+    code, (message,) = await second.ends()
+    assert (code, second.processes()) == (1, {})
     assert re.match(r"error: (worker|api) exited with code 1: wrong setting: APPROVAL_TIMEOUT: ", message)
 
 

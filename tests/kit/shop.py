@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
+from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
 from app.activities.order_step import Dependencies
 from app.domain import Order, OrderStatus
@@ -113,9 +113,16 @@ def dependencies(mongo: Mongo, **gateways: Any) -> Dependencies:
 
 
 def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: Any) -> Worker:
-    """The worker of `worker.py`, on the shop's task queue. `options` are those of `temporalio.worker.Worker`."""
+    """The worker of `worker.py`, on the shop's task queue. `options` are those of `temporalio.worker.Worker`.
+
+    It polls less often at once than the real one: most tests have few orders, and each poll has to be ended again.
+    """
+    pollers: dict[str, Any] = {
+        "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
+        "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
+    }
     gateways = gateways or sandbox_gateways(shop.mongo)
-    return build_worker(shop.client, shop.mongo, gateways, shop.settings.task_queue, **options)
+    return build_worker(shop.client, shop.mongo, gateways, shop.settings.task_queue, **{**pollers, **options})
 
 
 @asynccontextmanager
