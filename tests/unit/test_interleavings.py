@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -34,13 +34,15 @@ ATTEMPTS = ("attempt 1", "attempt 2")
 COMPENSATION = "compensation"
 
 
+Step = Callable[..., OrderStep]
 Machine = Callable[[StepStatus | None, StepEvent], StepStatus | None]
-# Of MongoDB: the step's status, and whether the order was stopped. Of the gateway: what it did.
-Reply = tuple[StepStatus | str | None, bool | None]
+# Of MongoDB: the step's status, whether the order was stopped, and why the step failed. Of the gateway: what it did.
+State = tuple[StepStatus | None, bool, Failure | None]
+Reply = State | tuple[str, None, None]
 
 
 class Violation(Exception):
-    """A guarantee does not hold; the message ends with the schedule."""
+    """A guarantee does not hold; the message begins with the schedule."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,92 @@ SCENARIOS = {
 }
 
 
+@dataclass(frozen=True)
+class Request:
+    """A call to MongoDB or the gateway, where a coroutine waits until the schedule lets it go on."""
+
+    what: str
+    change: StepChange | None = None
+
+
 @types.coroutine
-def call() -> Generator[None, None, None]:
-    """Where a coroutine waits until the schedule lets it go on."""
-    yield
+def call(what: str, change: StepChange | None = None) -> Generator[Request, Reply, Reply]:
+    return (yield Request(what, change))
 
 
 @cache
-def order_with(status: StepStatus | None, failure: Failure | None, stopped: bool) -> Order:
+def order_with(status: StepStatus | None, stopped: bool, failure: Failure | None) -> Order:
     record = {"at": NOW, "detail": "-"}
     steps: dict[str, Any] = {StepName.RESERVE_INVENTORY: {**record, "status": "done"}}
     if status:
         steps[STEP] = {**record, "status": status, "failure": failure and failure.model_dump()}
     return Order.from_document(order_document(status="compensating" if stopped else "reserved", steps=steps))
+
+
+class Script:
+    """An attempt or a compensation: the code of `OrderStep`, as the repository and the gateway that it calls."""
+
+    def __init__(self, name: str, step: Step, *, stops: bool) -> None:
+        self._name = name
+        self._stops = stops
+        self._step = step(cast("OrderRepository", self), STEP, self._refund)
+        self._seen: list[Reply] = []
+
+    def after(self, replies: tuple[Reply, ...]) -> Request | str:
+        """The call that follows these replies, or how it ended."""
+        coroutine = self._step.perform("order", self._charge) if self._name in ATTEMPTS else self._compensate()
+        try:
+            request: Request = coroutine.send(None)
+            for reply in replies:
+                self._seen.append(reply)
+                request = coroutine.send(reply)
+        except StopIteration:
+            return "done"
+        except ApplicationError as error:
+            return str(error.type)
+        except (AssertionError, AttributeError, TypeError) as error:
+            raise Violation(f"{self._name}: {error!r}") from error
+        finally:
+            coroutine.close()
+        return request
+
+    async def _compensate(self) -> None:
+        if self._stops:
+            await call("stop")
+        await self._step.compensate("order")
+
+    # --- the repository
+
+    async def get(self, order_id: str) -> Order:
+        return order_with(*cast("State", await call("get")))
+
+    async def change_step(self, order_id: str, change: StepChange) -> tuple[StepRecord, Failure | None]:
+        order = order_with(*cast("State", await call("change", change)))
+        record = order.step(STEP)
+        if record is None:
+            raise Violation(f"{self._name}: no record after {change.event}")
+        return record, order.stop_reason
+
+    # --- the gateway
+
+    async def _charge(self, order: Order) -> str:
+        if self._seen != [(None, False, None)]:
+            raise Violation(f"{self._name} charges although it read {self._seen}")
+        if (await call("charge"))[0] == "declined":
+            raise Declined("no")
+        return "charged"
+
+    async def _refund(self, key: str) -> bool:
+        needless = StepStatus.DONE if self._name in ATTEMPTS else StepStatus.COMPENSATED
+        if any(reply[0] is needless for reply in self._seen[-1:]):
+            raise Violation(f"{self._name} refunds although it read {self._seen}")
+        return (await call("refund"))[0] == "refunded"
+
+
+@cache
+def progress(name: str, step: Step, stops: bool, seen: tuple[Reply, ...]) -> Request | str:
+    """The replies decide where a coroutine is, so it is run to each place once."""
+    return Script(name, step, stops=stops).after(seen)
 
 
 @dataclass
@@ -89,134 +164,101 @@ class World:
     refunded: int = 0
     closed: bool = False
 
-    @property
-    def order(self) -> Order:
-        return order_with(self.status, self.failure, self.stopped)
-
     def key(self) -> Hashable:
         return self.status, self.failure, self.compensating, self.stopped, self.captured, self.refunded, self.closed
 
+    def answer(self, name: str, request: Request) -> Reply:
+        """Let a call take effect."""
+        match request.what:
+            case "stop":
+                self.stopped = self.compensating = True
+                return "stopped", None, None
+            case "change":
+                assert request.change
+                self._change(name, request.change)
+            case "charge":
+                return self._charge(), None, None
+            case "refund":
+                return self._refund(), None, None
+        return self.status, self.stopped, self.failure
 
-@dataclass
+    def _change(self, name: str, change: StepChange) -> None:
+        self.compensating |= name == COMPENSATION
+        after = self.machine(self.status, change.event)
+        if self.status is StepStatus.DONE and after is StepStatus.FAILED:
+            raise Violation(f"{name}: what was done says that it failed")
+        if after is not self.status and change.failure:
+            self.failure = change.failure
+        self.status = after
+
+    # Each act once per key.
+
+    def _charge(self) -> str:
+        if self.scenario.declines or (self.scenario.fences and self.closed):
+            return "declined"
+        self.captured = 1
+        return "late capture" if self.closed else "captured"
+
+    def _refund(self) -> str:
+        self.closed = True
+        self.refunded = self.captured
+        return "refunded" if self.captured else "nothing to refund"
+
+
+@dataclass(frozen=True)
 class Actor:
-    """An attempt or a compensation: its own view of MongoDB and the gateway, and the coroutine that uses them."""
+    """An attempt or a compensation: the replies that it had, and the call at which it waits, or its outcome."""
 
     name: str
-    world: World
-    step: type[OrderStep]
-    seen: list[Reply] = field(default_factory=list)  # replies in order: they decide where the coroutine is
-    outcome: str | None = None
+    at: Request | str
+    seen: tuple[Reply, ...] = ()
 
-    def __post_init__(self) -> None:
-        step = self.step(cast("OrderRepository", self), STEP, self._refund)
-        self._coroutine = self._attempt(step) if self.name in ATTEMPTS else self._compensate(step)
-        self.go_on()
-
-    def go_on(self) -> None:
-        try:
-            self._coroutine.send(None)
-        except StopIteration:
-            self.outcome = "done"
-        except ApplicationError as error:
-            self.outcome = error.type
-        except (AssertionError, AttributeError, TypeError) as error:
-            raise Violation(f"{self.name}: {error!r}") from error
-
-    def crash(self) -> None:
-        self._coroutine.close()
-        self.outcome = "crashed"
+    @property
+    def outcome(self) -> str | None:
+        return self.at if isinstance(self.at, str) else None
 
     @property
     def is_fresh(self) -> bool:
         return self.outcome is None and not self.seen
 
+    def has(self, word: str) -> bool:
+        return any(reply[0] == word for reply in self.seen)
+
     def key(self) -> Hashable:
-        return self.name, self.outcome, tuple(self.seen)
-
-    def _attempt(self, step: OrderStep) -> Coroutine[Any, Any, None]:
-        return step.perform("order", self._charge)
-
-    async def _compensate(self, step: OrderStep) -> None:
-        if self.world.scenario.stops:
-            await call()
-            self.world.stopped = self.world.compensating = True
-            self.seen.append(("stopped", None))
-        await step.compensate("order")
-
-    # --- the repository
-
-    async def get(self, order_id: str) -> Order:
-        await call()
-        self.seen.append((self.world.status, self.world.stopped))
-        return self.world.order
-
-    async def change_step(self, order_id: str, change: StepChange) -> tuple[StepRecord, Failure | None]:
-        await call()
-        world = self.world
-        world.compensating |= self.name == COMPENSATION
-        after = world.machine(world.status, change.event)
-        if world.status is StepStatus.DONE and after is StepStatus.FAILED:
-            raise Violation(f"{self.name}: what was done says that it failed")
-        if after is not world.status and change.failure:
-            world.failure = change.failure
-        world.status = after
-        self.seen.append((world.status, world.stopped))
-        record = world.order.step(STEP)
-        if record is None:
-            raise Violation(f"{self.name}: no record after {change.event}")
-        return record, world.order.stop_reason
-
-    # --- the gateway: each act once per key
-
-    async def _charge(self, order: Order) -> str:
-        if self.seen != [(None, False)]:
-            raise Violation(f"{self.name} charges although it read {self.seen}")
-        await call()
-        if self.world.scenario.declines or (self.world.scenario.fences and self.world.closed):
-            self.seen.append(("declined", None))
-            raise Declined("no")
-        self.world.captured = 1
-        self.seen.append(("late capture" if self.world.closed else "captured", None))
-        return "charged"
-
-    async def _refund(self, key: str) -> bool:
-        needless = StepStatus.DONE if self.name in ATTEMPTS else StepStatus.COMPENSATED
-        if any(reply[0] is needless for reply in self.seen[-1:]):
-            raise Violation(f"{self.name} refunds although it read {self.seen}")
-        await call()
-        self.world.closed = True
-        if self.world.captured:
-            self.world.refunded = 1
-        self.seen.append(("refunded", None))
-        return bool(self.world.captured)
+        return self.name, self.outcome, self.seen
 
 
+@dataclass(frozen=True)
 class Situation:
-    """The world and its actors after a schedule of choices.
+    """The world and its actors between two choices.
 
     `attempt 1` goes on by one call; `crash: attempt 1` ends it there, and `retry: attempt 1` begins it again.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        schedule: tuple[str, ...] = (),
-        machine: Machine = next_status,
-        step: type[OrderStep] = OrderStep,
-    ) -> None:
-        self.world = World(scenario, machine)
-        self.actors = {name: Actor(name, self.world, step) for name in (*ATTEMPTS, COMPENSATION)}
-        self.crashed: Actor | None = None
-        for choice in schedule:
-            verb, _, name = choice.rpartition(": ")
-            if verb == "crash":
-                self.crashed = self.actors[name]
-                self.crashed.crash()
-            elif verb == "retry":
-                self.actors[name] = Actor(name, self.world, step)
-            else:
-                self.actors[name].go_on()
-                self._check_outcome(self.actors[name])
+    world: World
+    step: Step
+    actors: dict[str, Actor]
+    crashed: Actor | None = None
+
+    @classmethod
+    def first(cls, scenario: Scenario, machine: Machine = next_status, step: Step = OrderStep) -> Self:
+        names = (*ATTEMPTS, COMPENSATION)
+        return cls(World(scenario, machine), step, {n: Actor(n, progress(n, step, scenario.stops, ())) for n in names})
+
+    def after(self, choice: str) -> Situation:
+        verb, _, name = choice.rpartition(": ")
+        world, crashed, actor = self.world, self.crashed, self.actors[name]
+        if verb == "crash":
+            crashed = actor = replace(actor, at="crashed")
+        elif verb == "retry":
+            actor = Actor(name, progress(name, self.step, world.scenario.stops, ()))
+        else:
+            assert isinstance(actor.at, Request)
+            world = replace(world)
+            seen = (*actor.seen, world.answer(name, actor.at))
+            actor = Actor(name, progress(name, self.step, world.scenario.stops, seen), seen)
+            self._check_outcome(world, actor)
+        return Situation(world, self.step, {**self.actors, name: actor}, crashed)
 
     def choices(self) -> Iterator[str]:
         for name, actor in self.actors.items():
@@ -239,16 +281,17 @@ class Situation:
         crashed = self.crashed and self.crashed.key()
         return self.world.key(), crashed, tuple(actor.key() for actor in self.actors.values())
 
-    def _check_outcome(self, actor: Actor) -> None:
+    @staticmethod
+    def _check_outcome(world: World, actor: Actor) -> None:
         """An attempt reports success if, and only if, its last reply said `done` of an order that goes on."""
         if actor.name in ATTEMPTS and actor.outcome:
             last = next(reply for reply in reversed(actor.seen) if reply[1] is not None)
-            if (actor.outcome == "done") != (last == (StepStatus.DONE, False)):
+            if (actor.outcome == "done") != (last[:2] == (StepStatus.DONE, False)):
                 raise Violation(f"{actor.name} ended with {actor.outcome} after {actor.seen}")
-            if self.world.status is None and not self.world.stopped:
+            if world.status is None and not world.stopped:
                 raise Violation(f"{actor.name} ended with {actor.outcome}, and nothing says so")
-            undisturbed = "declined" if self.world.scenario.declines else "done"
-            if not self.world.compensating and actor.outcome != undisturbed:
+            undisturbed = "declined" if world.scenario.declines else "done"
+            if not world.compensating and actor.outcome != undisturbed:
                 raise Violation(f"{actor.name} ended with {actor.outcome}, and nothing stopped it")
 
     def check(self) -> bool:
@@ -263,8 +306,8 @@ class Situation:
         crashed = self.crashed
         # Documented at `PaymentGateway.refund`: the plain gateway acted after its refund, for an attempt whose worker
         # died before that attempt refunded (left), or recorded (not left) what it did.
-        late = not world.scenario.fences and crashed is not None and ("late capture", None) in crashed.seen
-        if late and crashed is not None and left == (("refunded", None) not in crashed.seen):
+        late = not world.scenario.fences and crashed is not None and crashed.has("late capture")
+        if late and crashed is not None and left == (not crashed.has("refunded")):
             return True
         raise Violation(f"{left=}, {taken=}, the record says {world.status}")
 
@@ -283,18 +326,19 @@ class Explored:
 def explore(scenario: Scenario, **mutation: Any) -> Explored:
     known: dict[Hashable, Explored] = {}
 
-    def following(schedule: tuple[str, ...]) -> Explored:
-        try:
-            situation = Situation(scenario, schedule, **mutation)
-            ended = Explored(1, situation.check()) if situation.is_final() else Explored()
-        except Violation as violation:
-            raise Violation(f"{violation}: {' > '.join(schedule)}") from None
+    def following(situation: Situation) -> Explored:
         key = situation.key()
         if key not in known:
-            known[key] = sum((following((*schedule, choice)) for choice in situation.choices()), ended)
+            total = Explored(1, situation.check()) if situation.is_final() else Explored()
+            for choice in situation.choices():
+                try:
+                    total += following(situation.after(choice))
+                except Violation as violation:
+                    raise Violation(f"{choice} > {violation}") from None
+            known[key] = total
         return known[key]
 
-    return following(())
+    return following(Situation.first(scenario, **mutation))
 
 
 @pytest.fixture(autouse=True)
