@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,40 +33,20 @@ CARD = "pm_card_4242424242424242"
 
 @pytest.mark.parametrize("program", COMMANDS)
 async def test_invalid_setting_is_reported_in_one_line(program: str) -> None:
-    wrong = {
-        "APPROVAL_THRESHOLD": "much",
-        "APPROVAL_TIMEOUT": "-1",
-        "API_KEYS": "[",
-        "LOG_LEVEL": "loud",
-        "MONGODB_URI": "mongodb://user:pass@word@127.0.0.1/",
-        "MONGODB_DATABASE": "a.b",
-    }
-
-    async def start(variable: str, value: str) -> tuple[str, str, int | None]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *COMMANDS[program],
-            cwd=ROOT, env={**os.environ, variable: value}, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(20):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        return variable, output.decode(), process.returncode
-
-    keys = [("API_KEYS", '{"shop": ""}'), ("API_KEYS", '{"shop": "with space"}'), ("MONGODB_URI", "localhost")]
-    tried = (
-        [*wrong.items(), *keys] if program == "worker" else keys[:1]
-    )  # both load their settings by the same function
-    for variable, output, code in await asyncio.gather(*(start(*item) for item in tried)):
-        assert code == 1, output
-        assert output.startswith("wrong setting: "), output
-        assert variable in output.upper()
-        assert output.count("\n") == 1
-        assert "pass" not in output
-        assert "with space" not in output
+    """Which settings are invalid: tests/unit/test_settings.py."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *COMMANDS[program],
+        cwd=ROOT, env={**os.environ, "API_KEYS": '{"shop": "with space"}'}, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 1, output
+    assert re.fullmatch(r"wrong setting: API_KEYS.SHOP: .*\n", output.decode())
 
 
 async def test_debug_logs_contain_no_personal_data(

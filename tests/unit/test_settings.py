@@ -41,3 +41,30 @@ def test_invalid_approval_timeout_is_refused_in_one_line(text: str, monkeypatch:
         Settings.load()
     assert str(error.value).startswith("wrong setting: APPROVAL_TIMEOUT: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("APPROVAL_THRESHOLD", "much"),
+        ("LOG_LEVEL", "loud"),
+        ("API_KEYS", "["),
+        ("API_KEYS", '{"shop": ""}'),
+        ("API_KEYS", '{"shop": "with space"}'),
+        ("MONGODB_URI", "localhost"),
+        ("MONGODB_URI", "mongodb://user:pass@word@127.0.0.1/"),
+        ("MONGODB_DATABASE", "a.b"),
+    ],
+)
+def test_invalid_setting_is_one_line_without_its_value(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as error:
+        Settings.load()
+    message = str(error.value)
+    assert message.startswith("wrong setting: ")
+    assert variable in message.upper()
+    assert "\n" not in message
+    assert "pass" not in message
+    assert "with space" not in message
