@@ -85,7 +85,7 @@ async def reset(handle: Handle, event_id: int) -> None:
     """As `temporal workflow reset`: signals that came later are applied again."""
     request = ResetWorkflowExecutionRequest(
         namespace="default",
-        workflow_execution=WorkflowExecution(workflow_id=handle.id),
+        workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=handle.run_id or ""),
         reason="a test",
         workflow_task_finish_event_id=event_id,
         request_id=secrets.token_hex(8),

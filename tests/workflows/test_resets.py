@@ -84,14 +84,18 @@ STATES = {
 @pytest.mark.parametrize("after", AFTER_RESET)
 @pytest.mark.parametrize("state", STATES)
 async def test_reset_to_any_point_keeps_stock_and_money_right(shop: Shop, worker: None, state: str, after: str) -> None:
+    """One order is reset to one point of its first run after the other; one that a cancel ends, to one of them."""
     await shop.stock(available=1_000)
     first = await _reach(shop, STATES[state])
     last = len(await reset_points(first)) - 1
-    points = range(last + 1) if after == "nothing" else sorted({0, last // 2, last})
-    handles = [first, *await asyncio.gather(*(_reach(shop, STATES[state]) for _ in points[1:]))]
-    resets = zip(handles, points, strict=True)
-    await asyncio.gather(*(_reset(shop, handle, point, STATES[state], AFTER_RESET[after]) for handle, point in resets))
-    completed = [h for h in handles if (await shop.order(h)).status is OrderStatus.COMPLETED]
+    points = list(range(last + 1)) if after == "nothing" else sorted({0, last // 2, last})
+    if STATES[state].status in TERMINAL or after == "nothing":
+        resets = [(first, points)]
+    else:
+        others = await asyncio.gather(*(_reach(shop, STATES[state]) for _ in points[1:]))
+        resets = [(handle, [point]) for handle, point in zip([first, *others], points, strict=True)]
+    await asyncio.gather(*(_reset(shop, handle, each, STATES[state], AFTER_RESET[after]) for handle, each in resets))
+    completed = [h for h, _ in resets if (await shop.order(h)).status is OrderStatus.COMPLETED]
     assert (await shop.available(), await shop.held()) == (1_000 - len(completed), len(completed))
 
 
@@ -113,17 +117,26 @@ async def _closed(handle: Handle) -> None:
         await handle.result()
 
 
-async def _reset(shop: Shop, handle: Handle, point: int, state: State, after: Then) -> None:
-    points = await reset_points(handle)
-    await reset(handle, points[min(point, len(points) - 1)])
-    await after(shop, handle)
-    if state.status not in TERMINAL and after is _nothing:
-        # It waits where it waited before, and goes on from there.
-        await eventually(lambda: handle.query(OrderWorkflow.status), lambda told: told.status is state.status)
-        assert (await shop.order(handle)).status is state.status
+async def _reset(shop: Shop, handle: Handle, chosen: list[int], state: State, after: Then) -> None:
+    first_run = shop.client.get_workflow_handle_for(
+        OrderWorkflow.run, handle.id, run_id=(await handle.describe()).run_id
+    )
+    points = await reset_points(first_run)
+    for point in chosen:
+        await reset(first_run, points[min(point, len(points) - 1)])
+        await after(shop, handle)
+        if state.status in TERMINAL or after is not _nothing:
+            await _check_end(shop, handle, state)
+        else:  # it waits where it waited before
+            await eventually(lambda: handle.query(OrderWorkflow.status), lambda told: told.status is state.status)
+            assert (await shop.order(handle)).status is state.status
+    if state.status not in TERMINAL and after is _nothing:  # it goes on from there
         await _api(shop, handle)
-    await _closed(handle)
+        await _check_end(shop, handle, state)
 
+
+async def _check_end(shop: Shop, handle: Handle, state: State) -> None:
+    await _closed(handle)
     order = await shop.reaches(handle, *TERMINAL)
     assert order.status is (state.status if state.status in TERMINAL else OrderStatus.CANCELLED)
     shipped = order.status is OrderStatus.COMPLETED
