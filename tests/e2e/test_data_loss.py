@@ -93,12 +93,12 @@ class Customers:
 
     @asynccontextmanager
     async def traffic(self) -> AsyncIterator[None]:
-        """An order every tenth of a second, each accepted."""
+        """An order every quarter of a second, each accepted."""
 
         async def keep_placing() -> None:
             while True:
                 self.accepted.append(await self.place())
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.25)
 
         async with _beside(keep_placing()):
             yield
