@@ -1,4 +1,4 @@
-"""The real servers, once for all tests; each test has its own database and task queue on them."""
+"""Start the real servers once per test run. Each test has its own database and task queue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.kit.http import serve
 from tests.kit.shop import Shop, build_shop_worker
 from tests.replay.histories import check_every_history
 
-SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print when all tests have run
+SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print after all tests
 
 # With several processes, a file is the unit of work: the longest ones come first, so that all processes end together.
 LONGEST_FIRST = [
@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUMMARY] = Counter[str]()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(ROOT).as_posix().startswith(SLOW):
@@ -90,13 +90,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add up what the processes of one run report."""
+    """Add up the numbers of all test processes."""
     node.config.stash[SUMMARY].update(getattr(node, "workeroutput", {}).get("summary", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for what, number in sorted(config.stash[SUMMARY].items()):
-        terminalreporter.write_line(f"{what}: {number:,}")
+    for name, number in sorted(config.stash[SUMMARY].items()):
+        terminalreporter.write_line(f"{name}: {number:,}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,7 +115,7 @@ def check_for_leaked_processes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def summary(pytestconfig: pytest.Config) -> Counter[str]:
-    """Numbers to print when all tests have run."""
+    """Numbers to print after all tests."""
     return pytestconfig.stash[SUMMARY]
 
 
@@ -146,7 +146,7 @@ async def mongod(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest.fixture(scope="session")
 async def temporal_server(tmp_path_factory: pytest.TempPathFactory, summary: Counter[str]) -> AsyncIterator[Server]:
-    """At the end, the history of every order that ran here is replayed: it fails the last test if one does not."""
+    """After the tests, replay the history of every order that ran on this server. A failure fails the last test."""
     logs = tmp_path_factory.mktemp("temporal")
     server = await start_temporal(free_port(), time_skipping=True, log_dir=logs)
     yield server
@@ -158,19 +158,19 @@ async def temporal_server(tmp_path_factory: pytest.TempPathFactory, summary: Cou
 
 @pytest.fixture(scope="session")
 async def client(temporal_server: Server) -> Client:
-    """A plain client: the workflows that it starts live in real time."""
+    """A client whose workflows run in real time."""
     return await temporal.connect(target_host=temporal_server.address)
 
 
 @pytest.fixture(scope="session")
 def skipper(client: Client) -> TimeSkipper:
-    """`skipper.client` starts workflows whose time is skipped whenever they only wait."""
+    """`skipper.client` starts workflows that skip time while they only wait."""
     return TimeSkipper(client)
 
 
 @pytest.fixture(scope="session")
 async def drops(mongod: Server) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Databases are dropped while the next tests run: that takes longer than many a test."""
+    """Drops run in the background during the next tests, because a drop can take longer than a test."""
     drops: list[asyncio.Task[None]] = []
     yield drops
     await asyncio.gather(*drops)
@@ -178,7 +178,7 @@ async def drops(mongod: Server) -> AsyncIterator[list[asyncio.Task[None]]]:
 
 @pytest.fixture
 async def mongo(mongod: Server, drops: list[asyncio.Task[None]]) -> AsyncIterator[Mongo]:
-    """A database of its own. Its client's name is the database's, so that a fail point can be set for it alone."""
+    """A database for one test. The client's name equals the database name, so a fail point can select this client."""
     name = f"test_{secrets.token_hex(6)}"
     mongo = Mongo(mongod.address, name, app_name=name)
     yield mongo
@@ -204,7 +204,7 @@ def settings(mongod: Server, mongo: Mongo) -> Settings:
 
 @pytest.fixture
 async def shop(mongo: Mongo, settings: Settings, client: Client) -> Shop:
-    """Places orders straight into MongoDB and starts their sagas, in real time; `shop.with_client` for skipped time."""
+    """Inserts orders into MongoDB and starts their workflows in real time. See `shop.with_client` to skip time."""
     return Shop(mongo, settings, client)
 
 

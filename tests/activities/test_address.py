@@ -1,4 +1,4 @@
-"""An address can be changed until the payment is charged, and of several changes the last proposed one stays."""
+"""An address can be changed until the payment is charged. Of several changes, the last proposed one wins."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_address_change_is_applied_until_payment_is_charged(shop: Shop, st
     await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"status": status}})
     in_time = status in BEFORE_THE_CHARGE
     assert (await shop.orders.propose_address(order.order_id, _to("Rome")) is not None) == in_time
-    for _ in range(2):  # the activity may be repeated
+    for _ in range(2):  # the activity may be retried
         assert await _apply(shop, change) == in_time
         assert await shop.order(order.order_id) == (await shop.order(order.order_id)).model_copy(
             update={"shipping_address": _to("Paris") if in_time else order.shipping_address}
@@ -77,7 +77,7 @@ async def test_address_changes_applied_in_any_order_keep_the_last_proposed(shop:
         for index in applied:
             assert await _apply(shop, changes[index])
             cities.append(await _city(shop, order.order_id))
-        # Each shows the latest that was applied so far.
+        # After each change, the order has the latest proposal that was applied so far.
         assert cities == [("Paris", "Rome", "Oslo")[max(applied[: count + 1])] for count in range(3)]
 
 
@@ -85,7 +85,7 @@ async def test_more_address_changes_than_stored_keep_the_last_proposed(shop: Sho
     order = await shop.place()
     cities = [f"City {number}" for number in range(KEPT_ADDRESSES + 3)]
     changes = [await _propose(shop, order.order_id, city) for city in cities]
-    assert await _apply(shop, changes[0])  # superseded: the address is not known any more
+    assert await _apply(shop, changes[0])  # superseded: its address is no longer stored
     assert await _city(shop, order.order_id) == "London"
     for change in reversed(changes[1:]):
         assert await _apply(shop, change)
@@ -109,12 +109,12 @@ async def test_concurrent_address_changes_keep_the_last_proposed(shop: Shop) -> 
 
 
 async def test_shipment_uses_the_stored_address(shop: Shop, mongo: Mongo) -> None:
-    """Changes race the charge and the shipment; whatever was answered `in time` before the charge is delivered to."""
-    told: dict[str, str] = {}
+    """Changes race with charge and shipment. The carrier must receive the last address that was accepted."""
+    shipped_to: dict[str, str] = {}
 
     class Carrier:
         async def ship(self, idempotency_key: str, address: Address) -> str:
-            told[idempotency_key] = address.city
+            shipped_to[idempotency_key] = address.city
             return "trk"
 
         async def cancel(self, idempotency_key: str) -> bool:
@@ -139,7 +139,7 @@ async def test_shipment_uses_the_stored_address(shop: Shop, mongo: Mongo) -> Non
     for _ in range(10):
         order = await shop.place(status="reserved")
         _, city = await asyncio.gather(saga(order.order_id), changes(order.order_id))
-        assert told[order.order_id] == city == await _city(shop, order.order_id)
+        assert shipped_to[order.order_id] == city == await _city(shop, order.order_id)
 
 
 @pytest.mark.parametrize("city", ["$status", "$$NOW"])

@@ -1,7 +1,7 @@
-"""Charge and shipment: at most once, and never after their compensation, whatever overlaps (G3, G4, G6).
+"""Charge and shipment take effect at most once, and never after their compensation, even if calls overlap (G3, G4, G6).
 
-Every test runs for both steps, and with two services: the sandbox, which refuses what comes after its compensation, and
-one that does not, for which a late attempt itself takes back what it did.
+Every test runs for both steps and with two services. The sandbox declines a call that arrives after its compensation.
+The plain service accepts it, so the late attempt has to compensate its own effect.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ SHIPPED = OrderStatus.SHIPPED
 
 
 @dataclass
-class Stage:
-    """One step, its compensation, and the services and documents behind them."""
+class StepHarness:
+    """One step and its compensation, with the service and the database that they use."""
 
     mongo: Mongo
     orders: OrderRepository
@@ -59,7 +59,7 @@ class Stage:
     compensation: Callable[[OrderRef], Awaitable[None]]
 
     async def order(self, **changes: Any) -> str:
-        """An order that has come to this step."""
+        """Insert an order for which this step is next. Returns its id."""
         before = list(StepName)[: list(StepName).index(self.name)]
         done = {"status": "done", "first_attempt_at": STARTED, "at": STARTED, "attempts": 1, "detail": "-"}
         status = STATUS_AFTER[before[-1]].value
@@ -69,15 +69,15 @@ class Stage:
         return order_id
 
     async def attempt(self, order_id: str, number: int = 1) -> str:
-        """Run the step: `done`, or the code of its final failure."""
+        """Run one attempt. Returns `done`, or the code of a non-retryable failure."""
         return await outcome(self.activity, order_id, number)
 
     async def compensate(self, order_id: str) -> None:
-        """As the saga does it: the order is `compensating` by then."""
+        """Compensate as the saga does: first set the order to `compensating`."""
         before = await self.record(order_id)
         await self.orders.update_status(StatusUpdate(order_id=order_id, status=OrderStatus.COMPENSATING))
         await self.compensate_only(order_id)
-        if before:  # nothing of the timeline is overwritten
+        if before:  # the compensation must not overwrite the record
             assert _without_compensation(await self.record(order_id)) == _without_compensation(before)
 
     async def compensate_only(self, order_id: str) -> None:
@@ -88,49 +88,49 @@ class Stage:
         record: Document = document.get("steps", {}).get(self.name, {})
         return record
 
-    async def books(self, order_id: str) -> tuple[bool, bool]:
-        """Whether the service ever took money or a parcel, and whether it returned it; each at most once."""
+    async def effects(self, order_id: str) -> tuple[bool, bool]:
+        """Two flags: the service took money or a parcel, and it returned it. Checks that each happened at most once."""
         if self.plain:
             return order_id in self.plain.taken, order_id in self.plain.returned
         kind, took, returned = (
             ("payment", "captured", "refunded") if self.name is CHARGE else ("shipment", "shipped", "called_off")
         )
         book = await self.mongo.sandbox.find_one({"_id": f"{kind}:{order_id}"}) or {}
-        assert book.get(returned, 0) in {0, book.get(took, 0)}  # all of it or nothing
+        assert book.get(returned, 0) in {0, book.get(took, 0)}  # refunded in full or not at all
         return bool(book.get(took)), bool(book.get(returned))
 
     async def timeline(self, order_id: str) -> tuple[OrderStatus, StepRecord | None]:
         order = await self.orders.get(order_id)
         return order.status, order.step(self.name)
 
-    async def is_done(self, order_id: str, attempts: int = 1) -> None:
-        """Done once; timeline and service say so."""
-        assert await self.books(order_id) == (True, False)
+    async def assert_done(self, order_id: str, attempts: int = 1) -> None:
+        """Check that record and service agree that the step was done once."""
+        assert await self.effects(order_id) == (True, False)
         status, record = await self.timeline(order_id)
         assert status is STATUS_AFTER[self.name]
         assert record is not None
         assert (record.status, record.attempts, record.compensated_at, record.failure) == ("done", attempts, None, None)
         assert record.first_attempt_at == (STARTED if attempts == 1 else SCHEDULED)
-        _is_recent(record.at)
+        _assert_recent(record.at)
         assert record.detail.endswith(order_id)  # the service's reference
 
-    async def is_compensated(self, order_id: str) -> None:
-        """Nothing is left of it; timeline and service agree on whether there ever was an effect."""
+    async def assert_compensated(self, order_id: str) -> None:
+        """Check that no effect is left, and that record and service agree on the past effect, if any."""
         status, record = await self.timeline(order_id)
-        # A shipped order is not compensated any more; the fence must hold whether or not the order says so.
+        # In the saga, a shipped order is never compensated. The fence must hold even if one is.
         assert status in ({OrderStatus.COMPENSATING} if self.name is CHARGE else {OrderStatus.COMPENSATING, SHIPPED})
         assert record is not None
-        took, returned = await self.books(order_id)
+        took, returned = await self.effects(order_id)
         assert returned == took
         assert record.status == ("compensated" if took else "failed")
         assert (record.compensated_at is not None) == took
-        _is_recent(record.at)
+        _assert_recent(record.at)
         if record.compensated_at:
-            _is_recent(record.compensated_at)
+            _assert_recent(record.compensated_at)
             assert record.at <= record.compensated_at
 
 
-def _is_recent(time: datetime) -> None:
+def _assert_recent(time: datetime) -> None:
     assert abs(datetime.now(UTC) - time).total_seconds() < 60
 
 
@@ -144,394 +144,394 @@ def step(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["fencing service", "plain service"])
-def stage(request: pytest.FixtureRequest, step: str, mongo: Mongo) -> Stage:
+def harness(request: pytest.FixtureRequest, step: str, mongo: Mongo) -> StepHarness:
     plain = PlainService() if request.param == "plain service" else None
     sandboxes = SandboxPayments(mongo.sandbox), SandboxCarrier(mongo.sandbox)
     services = FaultyServices(plain, plain) if plain else FaultyServices(*sandboxes)
     needed = dependencies(mongo, payments=services, carrier=services)
     if step == "payment":
         payments = Payments(needed)
-        return Stage(mongo, needed.orders, services, plain, CHARGE, payments.charge, payments.refund)
+        return StepHarness(mongo, needed.orders, services, plain, CHARGE, payments.charge, payments.refund)
     shipping = Shipping(needed)
-    return Stage(mongo, needed.orders, services, plain, SHIP, shipping.create, shipping.cancel)
+    return StepHarness(mongo, needed.orders, services, plain, SHIP, shipping.create, shipping.cancel)
 
 
 # --- attempts and compensations that overlap
 
 
-async def test_repeated_attempt_takes_effect_once(stage: Stage) -> None:
-    order_id = await stage.order()
-    assert await stage.attempt(order_id) == "done"
-    first = await stage.record(order_id)
-    assert await stage.attempt(order_id, 2) == "done"
-    assert stage.services.calls == 1  # the document is enough to know
-    assert await stage.record(order_id) == first
-    await stage.is_done(order_id)
+async def test_repeated_attempt_takes_effect_once(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    assert await harness.attempt(order_id) == "done"
+    first = await harness.record(order_id)
+    assert await harness.attempt(order_id, 2) == "done"
+    assert harness.services.calls == 1  # the second attempt finds the record
+    assert await harness.record(order_id) == first
+    await harness.assert_done(order_id)
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_two_overlapping_attempts_take_effect_once(stage: Stage, held_at: str) -> None:
-    order_id = await stage.order()
-    gate = stage.services.hold_next(held_at)
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_two_overlapping_attempts_take_effect_once(harness: StepHarness, held_at: str) -> None:
+    order_id = await harness.order()
+    gate = harness.services.hold_next(held_at)
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    assert await stage.attempt(order_id, 2) == "done"
+    assert await harness.attempt(order_id, 2) == "done"
     gate.open()
     assert await late == "done"
-    await stage.is_done(order_id, attempts=2)
+    await harness.assert_done(order_id, attempts=2)
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_attempt_held_during_retry_and_compensation_is_fenced(stage: Stage, held_at: str) -> None:
-    order_id = await stage.order()
-    gate = stage.services.hold_next(held_at)
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_attempt_held_during_retry_and_compensation_is_fenced(harness: StepHarness, held_at: str) -> None:
+    order_id = await harness.order()
+    gate = harness.services.hold_next(held_at)
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    assert await stage.attempt(order_id, 2) == "done"
-    await stage.compensate(order_id)
+    assert await harness.attempt(order_id, 2) == "done"
+    await harness.compensate(order_id)
     gate.open()
     assert await late == "fenced"
-    await stage.is_compensated(order_id)
-    assert await stage.books(order_id) == (True, True)
+    await harness.assert_compensated(order_id)
+    assert await harness.effects(order_id) == (True, True)
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_attempt_held_during_compensation_is_fenced(stage: Stage, held_at: str) -> None:
-    order_id = await stage.order()
-    gate = stage.services.hold_next(held_at)
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_attempt_held_during_compensation_is_fenced(harness: StepHarness, held_at: str) -> None:
+    order_id = await harness.order()
+    gate = harness.services.hold_next(held_at)
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    await stage.compensate(order_id)
+    await harness.compensate(order_id)
     gate.open()
     assert await late == "fenced"
-    await stage.is_compensated(order_id)
-    # Only the service that refuses nothing acts after the fence; the attempt then takes it back.
-    took, _ = await stage.books(order_id)
-    assert took == (held_at == HELD_AT[1] or stage.plain is not None)
+    await harness.assert_compensated(order_id)
+    # Only the plain service acts after the fence. The attempt then compensates its own effect.
+    took, _ = await harness.effects(order_id)
+    assert took == (held_at == HELD_AT[1] or harness.plain is not None)
 
-    assert await stage.attempt(order_id, 2) == "fenced"
-    await stage.compensate(order_id)
-    await stage.is_compensated(order_id)
+    assert await harness.attempt(order_id, 2) == "fenced"
+    await harness.compensate(order_id)
+    await harness.assert_compensated(order_id)
 
 
 @pytest.mark.parametrize("held_at", HELD_AT)
-async def test_attempt_ending_between_fence_and_refund_is_fenced(stage: Stage, held_at: str) -> None:
-    order_id = await stage.order()
-    gate = stage.services.hold_next(held_at)
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_attempt_ending_between_fence_and_refund_is_fenced(harness: StepHarness, held_at: str) -> None:
+    order_id = await harness.order()
+    gate = harness.services.hold_next(held_at)
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    compensation_gate = stage.services.hold_next_compensation()
-    compensation = asyncio.create_task(stage.compensate(order_id))
+    compensation_gate = harness.services.hold_next_compensation()
+    compensation = asyncio.create_task(harness.compensate(order_id))
     await compensation_gate.reached()
     gate.open()
     assert await late == "fenced"
     compensation_gate.open()
     await compensation
-    await stage.is_compensated(order_id)
-    assert await stage.books(order_id) == (True, True)
+    await harness.assert_compensated(order_id)
+    assert await harness.effects(order_id) == (True, True)
 
 
-async def test_compensation_before_attempt_fences_every_attempt(stage: Stage) -> None:
-    order_id = await stage.order()
-    await stage.compensate(order_id)
-    assert await stage.attempt(order_id) == "fenced"
-    assert stage.services.calls == 0
-    await stage.is_compensated(order_id)
-    record = await stage.record(order_id)
+async def test_compensation_before_attempt_fences_every_attempt(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    await harness.compensate(order_id)
+    assert await harness.attempt(order_id) == "fenced"
+    assert harness.services.calls == 0
+    await harness.assert_compensated(order_id)
+    record = await harness.record(order_id)
     assert (record["detail"], record.get("attempts"), record.get("first_attempt_at")) == (
         "stopped before it took effect",
         None,
         None,
     )
-    _, shown = await stage.timeline(order_id)
+    _, shown = await harness.timeline(order_id)
     assert shown is not None
     assert shown.interrupted
     assert shown.attempts == 0
 
 
-async def test_fence_stops_attempt_before_gateway_call(stage: Stage) -> None:
-    """Also where the order itself does not say that it was stopped."""
-    order_id = await stage.order()
-    await stage.compensate_only(order_id)
-    assert await stage.attempt(order_id) == "fenced"
-    assert stage.services.calls == 0
+async def test_fence_stops_attempt_before_gateway_call(harness: StepHarness) -> None:
+    """The fence works even if the status of the order does not stop the attempt."""
+    order_id = await harness.order()
+    await harness.compensate_only(order_id)
+    assert await harness.attempt(order_id) == "fenced"
+    assert harness.services.calls == 0
 
 
-async def test_repeated_compensation_takes_effect_once(stage: Stage) -> None:
-    order_id = await stage.order()
-    assert await stage.attempt(order_id, 3) == "done"
-    await stage.compensate(order_id)
-    first = await stage.record(order_id)
+async def test_repeated_compensation_takes_effect_once(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    assert await harness.attempt(order_id, 3) == "done"
+    await harness.compensate(order_id)
+    first = await harness.record(order_id)
     assert (first["first_attempt_at"], first["attempts"]) == (SCHEDULED, 3)
     assert first["at"] <= first["compensated_at"]
-    await stage.compensate(order_id)
-    await asyncio.gather(*(stage.compensate(order_id) for _ in range(4)))
-    assert await stage.record(order_id) == first
-    await stage.is_compensated(order_id)
+    await harness.compensate(order_id)
+    await asyncio.gather(*(harness.compensate(order_id) for _ in range(4)))
+    assert await harness.record(order_id) == first
+    await harness.assert_compensated(order_id)
 
 
-async def test_simultaneous_attempts_and_compensations_leave_no_effect(stage: Stage) -> None:
-    order_ids = [await stage.order() for _ in range(10)]
+async def test_simultaneous_attempts_and_compensations_leave_no_effect(harness: StepHarness) -> None:
+    order_ids = [await harness.order() for _ in range(10)]
     work = [
         run(order_id)
         for order_id in order_ids
-        for run in (stage.attempt, stage.attempt, stage.attempt, stage.compensate, stage.compensate)
+        for run in (harness.attempt, harness.attempt, harness.attempt, harness.compensate, harness.compensate)
     ]
     random.shuffle(work)
     await asyncio.gather(*work)
     for order_id in order_ids:
-        await stage.is_compensated(order_id)
+        await harness.assert_compensated(order_id)
 
 
-async def test_ten_simultaneous_attempts_take_effect_once(stage: Stage) -> None:
-    order_id = await stage.order()
-    assert set(await asyncio.gather(*(stage.attempt(order_id) for _ in range(10)))) == {"done"}
-    await stage.is_done(order_id)
+async def test_ten_simultaneous_attempts_take_effect_once(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    assert set(await asyncio.gather(*(harness.attempt(order_id) for _ in range(10)))) == {"done"}
+    await harness.assert_done(order_id)
 
 
-# --- replies, refusals
+# --- lost replies, declines
 
 
-async def test_effect_with_lost_reply_is_found_by_retry_and_compensation(stage: Stage) -> None:
-    done, compensated = await stage.order(), await stage.order()
-    stage.services.lost_replies = 2
+async def test_effect_with_lost_reply_is_found_by_retry_and_compensation(harness: StepHarness) -> None:
+    done, compensated = await harness.order(), await harness.order()
+    harness.services.lost_replies = 2
     for order_id in (done, compensated):
         with pytest.raises(ConnectionResetError):
-            await stage.attempt(order_id)
-    assert await stage.attempt(done, 2) == "done"
-    await stage.is_done(done, attempts=2)
-    await stage.compensate(compensated)  # no attempt ever saw that it took effect
-    await stage.is_compensated(compensated)
-    assert await stage.books(compensated) == (True, True)
+            await harness.attempt(order_id)
+    assert await harness.attempt(done, 2) == "done"
+    await harness.assert_done(done, attempts=2)
+    await harness.compensate(compensated)  # no attempt recorded the effect
+    await harness.assert_compensated(compensated)
+    assert await harness.effects(compensated) == (True, True)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_repeated_attempt_returns_the_same_decline(stage: Stage, fault: str) -> None:
-    """Also when its record was lost, or the reply to it."""
-    order_id = await stage.order(
+async def test_repeated_attempt_returns_the_same_decline(harness: StepHarness, fault: str) -> None:
+    """This holds even if the write of the record fails, or its reply is lost."""
+    order_id = await harness.order(
         payment_method="pm_card_declined", shipping_address={**ADDRESS, "postal_code": "00000"}
     )
-    code = "payment_declined" if stage.name is CHARGE else "address_unserviceable"
-    if stage.plain:  # it accepts any card and address
-        stage.services.errors = [_declined(code), _declined(code)]
-    async with failing(stage.mongo, "findAndModify", **FAULTS[fault]):
+    code = "payment_declined" if harness.name is CHARGE else "address_unserviceable"
+    if harness.plain:  # it accepts any card and address
+        harness.services.errors = [_declined(code), _declined(code)]
+    async with failing(harness.mongo, "findAndModify", **FAULTS[fault]):
         with pytest.raises(PyMongoError):
-            await stage.attempt(order_id)
-    if fault == "after":  # on the majority within a moment
-        await eventually(lambda: stage.record(order_id))
-    assert await stage.attempt(order_id, 2) == code
-    assert await stage.attempt(order_id, 3) == code
-    # A record that was written is enough to know.
-    assert stage.services.calls == (2 if fault == "before" else 1)
-    record = await stage.record(order_id)
+            await harness.attempt(order_id)
+    if fault == "after":  # majority-committed shortly after
+        await eventually(lambda: harness.record(order_id))
+    assert await harness.attempt(order_id, 2) == code
+    assert await harness.attempt(order_id, 3) == code
+    # If the record was written, the next attempt does not call the service.
+    assert harness.services.calls == (2 if fault == "before" else 1)
+    record = await harness.record(order_id)
     assert record["failure"]["code"] == code
     assert record["attempts"] == (2 if fault == "before" else 1)
-    await stage.compensate(order_id)
-    assert await stage.record(order_id) == record
-    _, shown = await stage.timeline(order_id)
+    await harness.compensate(order_id)
+    assert await harness.record(order_id) == record
+    _, shown = await harness.timeline(order_id)
     assert shown is not None
     assert not shown.interrupted
-    await stage.is_compensated(order_id)
+    await harness.assert_compensated(order_id)
 
 
-async def test_decline_overlapping_a_success_leaves_no_effect(stage: Stage) -> None:
-    """A service that answers a key in two ways breaks its contract; no money may stay with it all the same."""
-    order_id = await stage.order()
-    gate = stage.services.hold_next("after the gateway acted")
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_decline_overlapping_a_success_leaves_no_effect(harness: StepHarness) -> None:
+    """A service that gives two answers for one key breaks its contract. Even so, it must not keep the money."""
+    order_id = await harness.order()
+    gate = harness.services.hold_next("after the gateway acted")
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    stage.services.errors = [_declined("limit_exceeded")]
-    assert await stage.attempt(order_id, 2) == "limit_exceeded"
-    declined = await stage.record(order_id)
+    harness.services.errors = [_declined("limit_exceeded")]
+    assert await harness.attempt(order_id, 2) == "limit_exceeded"
+    declined = await harness.record(order_id)
     gate.open()
     assert await late == "limit_exceeded"
-    assert _without_compensation(await stage.record(order_id)) == _without_compensation(declined)
-    await stage.compensate(order_id)
-    await stage.is_compensated(order_id)
+    assert _without_compensation(await harness.record(order_id)) == _without_compensation(declined)
+    await harness.compensate(order_id)
+    await harness.assert_compensated(order_id)
 
 
 async def test_misconfigured_service_is_not_retried_and_only_logged(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    harness: StepHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    order_id = await stage.order()
-    stage.services.errors = [Misconfigured("wrong API key sk_live_…")]
+    order_id = await harness.order()
+    harness.services.errors = [Misconfigured("wrong API key sk_live_…")]
     with caplog.at_level(logging.ERROR, logger="app.activities.order_step"), pytest.raises(ApplicationError) as error:
-        await attempt(stage.activity, OrderRef(order_id=order_id))
+        await attempt(harness.activity, OrderRef(order_id=order_id))
     assert error.value.non_retryable
     assert (error.value.type, error.value.message) == ("misconfigured", "the service is misconfigured")
     (entry,) = caplog.records
-    assert all(word in entry.getMessage() for word in (order_id, stage.name, "wrong API key sk_live_…"))
-    assert await stage.record(order_id) == {}  # nothing is known of an effect: the compensation asks the service
+    assert all(word in entry.getMessage() for word in (order_id, harness.name, "wrong API key sk_live_…"))
+    assert await harness.record(order_id) == {}  # the effect is unknown, so the compensation calls the service
 
-    stage.services.compensation_errors = [Misconfigured("wrong API key"), Misconfigured("wrong API key")]
+    harness.services.compensation_errors = [Misconfigured("wrong API key"), Misconfigured("wrong API key")]
     for _ in range(2):
-        with pytest.raises(Misconfigured):  # Temporal retries it, until the key is right
-            await stage.compensate(order_id)
-    await stage.compensate(order_id)
-    await stage.is_compensated(order_id)
+        with pytest.raises(Misconfigured):  # Temporal retries it until the key is corrected
+            await harness.compensate(order_id)
+    await harness.compensate(order_id)
+    await harness.assert_compensated(order_id)
 
 
 # --- cancels
 
 
-async def test_cancel_during_gateway_call_stops_the_step(stage: Stage) -> None:
-    order_id = await stage.order()
-    before, _ = await stage.timeline(order_id)
-    gate = stage.services.hold_next("after the gateway acted")
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_cancel_during_gateway_call_stops_the_step(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    before, _ = await harness.timeline(order_id)
+    gate = harness.services.hold_next("after the gateway acted")
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    cancelled = await stage.orders.request_cancellation(order_id, "changed my mind")
+    cancelled = await harness.orders.request_cancellation(order_id, "changed my mind")
     assert cancelled.cancellation is not None
     gate.open()
     assert await late == "cancelled"
-    status, record = await stage.timeline(order_id)
+    status, record = await harness.timeline(order_id)
     assert status is before  # not shipped: the cancel was accepted
     assert record is not None
     assert record.status == "done"
-    assert await stage.attempt(order_id, 2) == "cancelled"
-    await stage.compensate(order_id)
-    await stage.is_compensated(order_id)
-    assert await stage.books(order_id) == (True, True)
+    assert await harness.attempt(order_id, 2) == "cancelled"
+    await harness.compensate(order_id)
+    await harness.assert_compensated(order_id)
+    assert await harness.effects(order_id) == (True, True)
 
 
-async def test_cancel_before_attempt_stops_it(stage: Stage) -> None:
-    order_id = await stage.order()
-    await stage.orders.request_cancellation(order_id, "changed my mind")
+async def test_cancel_before_attempt_stops_it(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    await harness.orders.request_cancellation(order_id, "changed my mind")
     with pytest.raises(ApplicationError, match=r"^cancelled: cancelled$"):
-        await attempt(stage.activity, OrderRef(order_id=order_id))
-    assert stage.services.calls == 0
-    assert await stage.record(order_id) == {}
+        await attempt(harness.activity, OrderRef(order_id=order_id))
+    assert harness.services.calls == 0
+    assert await harness.record(order_id) == {}
 
 
-async def test_cancel_after_step_is_refused_only_once_shipped(stage: Stage) -> None:
-    order_id = await stage.order()
-    assert await stage.attempt(order_id) == "done"
-    order = await stage.orders.request_cancellation(order_id, "changed my mind")
-    assert (order.cancellation is not None) == (stage.name is CHARGE)
-    assert await stage.attempt(order_id) == ("cancelled" if stage.name is CHARGE else "done")
-    await stage.is_done(order_id)
+async def test_cancel_after_step_is_refused_only_once_shipped(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    assert await harness.attempt(order_id) == "done"
+    order = await harness.orders.request_cancellation(order_id, "changed my mind")
+    assert (order.cancellation is not None) == (harness.name is CHARGE)
+    assert await harness.attempt(order_id) == ("cancelled" if harness.name is CHARGE else "done")
+    await harness.assert_done(order_id)
 
 
-async def test_simultaneous_cancels_and_attempts_agree(stage: Stage) -> None:
+async def test_simultaneous_cancels_and_attempts_agree(harness: StepHarness) -> None:
     """Either the cancel was accepted and the step raises, or the order has moved on and the step is done."""
-    order_ids = [await stage.order() for _ in range(20)]
+    order_ids = [await harness.order() for _ in range(20)]
 
     async def race(order_id: str) -> tuple[str, bool]:
         result, order = await asyncio.gather(
-            stage.attempt(order_id), stage.orders.request_cancellation(order_id, "changed my mind")
+            harness.attempt(order_id), harness.orders.request_cancellation(order_id, "changed my mind")
         )
         return result, order.cancellation is not None
 
     for order_id, (result, accepted) in zip(order_ids, await asyncio.gather(*map(race, order_ids)), strict=True):
-        status, _ = await stage.timeline(order_id)
-        if stage.name is SHIP:
+        status, _ = await harness.timeline(order_id)
+        if harness.name is SHIP:
             assert (result, accepted, status) in {("done", False, "shipped"), ("cancelled", True, "charged")}
         else:  # a charged order can still be cancelled
             assert accepted
             assert (result, status) in {("done", "charged"), ("cancelled", "reserved"), ("cancelled", "charged")}
 
 
-# --- orders that are gone
+# --- removed orders
 
 
-async def test_removed_order_is_not_attempted(stage: Stage) -> None:
+async def test_removed_order_is_not_attempted(harness: StepHarness) -> None:
     with pytest.raises(NotFound):
-        await stage.attempt("gone")
-    assert stage.services.calls == 0
+        await harness.attempt("gone")
+    assert harness.services.calls == 0
 
 
-async def test_order_removed_during_gateway_call_is_compensated(stage: Stage) -> None:
-    order_id = await stage.order()
-    gate = stage.services.hold_next("after the gateway acted")
-    late = asyncio.create_task(stage.attempt(order_id))
+async def test_order_removed_during_gateway_call_is_compensated(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    gate = harness.services.hold_next("after the gateway acted")
+    late = asyncio.create_task(harness.attempt(order_id))
     await gate.reached()
-    await stage.mongo.orders.delete_one({"_id": order_id})
+    await harness.mongo.orders.delete_one({"_id": order_id})
     gate.open()
     with pytest.raises(NotFound):
         await late
-    await stage.compensate(order_id)
-    assert await stage.books(order_id) == (True, True)
-    assert await stage.mongo.orders.count_documents({}) == 0  # nothing is made anew
+    await harness.compensate(order_id)
+    assert await harness.effects(order_id) == (True, True)
+    assert await harness.mongo.orders.count_documents({}) == 0  # the order is not recreated
 
 
-# --- deaths
+# --- interruptions
 
 
-async def test_attempt_interrupted_at_any_command_can_be_repeated_or_compensated(stage: Stage) -> None:
-    """MongoDB goes away at each command, before it or after its effect; then the step runs again, or is compensated."""
+async def test_attempt_interrupted_at_any_command_can_be_repeated_or_compensated(harness: StepHarness) -> None:
+    """MongoDB fails at each command, before or after its effect. Then the step is retried or compensated."""
     points = 0
     for fault, after_commands in itertools.product(FAULTS, range(5)):
-        again, compensated = await stage.order(), await stage.order()
-        if not await _dies(stage, stage.attempt(again), fault, after_commands):
+        again, compensated = await harness.order(), await harness.order()
+        if not await _is_interrupted(harness, harness.attempt(again), fault, after_commands):
             continue
-        assert await _dies(stage, stage.attempt(compensated), fault, after_commands)
+        assert await _is_interrupted(harness, harness.attempt(compensated), fault, after_commands)
         points += 1
-        assert await stage.attempt(again) == "done"
-        await stage.is_done(again)
-        await stage.compensate(compensated)
-        assert await stage.attempt(compensated) == "fenced"
-        await stage.is_compensated(compensated)
-    # Read the order, write the record; a read has no effect to die after. The sandbox's books are in MongoDB as well.
-    assert points == 2 + 1 + 2 * (stage.plain is None)
+        assert await harness.attempt(again) == "done"
+        await harness.assert_done(again)
+        await harness.compensate(compensated)
+        assert await harness.attempt(compensated) == "fenced"
+        await harness.assert_compensated(compensated)
+    # Commands: read the order, write the record. A read has no effect to fail after. The sandbox writes to MongoDB too.
+    assert points == 2 + 1 + 2 * (harness.plain is None)
 
 
 @pytest.mark.parametrize("begun", ["done", "never begun", "reply lost"])
-async def test_compensation_interrupted_at_any_command_can_be_repeated(stage: Stage, begun: str) -> None:
+async def test_compensation_interrupted_at_any_command_can_be_repeated(harness: StepHarness, begun: str) -> None:
     points = 0
     for fault, after_commands in itertools.product(FAULTS, range(5)):
-        order_id = await stage.order()
+        order_id = await harness.order()
         if begun == "done":
-            assert await stage.attempt(order_id) == "done"
+            assert await harness.attempt(order_id) == "done"
         elif begun == "reply lost":
-            stage.services.lost_replies = 1
+            harness.services.lost_replies = 1
             with pytest.raises(ConnectionResetError):
-                await stage.attempt(order_id)
-        await stage.orders.update_status(StatusUpdate(order_id=order_id, status=OrderStatus.COMPENSATING))
-        points += await _dies(stage, stage.compensate_only(order_id), fault, after_commands)
-        await stage.compensate(order_id)
-        await stage.is_compensated(order_id)
-        assert await stage.books(order_id) == ((False, False) if begun == "never begun" else (True, True))
-    # The fence, the service's books, and, if there was an effect, its compensation.
-    assert points == len(FAULTS) * (1 + (stage.plain is None) + (begun != "never begun"))
+                await harness.attempt(order_id)
+        await harness.orders.update_status(StatusUpdate(order_id=order_id, status=OrderStatus.COMPENSATING))
+        points += await _is_interrupted(harness, harness.compensate_only(order_id), fault, after_commands)
+        await harness.compensate(order_id)
+        await harness.assert_compensated(order_id)
+        assert await harness.effects(order_id) == ((False, False) if begun == "never begun" else (True, True))
+    # Commands: the fence, the sandbox's own write, and the record of the compensation if there was an effect.
+    assert points == len(FAULTS) * (1 + (harness.plain is None) + (begun != "never begun"))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_late_attempt_interrupted_after_compensation_leaves_no_effect(stage: Stage, fault: str) -> None:
-    """The service acted before the compensation; the attempt dies at each command that is left to it."""
+async def test_late_attempt_interrupted_after_compensation_leaves_no_effect(harness: StepHarness, fault: str) -> None:
+    """The service acted before the compensation. The attempt fails at each of its remaining commands."""
     for after_commands in range(3):
-        order_id = await stage.order()
-        gate = stage.services.hold_next("after the gateway acted")
-        late = asyncio.create_task(stage.attempt(order_id))
+        order_id = await harness.order()
+        gate = harness.services.hold_next("after the gateway acted")
+        late = asyncio.create_task(harness.attempt(order_id))
         await gate.reached()
-        await stage.compensate(order_id)
+        await harness.compensate(order_id)
         gate.open()
-        with_fault = failing(stage.mongo, "findAndModify", mode={"skip": after_commands}, **FAULTS[fault])
+        with_fault = failing(harness.mongo, "findAndModify", mode={"skip": after_commands}, **FAULTS[fault])
         try:
             async with with_fault:
                 await late
         except PyMongoError:
-            assert await stage.attempt(order_id, 2) == "fenced"
-        await stage.is_compensated(order_id)
-        assert await stage.books(order_id) == (True, True)
+            assert await harness.attempt(order_id, 2) == "fenced"
+        await harness.assert_compensated(order_id)
+        assert await harness.effects(order_id) == (True, True)
 
 
 # --- costs
 
 
-async def test_attempt_costs_one_read_and_one_majority_write(stage: Stage) -> None:
-    order_id = await stage.order()
-    async with recorded_commands(stage.mongo) as commands:
-        assert await stage.attempt(order_id) == "done"
+async def test_attempt_costs_one_read_and_one_majority_write(harness: StepHarness) -> None:
+    order_id = await harness.order()
+    async with recorded_commands(harness.mongo) as commands:
+        assert await harness.attempt(order_id) == "done"
     read, write = [entry["command"] for entry in commands]
     assert (read["find"], read["readConcern"]["level"]) == ("orders", "majority")
     assert (write["findAndModify"], write["writeConcern"]["w"]) == ("orders", "majority")
 
-    async with recorded_commands(stage.mongo) as commands:
-        assert await stage.attempt(order_id, 2) == "done"
+    async with recorded_commands(harness.mongo) as commands:
+        assert await harness.attempt(order_id, 2) == "done"
     assert [next(iter(entry["command"])) for entry in commands] == ["find"]
 
-    async with recorded_commands(stage.mongo) as commands:
-        await stage.compensate_only(order_id)
+    async with recorded_commands(harness.mongo) as commands:
+        await harness.compensate_only(order_id)
     assert [next(iter(entry["command"])) for entry in commands] == ["findAndModify", "findAndModify"]
 
 
@@ -541,11 +541,11 @@ def _declined(code: str) -> Declined:
     return declined
 
 
-async def _dies(stage: Stage, work: Awaitable[object], fault: str, after_commands: int) -> bool:
-    """Run it on a MongoDB that goes away after so many commands; whether it died of that."""
+async def _is_interrupted(harness: StepHarness, work: Awaitable[object], fault: str, after_commands: int) -> bool:
+    """Run `work` while MongoDB fails after this many commands. Returns True if that interrupted it."""
     try:
         async with failing(
-            stage.mongo, "find", "findAndModify", "update", mode={"skip": after_commands}, **FAULTS[fault]
+            harness.mongo, "find", "findAndModify", "update", mode={"skip": after_commands}, **FAULTS[fault]
         ):
             await work
     except PyMongoError:

@@ -1,4 +1,4 @@
-"""The sandboxes keep the contracts of their Protocols: tests with them hold for every service that does."""
+"""The sandboxes fulfil the contracts of their Protocols, so tests that use them apply to any conforming service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def carrier(mongo: Mongo) -> SandboxCarrier:
     return SandboxCarrier(mongo.sandbox)
 
 
-async def _book(mongo: Mongo, key: str) -> Document:
+async def _record(mongo: Mongo, key: str) -> Document:
     return await mongo.sandbox.find_one({"_id": key}) or {}
 
 
@@ -36,9 +36,9 @@ def _to(postal_code: str) -> Address:
 async def test_charge_is_captured_once_per_key(mongo: Mongo, payments: SandboxPayments) -> None:
     charges = [payments.charge("k", MONEY, "pm_card_ok") for _ in range(10)]
     assert len(set(await asyncio.gather(*charges))) == 1
-    # As with any service with idempotency keys, the first request under a key counts.
+    # The first request with a key counts, as with any service that has idempotency keys.
     await payments.charge("k", Money(amount=9_999, currency="EUR"), "pm_card_ok")
-    assert (await _book(mongo, "payment:k"))["captured"] == 2_000
+    assert (await _record(mongo, "payment:k"))["captured"] == 2_000
 
 
 async def test_refund_takes_effect_once_and_declines_later_charges(mongo: Mongo, payments: SandboxPayments) -> None:
@@ -46,8 +46,8 @@ async def test_refund_takes_effect_once_and_declines_later_charges(mongo: Mongo,
     assert await asyncio.gather(*(payments.refund("k") for _ in range(5))) == [True] * 5
     with pytest.raises(PaymentDeclined):
         await payments.charge("k", MONEY, "pm_card_ok")
-    book = await _book(mongo, "payment:k")
-    assert (book["captured"], book["refunded"]) == (2_000, 2_000)
+    record = await _record(mongo, "payment:k")
+    assert (record["captured"], record["refunded"]) == (2_000, 2_000)
 
 
 async def test_refund_before_charge_declines_it(mongo: Mongo, payments: SandboxPayments) -> None:
@@ -55,8 +55,8 @@ async def test_refund_before_charge_declines_it(mongo: Mongo, payments: SandboxP
     with pytest.raises(PaymentDeclined):
         await payments.charge("k", MONEY, "pm_card_ok")
     assert await payments.refund("k") is False
-    book = await _book(mongo, "payment:k")
-    assert (book["captured"], book["refunded"]) == (0, 0)
+    record = await _record(mongo, "payment:k")
+    assert (record["captured"], record["refunded"]) == (0, 0)
 
 
 async def test_simultaneous_charges_and_refunds_leave_no_charge(mongo: Mongo, payments: SandboxPayments) -> None:
@@ -66,8 +66,8 @@ async def test_simultaneous_charges_and_refunds_leave_no_charge(mongo: Mongo, pa
         return_exceptions=True,
     )
     for key in keys:
-        book = await _book(mongo, f"payment:{key}")
-        assert book["captured"] == book["refunded"]
+        record = await _record(mongo, f"payment:{key}")
+        assert record["captured"] == record["refunded"]
 
 
 async def test_flaky_card_fails_exactly_twice(mongo: Mongo, payments: SandboxPayments) -> None:
@@ -78,7 +78,7 @@ async def test_flaky_card_fails_exactly_twice(mongo: Mongo, payments: SandboxPay
     assert await payments.charge("k", MONEY, "pm_card_flaky") == "ch_k"
     with pytest.raises(Unavailable):
         await payments.charge("other", MONEY, "pm_card_flaky")
-    assert (await _book(mongo, "payment:k"))["captured"] == 2_000
+    assert (await _record(mongo, "payment:k"))["captured"] == 2_000
 
 
 async def test_declined_card_and_outage_capture_nothing(mongo: Mongo, payments: SandboxPayments) -> None:
@@ -87,7 +87,7 @@ async def test_declined_card_and_outage_capture_nothing(mongo: Mongo, payments: 
             await payments.charge("k", MONEY, "pm_card_declined")
         with pytest.raises(Unavailable):
             await payments.charge("k", MONEY, "pm_card_outage")
-    assert "captured" not in await _book(mongo, "payment:k")
+    assert "captured" not in await _record(mongo, "payment:k")
 
 
 async def test_slow_card_does_not_delay_others(payments: SandboxPayments) -> None:
@@ -103,8 +103,8 @@ async def test_shipment_is_created_once_and_cancelled_once(mongo: Mongo, carrier
     assert await asyncio.gather(*(carrier.cancel("k") for _ in range(5))) == [True] * 5
     with pytest.raises(AddressUnserviceable):
         await carrier.ship("k", _to("10115"))
-    book = await _book(mongo, "shipment:k")
-    assert (book["shipped"], book["called_off"]) == (True, True)
+    record = await _record(mongo, "shipment:k")
+    assert (record["shipped"], record["called_off"]) == (True, True)
 
 
 async def test_cancel_before_shipment_declines_it(mongo: Mongo, carrier: SandboxCarrier) -> None:
@@ -112,7 +112,7 @@ async def test_cancel_before_shipment_declines_it(mongo: Mongo, carrier: Sandbox
     with pytest.raises(AddressUnserviceable):
         await carrier.ship("k", _to("10115"))
     assert await carrier.cancel("k") is False
-    assert (await _book(mongo, "shipment:k"))["shipped"] is False
+    assert (await _record(mongo, "shipment:k"))["shipped"] is False
 
 
 async def test_unserviceable_address_and_outage_fail(carrier: SandboxCarrier) -> None:
@@ -126,5 +126,5 @@ async def test_confirmation_is_sent_once(mongo: Mongo) -> None:
     mailer = SandboxMailer(mongo.sandbox)
     order = Order.from_document(order_document())
     await asyncio.gather(*(mailer.send_confirmation("k", order) for _ in range(5)))
-    book = await _book(mongo, "mail:k")
-    assert (book["mails"], book["to"]) == (1, EMAIL)
+    record = await _record(mongo, "mail:k")
+    assert (record["mails"], record["to"]) == (1, EMAIL)

@@ -1,4 +1,4 @@
-"""One product in many orders (G5): exact to the last unit. `make bench` measures how fast it is."""
+"""Many orders for one product: reservations never oversell (G5). `make bench` measures their rate."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RESERVED: Document = {"steps.reserve_inventory.status": "done"}
 
 
 async def test_concurrent_reservations_sell_exactly_the_stock(mongo: Mongo) -> None:
-    """64 callers want two units each of 81: forty reserve theirs, the others none, and one unit is left.
+    """64 callers request two units each, with 81 in stock: forty succeed, the others get none, one unit is left.
 
-    Those that wait share a transaction.
+    Waiting callers share a transaction.
     """
     await mongo.inventory.insert_one({"_id": "HOT", "available": 81})
     order_ids = await _place(mongo, [{"HOT": 2}] * CALLERS)
@@ -37,7 +37,7 @@ async def test_concurrent_reservations_sell_exactly_the_stock(mongo: Mongo) -> N
 
 
 async def test_several_worker_processes_keep_stock_exact(mongo: Mongo, mongod: Server) -> None:
-    """Orders of one hot product and of two; a third of them is released again, and the stock runs out."""
+    """Orders contain one or two products. The processes release a third of them again, and the stock runs out."""
     await mongo.inventory.insert_many([{"_id": "HOT", "available": 90}, {"_id": "COLD", "available": 1_000}])
     order_ids = await _place(mongo, [{"HOT": 1}, {"HOT": 1, "COLD": 1}] * 60)
     processes = [await _reserver(mongo, mongod, order_ids[number::PROCESSES]) for number in range(PROCESSES)]
@@ -56,7 +56,7 @@ async def test_several_worker_processes_keep_stock_exact(mongo: Mongo, mongod: S
 
 
 async def _transactions(mongo: Mongo) -> int:
-    """How many were committed on this server."""
+    """The number of transactions committed on this server."""
     status = await mongo.client.admin.command("serverStatus")
     return int(status["transactions"]["totalCommitted"])
 
@@ -68,7 +68,7 @@ async def _place(mongo: Mongo, orders: list[dict[str, int]]) -> list[str]:
 
 
 async def _reserver(mongo: Mongo, mongod: Server, order_ids: list[str]) -> Process:
-    """A process that is ready, and begins when it is written to."""
+    """Start a reserver process and wait until it is ready. It begins when its stdin is written."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.kit.reserver", mongod.address, mongo.database.name, *order_ids,
         stdin=PIPE, stdout=PIPE,

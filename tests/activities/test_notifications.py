@@ -1,4 +1,4 @@
-"""The confirmation: once, and the order is completed with it, whatever fails on the way (G3)."""
+"""The confirmation is sent once and completes the order, even if calls fail (G3)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.kit.waiting import eventually
 
 
 class Mailer:
-    """Sends once per key; can be held, or decline."""
+    """A mailer that sends once per key. A test can block it or make it decline."""
 
     def __init__(self) -> None:
         self.sent: set[str] = set()
@@ -74,7 +74,7 @@ async def test_two_attempts_overlapping_send_once(notifications: Notifications, 
     await attempt(notifications.confirm, ref, 2)
     gate.open()
     await late
-    assert mailer.sent == {ref.order_id}  # one key: the service sends one
+    assert mailer.sent == {ref.order_id}  # the same key: the service sends one mail
 
 
 @pytest.mark.parametrize("fault", [BEFORE_THE_EFFECT, AFTER_THE_EFFECT], ids=["before", "after"])
@@ -85,7 +85,7 @@ async def test_attempt_interrupted_at_its_record_completes_when_repeated(
         with pytest.raises(PyMongoError):
             await attempt(notifications.confirm, ref)
     orders = OrderRepository(mongo)
-    if fault is AFTER_THE_EFFECT:  # on the majority within a moment
+    if fault is AFTER_THE_EFFECT:  # majority-committed shortly after
         await eventually(lambda: orders.get(ref.order_id), lambda order: bool(order.steps))
     await attempt(notifications.confirm, ref, 2)
     assert mailer.calls == (2 if fault is BEFORE_THE_EFFECT else 1)

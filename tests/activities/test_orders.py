@@ -1,4 +1,4 @@
-"""The guarded writes of the order document: a late write moves no order backwards and overwrites nothing."""
+"""Conditional writes of the order document: a late write never moves a status backwards or overwrites a record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.kit.shop import dependencies
 S = OrderStatus
 CHARGE = StepName.CHARGE_PAYMENT
 
-# How far an order has come, independently of `ALLOWED_FROM`: forward, then compensating, then final.
+# The progress of each status, defined independently of `ALLOWED_FROM`: forward, compensating, final.
 RANK = {
     S.PLACED: 0, S.AWAITING_APPROVAL: 1, S.RESERVED: 2, S.CHARGED: 3, S.SHIPPED: 4,
     S.COMPENSATING: 5, S.NEEDS_ATTENTION: 6,
@@ -108,7 +108,7 @@ async def test_concurrent_writers_move_status_forward_only(mongo: Mongo, orders:
             seen.append((await orders.get(order_id)).status)
 
     watching = asyncio.create_task(watch())
-    # Without shipped and completed, from which an order is not compensated.
+    # Without shipped and completed: such an order cannot be compensated.
     statuses = [status for status in ALLOWED_FROM if RANK[status] not in {4, 9}]
     updates = [StatusUpdate(order_id=order_id, status=status) for status in statuses * 3]
     await asyncio.gather(*map(orders.update_status, updates))
@@ -128,13 +128,13 @@ async def test_conditional_write_matches_the_state_machine(
     order_id = await _order(mongo, steps={CHARGE: record} if before else {})
     after = next_status(before, event)
     if after is None:
-        with pytest.raises(KeyError):  # never asked for: a compensation fences first
+        with pytest.raises(KeyError):  # cannot happen: a compensation writes the fence first
             await orders.change_step(order_id, _change(event, "after", attempts=9))
     else:
         now, _ = await orders.change_step(order_id, _change(event, "after", attempts=9))
         assert now.status is after
     document = await _document(mongo, order_id)
-    if after is before:  # an event that comes too late changes nothing at all
+    if after is before:  # a late event changes nothing
         assert document.get("steps", {}).get(CHARGE) == (record if before else None)
         assert document["status"] == "placed"
         return
@@ -181,7 +181,7 @@ async def test_late_event_keeps_time_of_last_change(mongo: Mongo, orders: OrderR
 
 @pytest.mark.parametrize("text", ["$total", "$$NOW", "$", "a.b", "{$literal: 1}", ""])
 async def test_text_with_dollar_sign_is_stored_literally(mongo: Mongo, orders: OrderRepository, text: str) -> None:
-    """Text of a service, a customer or an approver may begin with a dollar sign."""
+    """Text from services, customers and approvers may contain MongoDB expressions."""
     order_id = await _order(mongo, status="awaiting_approval")
     await orders.decide_approval(order_id, ApprovalDecision(approved=True, reason=text))
     await orders.change_step(order_id, _change(StepEvent.SUCCEEDED, text, StepName.RESERVE_INVENTORY))
@@ -262,7 +262,7 @@ async def test_step_done_after_cancel_does_not_change_status(
 
 
 async def test_simultaneous_cancel_and_shipment_agree(mongo: Mongo, orders: OrderRepository) -> None:
-    """Either the order is shipped and the cancel refused, or the cancel is accepted and the order is not shipped."""
+    """Either the order is shipped and the cancel refused, or the cancel is accepted and the order not shipped."""
     order_ids = [await _order(mongo, status="charged") for _ in range(50)]
 
     async def race(order_id: str) -> bool:
@@ -278,7 +278,7 @@ async def test_simultaneous_cancel_and_shipment_agree(mongo: Mongo, orders: Orde
     await asyncio.gather(*map(race, order_ids))
 
 
-# --- statuses that no step writes
+# --- status updates by the workflow
 
 
 async def test_second_failure_is_ignored(mongo: Mongo, orders: OrderRepository) -> None:
@@ -310,7 +310,7 @@ async def test_accepted_cancel_wins_over_simultaneous_failure(
 
 
 async def test_update_status_returns_the_actual_state(mongo: Mongo) -> None:
-    """The activity that the workflow goes by."""
+    """The workflow relies on the returned state."""
     tracking = Tracking(dependencies(mongo))
     order_id = await _order(mongo)
 
@@ -337,7 +337,7 @@ YES, NO = ApprovalDecision(approved=True, reason="fine"), ApprovalDecision(appro
 
 @pytest.mark.parametrize("first", [YES, NO])
 async def test_second_decision_is_ignored(mongo: Mongo, orders: OrderRepository, first: ApprovalDecision) -> None:
-    """Through the API, or through the workflow."""
+    """The first decision may be recorded by the API or by the workflow."""
     for second in (YES, NO):
         by_api, by_workflow = [await _order(mongo, status="awaiting_approval") for _ in range(2)]
         decided = (await orders.decide_approval(by_api, first)).approval
@@ -379,5 +379,5 @@ async def test_rejection_reason_is_stored_only_in_mongodb(mongo: Mongo, orders: 
     failure = Failure(code=NOT_APPROVED, message="not approved")
     state = await orders.update_status(StatusUpdate(order_id=order_id, status=S.COMPENSATING, failure=failure))
     assert state == OrderState(status=S.COMPENSATING, failure_code=NOT_APPROVED, approved=False)
-    assert "too much" not in state.model_dump_json()  # which the workflow's history keeps
+    assert "too much" not in state.model_dump_json()  # the state is stored in the workflow history
     assert (await orders.get(order_id)).failure == Failure(code=NOT_APPROVED, message="too much")

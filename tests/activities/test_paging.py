@@ -1,4 +1,4 @@
-"""Lists page through every document, whatever another program used as its `_id` and `created_at` (G7)."""
+"""Lists page through every document, even if another program wrote unusual `_id` and `created_at` values (G9)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.orders import OrderRepository
 from tests.kit.orders import order_document
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
-FAR = DatetimeMS(10**15)  # the year 33658, beyond Python's
+FAR = DatetimeMS(10**15)  # the year 33658, beyond Python's datetime
 LIMITS = [1, 2, 3, 7, 100]
 LONG = 1_000
 
@@ -43,7 +43,7 @@ NO_TIMES: list[Any] = ["2026-01-01", 5, 1.5, None, True, {}, {"at": THEN}, [], [
 
 
 async def _insert(mongo: Mongo, ids: Iterable[Any], created_at: Any = THEN) -> list[str]:
-    """Documents with these `_id`s; the tags by which a list shows them."""
+    """Insert orders with these `_id`s. Returns their customer ids, which identify them in lists."""
     documents = [{**order_document(), "_id": id_, "created_at": created_at} for id_ in ids]
     for document in documents:
         document["customer_id"] = f"c{random.getrandbits(60)}"
@@ -64,7 +64,7 @@ async def _pages(mongo: Mongo, limit: int, at_most: int = 200) -> list[str]:
     raise AssertionError(f"no end after {at_most} pages: {seen[-5:]}")
 
 
-async def _every_page_is_right(mongo: Mongo, tags: list[str]) -> None:
+async def _assert_pages_are_complete(mongo: Mongo, tags: list[str]) -> None:
     everything = await _pages(mongo, 1_000)
     assert sorted(everything) == sorted(tags)
     for limit in LIMITS:
@@ -72,7 +72,7 @@ async def _every_page_is_right(mongo: Mongo, tags: list[str]) -> None:
 
 
 async def test_paging_ids_of_every_type_with_same_time_lists_all(mongo: Mongo) -> None:
-    await _every_page_is_right(mongo, await _insert(mongo, IDS))
+    await _assert_pages_are_complete(mongo, await _insert(mongo, IDS))
 
 
 async def test_paging_from_any_id_lists_the_rest(mongo: Mongo) -> None:
@@ -90,21 +90,21 @@ async def test_paging_from_any_id_lists_the_rest(mongo: Mongo) -> None:
     "ids", [[f"{n:03}" + "x" * LONG for n in range(20)], [{"a": "x" * LONG, "n": n} for n in range(20)]]
 )
 async def test_paging_long_ids_lists_all(mongo: Mongo, ids: list[Any]) -> None:
-    await _every_page_is_right(mongo, await _insert(mongo, ids))
+    await _assert_pages_are_complete(mongo, await _insert(mongo, ids))
 
 
 async def test_paging_long_ids_between_short_ones_lists_all(mongo: Mongo) -> None:
     ids = [f"{n:03}" + "x" * (LONG if n % 5 < 3 else 0) for n in range(40)]
     tags = await _insert(mongo, ids[:30])
     tags += await _insert(mongo, ids[30:], THEN + timedelta(seconds=1))
-    await _every_page_is_right(mongo, tags)
+    await _assert_pages_are_complete(mongo, tags)
 
 
 async def test_paging_ids_with_invalid_utf_8_lists_all(mongo: Mongo) -> None:
     tags = await _insert(mongo, ["a", "ab", "b", "\ufffd", "\uffff"])
     for invalid in (b"a\xff", b"\xff\xff", b"\xfe\xfe", b"a\x80"):
         tags += await _insert_raw(mongo, b"?" * len(invalid), invalid)
-    await _every_page_is_right(mongo, tags)
+    await _assert_pages_are_complete(mongo, tags)
 
 
 async def _insert_raw(mongo: Mongo, placeholder: bytes, invalid: bytes) -> list[str]:
@@ -116,16 +116,16 @@ async def _insert_raw(mongo: Mongo, placeholder: bytes, invalid: bytes) -> list[
 
 
 async def test_paging_times_of_every_type_lists_all(mongo: Mongo) -> None:
-    """A document without a date of creation is in no list, until it is marked as malformed."""
+    """A document without a creation date is not listed until it is marked as malformed."""
     tags = [tag for n, time in enumerate(TIMES) for tag in await _insert(mongo, [f"a{n}", f"b{n}", f"c{n}"], time)]
     for n, time in enumerate(NO_TIMES):
         await _insert(mongo, [f"x{n}"], time)
     await mongo.orders.update_one({"_id": "x0"}, {"$unset": {"created_at": 1}})
-    await _every_page_is_right(mongo, tags)
+    await _assert_pages_are_complete(mongo, tags)
 
 
 async def test_paging_times_that_are_arrays_lists_all(mongo: Mongo) -> None:
-    """MongoDB compares each of their elements."""
+    """For an array, MongoDB compares each element."""
     tags = await _insert(mongo, ["a", "b"])
     later = THEN + timedelta(days=1)
     for n, times in enumerate(([later], [later, THEN - timedelta(days=1)], [THEN, "x"], [[THEN]])):
@@ -138,7 +138,7 @@ async def test_paging_times_that_are_arrays_lists_all(mongo: Mongo) -> None:
 
 async def test_paging_many_documents_with_same_time_lists_all(mongo: Mongo) -> None:
     ids = ["".join(random.choices(string.ascii_letters, k=5)) for _ in range(150)]
-    await _every_page_is_right(mongo, await _insert(mongo, set(ids)))
+    await _assert_pages_are_complete(mongo, await _insert(mongo, set(ids)))
 
 
 async def test_paging_while_orders_come_in_is_stable(mongo: Mongo) -> None:

@@ -1,7 +1,7 @@
-"""Reservations: all or nothing, at most once, never after their release, and the stock always even (G3, G4, G5).
+"""Reservations are all or nothing, take effect at most once, and never after their release (G3, G4, G5).
 
-Two `Inventory` stand for two worker processes: each has a group commit and connections of its own, so that a fault can
-hit one of them.
+Two `Inventory` objects represent two worker processes. Each has its own group commit and connections, so that a fault
+can affect one of them.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ from tests.kit.orders import order_document, steps_of
 from tests.kit.shop import dependencies
 from tests.kit.waiting import eventually
 
-# The commit was carried out, but the process that asked for it never learns that.
+# The commit took effect, but its reply is lost.
 COMMITTED: dict[str, Any] = {"writeConcernError": {"code": 8000, "errmsg": "gone"}}
 COMMANDS = ("find", "update", "commitTransaction")
 
-# Where an attempt is held: between the two reads of its transaction, which are of one instant all the same; when it has
-# read that nothing is reserved, before its first write; and with all written, not committed.
+# Points at which an attempt is blocked: between the two reads of its transaction, which use one snapshot; before its
+# first write; and before the commit.
 POINTS = {
     "between reads": ("find", "inventory"),
     "between reading and writing": ("update", "orders"),
     "before the commit": ("commitTransaction", None),
 }
-HELD_FOR = 500  # milliseconds, far longer than what the test does meanwhile
+HELD_FOR = 500  # milliseconds, much longer than the test needs meanwhile
 
 
 @dataclass
 class Warehouse:
+    """Stock and orders of a test, with two worker processes' reservations."""
+
     mongo: Mongo
     orders: OrderRepository
     inventory: Inventory
@@ -62,13 +64,13 @@ class Warehouse:
         return order_id
 
     async def reserve(self, order_id: str, inventory: Inventory | None = None, number: int = 1) -> str:
-        """`done`, or the code of a final failure."""
+        """Run one attempt. Returns `done`, or the code of a non-retryable failure."""
         return await outcome((inventory or self.inventory).reserve, order_id, number)
 
     async def release(self, order_id: str, inventory: Inventory | None = None) -> None:
         before = await self.record(order_id)
         await attempt((inventory or self.inventory).release, OrderRef(order_id=order_id), 7)
-        if before:  # nothing of the timeline is overwritten
+        if before:  # the release must not overwrite the record
             assert _without_release(await self.record(order_id)) == _without_release(before)
 
     async def available(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Warehouse:
         return record
 
     async def timeline(self, order_id: str) -> tuple[OrderStatus, str | None]:
-        """The order's status, and that of this step."""
+        """The status of the order and of its reservation."""
         order = await self.orders.get(order_id)
         return order.status, steps_of(order).get("reserve_inventory")
 
@@ -88,7 +90,7 @@ class Warehouse:
         (record,) = (await self.orders.get(order_id)).steps
         return record
 
-    async def is_reserved(self, order_id: str) -> None:
+    async def assert_reserved(self, order_id: str) -> None:
         record = await self.record(order_id)
         assert record["status"] == "done"
         assert "compensated_at" not in record
@@ -112,15 +114,15 @@ async def warehouse(mongo: Mongo, mongod: Server) -> AsyncIterator[Warehouse]:
 
 @asynccontextmanager
 async def held(warehouse: Warehouse, order_id: str, point: str) -> AsyncIterator[asyncio.Task[str]]:
-    """An attempt of the first process that has come to this point, where the server holds it for a while."""
+    """Start an attempt of the first process and wait until the server blocks it at this point."""
     command, collection = POINTS[point]
     fault: Document = {"blockConnection": True, "blockTimeMS": HELD_FOR}
-    if collection:  # without it, the server's own reads of its sessions would be held as well
+    if collection:  # without it, the server's internal session reads would be blocked too
         fault["namespace"] = f"{warehouse.mongo.database.name}.{collection}"
     async with failing(warehouse.mongo, command, mode={"times": 1}, **fault):
         late = asyncio.create_task(warehouse.reserve(order_id))
-        mine = {"appName": warehouse.mongo.database.name, "active": True, f"command.{command}": collection or 1}
-        await eventually(lambda: _running(warehouse.mongo, mine))
+        blocked = {"appName": warehouse.mongo.database.name, "active": True, f"command.{command}": collection or 1}
+        await eventually(lambda: _running(warehouse.mongo, blocked))
         yield late
 
 
@@ -135,7 +137,7 @@ async def test_repeated_reservation_and_release_take_effect_once(warehouse: Ware
     order_id = await warehouse.order(MUG=3, TEE=5)
     for number in (3, 4):
         assert await warehouse.reserve(order_id, number=number) == "done"
-        await warehouse.is_reserved(order_id)
+        await warehouse.assert_reserved(order_id)
         assert await warehouse.available() == {"MUG": 7, "TEE": 0}
     reserved = await warehouse.shown(order_id)
     assert (reserved.first_attempt_at, reserved.attempts, reserved.detail) == (SCHEDULED, 3, "reserved")
@@ -176,7 +178,7 @@ async def test_out_of_stock_is_not_retried_and_reserves_nothing(warehouse: Wareh
     assert (order.status, record.status, record.detail) == ("placed", "failed", "not enough in stock: TEE, LAMP")
     assert (record.first_attempt_at, record.attempts, record.interrupted) == (STARTED, 1, False)
     await warehouse.stock(LAMP=9)
-    assert await warehouse.reserve(order_id, number=3) == "out_of_stock"  # the customer was told so
+    assert await warehouse.reserve(order_id, number=3) == "out_of_stock"  # the recorded decline is final
     await warehouse.release(order_id)
     assert await warehouse.orders.get(order_id) == order
 
@@ -240,7 +242,7 @@ async def test_cancel_during_transaction_reserves_nothing(warehouse: Warehouse, 
         assert (await warehouse.orders.request_cancellation(order_id, None)).cancellation is not None
         assert not late.done()
         await late
-    assert await warehouse.timeline(order_id) == ("placed", "done")  # not reserved: the cancel was accepted
+    assert await warehouse.timeline(order_id) == ("placed", "done")  # still placed: the cancel was accepted
     assert await warehouse.reserve(order_id, number=2) == "cancelled"
     await warehouse.release(order_id)
     assert await warehouse.timeline(order_id) == ("placed", "compensated")
@@ -256,7 +258,7 @@ async def test_order_removed_during_transaction_takes_no_stock(warehouse: Wareho
         await asyncio.wait([late])
     assert late.exception() is not None
     assert await warehouse.available() == {"MUG": 10}
-    await warehouse.release(order_id)  # the compensation of an order that is gone
+    await warehouse.release(order_id)  # the compensation of a removed order
     assert await warehouse.available() == {"MUG": 10}
 
 
@@ -266,7 +268,7 @@ async def test_attempt_held_during_release_is_fenced_or_released(warehouse: Ware
     order_id = await warehouse.order(MUG=3)
     async with held(warehouse, order_id, point) as late:
         await warehouse.release(order_id, warehouse.other)
-        if point == "before the commit":  # the release had to wait for it, and found it
+        if point == "before the commit":  # the release waited for the commit, and found the reservation
             assert await late == "done"
             assert await warehouse.timeline(order_id) == ("reserved", "compensated")
         else:
@@ -284,7 +286,7 @@ async def test_attempt_held_during_retry_reserves_once(warehouse: Warehouse, poi
     async with held(warehouse, order_id, point) as late:
         assert await warehouse.reserve(order_id, warehouse.other) == "done"
         assert await late == "done"
-    await warehouse.is_reserved(order_id)
+    await warehouse.assert_reserved(order_id)
     assert await warehouse.available() == {"MUG": 7}
 
 
@@ -331,37 +333,37 @@ async def test_attempt_interrupted_at_any_command_can_be_repeated_or_released(
                     points -= 1
             points += 1
         assert await warehouse.reserve(again) == "done"
-        await warehouse.is_reserved(again)
+        await warehouse.assert_reserved(again)
         await warehouse.release(released)
         await warehouse.release(released)
         assert await warehouse.reserve(released) == "fenced"
         assert await warehouse.available() == {"MUG": 100 - after_commands - 1}
-    # Read the order, its record, the stock; write record and stock; commit. Reads have no effect to die after.
+    # Commands: read order, record and stock; write record and stock; commit. A read has no effect to fail after.
     assert points == 2 * (6 if fault is BEFORE_THE_EFFECT else 3)
 
 
 @pytest.mark.parametrize("available", ["many", None, float("nan"), 10.5, True])
 async def test_malformed_product_fails_only_its_orders(warehouse: Warehouse, available: Any) -> None:
-    """And only until it is repaired: nothing final is written for these orders."""
+    """The orders succeed after the product is repaired, because no failure was recorded."""
     await warehouse.stock(MUG=100, ODD=10)
     held = await warehouse.order(ODD=2)
     assert await warehouse.reserve(held) == "done"
     await warehouse.mongo.inventory.update_one({"_id": "ODD"}, {"$set": {"available": available}})
 
     good = [await warehouse.order(MUG=1) for _ in range(20)]
-    odd = [await warehouse.order(MUG=1, ODD=1) for _ in range(2)]
-    in_turn = [*good[:8], odd[0], *good[8:16], odd[1], *good[16:]]
+    malformed = [await warehouse.order(MUG=1, ODD=1) for _ in range(2)]
+    in_turn = [*good[:8], malformed[0], *good[8:16], malformed[1], *good[16:]]
     results = await asyncio.gather(
         *(warehouse.reserve(order_id) for order_id in in_turn), warehouse.release(held), return_exceptions=True
     )
     by_order = dict(zip(in_turn, results, strict=False))
     assert [by_order[order_id] for order_id in good] == ["done"] * 20
-    assert all(isinstance(by_order[order_id], Exception) for order_id in odd)
+    assert all(isinstance(by_order[order_id], Exception) for order_id in malformed)
     assert isinstance(results[-1], Exception)
 
     await warehouse.mongo.inventory.update_one({"_id": "ODD"}, {"$set": {"available": 8}})
     await warehouse.release(held)
-    assert [await warehouse.reserve(order_id) for order_id in odd] == ["done", "done"]
+    assert [await warehouse.reserve(order_id) for order_id in malformed] == ["done", "done"]
     assert await warehouse.available() == {"MUG": 78, "ODD": 8}
 
 
@@ -369,16 +371,16 @@ async def test_malformed_product_fails_only_its_orders(warehouse: Warehouse, ava
     "changes", [{"quantities": "some"}, {"quantities": [{"sku": "MUG"}]}, {"status": "odd"}, {"failure": 5}]
 )
 async def test_malformed_reservation_fails_only_its_order(warehouse: Warehouse, changes: Document) -> None:
-    """In one batch with others, to which it is a release: an attempt reads the order first."""
+    """The malformed record reaches the batch with a release, because an attempt fails when it reads the order."""
     await warehouse.stock(MUG=100)
-    first, odd = await warehouse.order(MUG=1), await warehouse.order(MUG=1)
+    first, malformed = await warehouse.order(MUG=1), await warehouse.order(MUG=1)
     good = [await warehouse.order(MUG=1) for _ in range(10)]
-    assert await warehouse.reserve(odd) == "done"
+    assert await warehouse.reserve(malformed) == "done"
     fields = {f"steps.reserve_inventory.{field}": value for field, value in changes.items()}
-    await warehouse.mongo.orders.update_one({"_id": odd}, {"$set": fields})
+    await warehouse.mongo.orders.update_one({"_id": malformed}, {"$set": fields})
     async with held(warehouse, first, "before the commit"):
         attempts = [asyncio.create_task(warehouse.reserve(order_id)) for order_id in good]
-        release = asyncio.create_task(warehouse.release(odd))
+        release = asyncio.create_task(warehouse.release(malformed))
         await _queued(warehouse, 11)
     assert await asyncio.gather(*attempts) == ["done"] * 10
     with pytest.raises((TypeError, KeyError, ValueError)):
@@ -387,23 +389,23 @@ async def test_malformed_reservation_fails_only_its_order(warehouse: Warehouse, 
 
 
 async def test_write_refused_by_validator_fails_only_its_order(warehouse: Warehouse) -> None:
-    """A validator on the collection, which one order breaks as it is written."""
+    """A validator of the collection rejects the write of one order in the batch."""
     await warehouse.stock(MUG=100)
     await warehouse.mongo.database.command(
         "collMod", "orders", validator={"steps.reserve_inventory.quantities.quantity": {"$not": {"$gt": 5}}}
     )
     good = [await warehouse.order(MUG=1) for _ in range(10)]
-    odd = await warehouse.order(MUG=6)
+    refused = await warehouse.order(MUG=6)
     results = await asyncio.gather(
-        *(warehouse.reserve(order_id) for order_id in [*good[:5], odd, *good[5:]]), return_exceptions=True
+        *(warehouse.reserve(order_id) for order_id in [*good[:5], refused, *good[5:]]), return_exceptions=True
     )
     assert isinstance(results.pop(5), PyMongoError)
     assert results == ["done"] * 10
     assert await warehouse.available() == {"MUG": 90}
 
 
-async def test_release_of_removed_product_succeeds(warehouse: Warehouse) -> None:
-    """Above all not to another order, which could never be delivered."""
+async def test_release_of_removed_product_discards_its_quantities(warehouse: Warehouse) -> None:
+    """The released quantities must not go to another order, because they cannot be delivered."""
     await warehouse.stock(OLD=2, MUG=10)
     lines: list[dict[str, int]] = [{"OLD": 2}, {"MUG": 1}, {"OLD": 1}]
     first, other, late = [await warehouse.order(**quantities) for quantities in lines]
@@ -415,7 +417,7 @@ async def test_release_of_removed_product_succeeds(warehouse: Warehouse) -> None
 
 
 async def test_available_and_held_equal_stocked_at_every_instant(warehouse: Warehouse) -> None:
-    """G5, as one snapshot after another shows it during a storm."""
+    """Reads snapshots while many reservations and releases run."""
     stocked = {"MUG": 12, "TEE": 12}
     await warehouse.stock(**stocked)
     order_ids = [
@@ -428,18 +430,18 @@ async def test_available_and_held_equal_stocked_at_every_instant(warehouse: Ware
         if random.random() < 0.7:
             await warehouse.release(order_id, random.choice([warehouse.inventory, warehouse.other]))
 
-    storm = asyncio.gather(*map(customer, order_ids))
-    looks = 0
-    while not storm.done():
+    load = asyncio.gather(*map(customer, order_ids))
+    snapshots = 0
+    while not load.done():
         assert await _stocked(warehouse.mongo) == stocked
-        looks += 1
-    await storm
+        snapshots += 1
+    await load
     assert await _stocked(warehouse.mongo) == stocked
-    assert looks > 5
+    assert snapshots > 5
 
 
 async def _stocked(mongo: Mongo) -> dict[str, int]:
-    """Available + held by SKU, on one snapshot."""
+    """Available plus held quantity of each SKU, from one snapshot."""
 
     async def look(session: Any) -> dict[str, int]:
         stocked = {product["_id"]: product["available"] async for product in mongo.inventory.find(session=session)}
@@ -455,7 +457,7 @@ async def _stocked(mongo: Mongo) -> dict[str, int]:
 async def test_reservation_costs_one_read_and_one_transaction(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10, TEE=10)
     first, second = await warehouse.order(MUG=1, TEE=1), await warehouse.order(MUG=1)
-    assert await warehouse.reserve(second) == "done"  # connections are made
+    assert await warehouse.reserve(second) == "done"  # opens the connections
     release = warehouse.inventory.release
     for work, expected, transactions in (
         (warehouse.reserve(first), ["query orders", *TRANSACTION], 1),

@@ -1,4 +1,4 @@
-"""`Mongo.run_transaction`, with faults made in the server."""
+"""`Mongo.run_transaction`, with faults injected into the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOST = {"closeConnection": True}
 
 
 class Work:
-    """Counts how often it runs, and leaves one document in each of two collections for each run."""
+    """Counts its runs, and inserts one document per run into each of two collections."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
@@ -34,7 +34,7 @@ class Work:
         return self.runs
 
     async def effects(self) -> list[int]:
-        """Which of the runs took effect, in both collections alike."""
+        """The runs that took effect. Checks that both collections agree."""
         orders = [document["run"] async for document in self._mongo.orders.find()]
         restocks = [document["run"] async for document in self._mongo.restocks.find()]
         assert orders == restocks
@@ -55,8 +55,8 @@ async def test_transaction_with_fault_takes_effect_once(mongo: Mongo, work: Work
 
 @pytest.mark.parametrize("fault", [LOST, AFTER_THE_EFFECT], ids=["before the effect", "after the effect"])
 async def test_lost_commit_reply_retries_only_the_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
-    async with failing(mongo, "commitTransaction", mode={"times": 3}, **fault):  # the driver alone tries twice
-        assert await mongo.run_transaction(work) == 1  # the commit was tried again, the work was not
+    async with failing(mongo, "commitTransaction", mode={"times": 3}, **fault):  # the driver itself tries twice
+        assert await mongo.run_transaction(work) == 1  # retried the commit, but not the callback
     assert await work.effects() == [1]
 
 
@@ -82,7 +82,7 @@ async def test_concurrent_transactions_on_one_document_all_take_effect(mongo: Mo
 
 @pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
 async def test_motor_with_transaction_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
-    """The reason for `run_transaction`. When this fails, Motor retries the commit, and the template can use its own."""
+    """The reason for `run_transaction`. If this test fails, Motor retries commits and could replace it."""
     session: AsyncIOMotorClientSession
     async with (
         await mongo.client.start_session() as session,
@@ -90,7 +90,7 @@ async def test_motor_with_transaction_gives_up_at_commit(mongo: Mongo, work: Wor
     ):
         with pytest.raises((OperationFailure, AutoReconnect)):
             await session.with_transaction(work)
-        # And it leaves the transaction open, its documents locked, until the server's limit of a minute.
+        # It also leaves the transaction open, which locks its documents until the server's limit of one minute.
         await mongo.client.admin.command({"killSessions": [session.session_id]})
     assert work.runs == 1
     assert await work.effects() == []
@@ -105,7 +105,7 @@ async def test_error_in_callback_aborts_the_transaction(mongo: Mongo, work: Work
         await mongo.run_transaction(fails)
     assert work.runs == 1
     assert await work.effects() == []
-    await mongo.run_transaction(work)  # nothing is left locked
+    await mongo.run_transaction(work)  # no lock is left
     assert await work.effects() == [2]
 
 
@@ -118,7 +118,7 @@ async def test_non_retryable_mongodb_error_is_raised_at_once(mongo: Mongo, work:
 
 
 async def test_transaction_retries_end_at_deadline(mongo: Mongo, work: Work) -> None:
-    """After `within` seconds the last error is raised, and says that trying later may help."""
+    """After `within` seconds, the last error is raised, and counts as unavailable."""
     async with failing(mongo, "insert", **TRANSIENT):
         with pytest.raises(OperationFailure) as conflict:
             await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
@@ -133,7 +133,7 @@ async def test_commit_retries_end_at_deadline(mongo: Mongo, work: Work) -> None:
             await asyncio.wait_for(mongo.run_transaction(work, within=0.2), 10)
     assert is_unavailable(unknown.value)
     assert work.runs == 1
-    assert await work.effects() == [1]  # unknown to the caller
+    assert await work.effects() == [1]  # the commit took effect, but the caller cannot know
 
 
 async def test_cancelled_caller_does_not_cancel_the_transaction(mongo: Mongo, work: Work) -> None:
@@ -157,7 +157,7 @@ async def test_cancelled_caller_does_not_cancel_the_transaction(mongo: Mongo, wo
 
 @pytest.fixture
 async def lone_mongo(tmp_path: Path) -> AsyncIterator[Mongo]:
-    """On a server of its own, so that its failures affect no other test."""
+    """A Mongo on its own server, so that a step-down affects no other test."""
     server = await start_mongod(tmp_path / "data", free_port(), test_commands=True)
     mongo = Mongo(server.address, "test")
     yield mongo
@@ -181,5 +181,5 @@ async def test_primary_step_down_retries_the_whole_transaction(lone_mongo: Mongo
 
 
 async def _step_down(mongo: Mongo) -> None:
-    """The only member steps down for a second, and is then elected again."""
+    """Make the only member step down. It is elected again after a second."""
     await mongo.client.admin.command({"replSetStepDown": 1, "force": True})

@@ -1,4 +1,4 @@
-"""Cancel, approval and change of address: each answer turns out to be true (G7)."""
+"""Cancel, approval and change of address. Each answer must match the final state of the order (G7)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 
 RACES = 20
-# When an order is cancelled in a race: at once, or when it has reached a status at least.
+# When the cancel of a race is sent: at once, or after the order has reached this status or a later one.
 AFTER = [None, OrderStatus.RESERVED, OrderStatus.CHARGED, OrderStatus.SHIPPED, OrderStatus.COMPLETED]
 NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}
-LARGE = {"lines": [{"sku": "MUG", "quantity": 50}]}  # waits for approval
+LARGE = {"lines": [{"sku": "MUG", "quantity": 50}]}  # needs approval
 
 
 async def place(api: httpx.AsyncClient, **changes: Any) -> str:
@@ -80,7 +80,7 @@ async def test_cancel_racing_completion_answers_the_actual_outcome(
         assert await shop.net_money(order_id) == (2_000 if order.status is OrderStatus.COMPLETED else 0)
     assert outcomes.keys() <= {(202, "cancelled"), (409, "completed")}, outcomes
     completed = outcomes[409, "completed"]
-    assert completed >= RACES / len(AFTER)  # of those that were cancelled after they had completed
+    assert completed >= RACES / len(AFTER)  # at least the orders that were cancelled after completion
     assert await shop.available() == RACES * 2 - 2 * completed
 
 
@@ -89,7 +89,7 @@ async def test_simultaneous_cancels_of_one_order_agree(api: httpx.AsyncClient, s
     order_id = await place(api, payment_method="pm_card_outage")
     await shop.reaches(order_id, OrderStatus.RESERVED)
     answers = await asyncio.gather(*(api.post(f"/orders/{order_id}/cancel") for _ in range(20)))
-    # One that comes after the end is told so.
+    # A cancel that arrives after the end gets a 409.
     assert {answer.status_code for answer in answers} <= {202, 409}
     assert answers[0].status_code == 202
     await shop.reaches(order_id, OrderStatus.CANCELLED)
@@ -116,7 +116,7 @@ async def test_cancel_of_shipped_order_without_worker_is_refused(api: httpx.Asyn
 
 
 async def test_cancel_with_lost_signal_takes_effect(api: httpx.AsyncClient, shop: Shop) -> None:
-    """The next attempt of any step finds it."""
+    """The next attempt of any step finds the cancel in MongoDB."""
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
     async with build_shop_worker(shop):
@@ -156,7 +156,7 @@ async def test_cancel_and_rejection_reasons_stay_out_of_the_history(
 async def test_cancel_before_workflow_start_starts_and_cancels_it(
     api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
-    """Temporal was away when the order was placed, and there is no relay: the signal starts the saga."""
+    """Temporal was down when the order was placed, and no relay runs: the signal starts the workflow."""
     await shop.stock(available=2)
     order = await shop.place()
     assert (await api.post(f"/orders/{order.order_id}/cancel")).status_code == 202
@@ -175,17 +175,17 @@ async def test_large_order_awaits_approval(
     await shop.stock()
     order_id = await place(api, **LARGE)
     await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
-    answer = await api.post(f"/orders/{order_id}/approval", json={"approved": approved, "reason": "so it is"})
+    answer = await api.post(f"/orders/{order_id}/approval", json={"approved": approved, "reason": "credit check"})
     assert answer.status_code == 202
-    otherwise = await api.post(f"/orders/{order_id}/approval", json={"approved": not approved})
-    assert otherwise.status_code == 409
+    opposite = await api.post(f"/orders/{order_id}/approval", json={"approved": not approved})
+    assert opposite.status_code == 409
     order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
     assert order.status is ending
     assert (order.failure and order.failure.code) == (None if approved else "not_approved")
 
 
 async def test_simultaneous_cancel_and_approval_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
-    """Both at once: whoever is told 202 was the first, and the order ends as that one wanted it."""
+    """An order that is being approved can still be cancelled, so the cancel always succeeds."""
     await shop.stock(price=50_000)
     for _ in range(2):
         order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
@@ -196,7 +196,7 @@ async def test_simultaneous_cancel_and_approval_agree(api: httpx.AsyncClient, sh
         assert cancelled.status_code == 202
         ended = await shop.reaches(order_id, OrderStatus.CANCELLED)
         assert await shop.net_money(ended.order_id) == 0
-        if approved.status_code == 202:  # then it was approved first, and cancelled on its way
+        if approved.status_code == 202:  # approved first, then cancelled before shipment
             assert ended.approval
             assert ended.approval.approved
         else:
@@ -270,7 +270,7 @@ async def test_address_change_without_worker_answers_503(api: httpx.AsyncClient,
 async def test_cancel_of_open_order_with_closed_workflow_takes_effect(
     api: httpx.AsyncClient, shop: Shop, worker: None
 ) -> None:
-    """MongoDB was restored from a backup, say. Its order is open, so it can be cancelled, and is."""
+    """This happens when MongoDB is restored from a backup: the order is open again, so a cancel is accepted."""
     await shop.stock(available=10)
     order_id = await place(api)
     await shop.reaches(order_id, OrderStatus.COMPLETED)
@@ -291,13 +291,17 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     async def status() -> dict[str, Any]:
         return dict((await api.get(f"/orders/{order_id}/status")).json())
 
-    told = await eventually(status, lambda told: (told.get("attempt") or 0) >= 2)
-    assert (told["order_id"], told["step"], told["status"]) == (order_id, "charge_payment", "reserved")
+    status_now = await eventually(status, lambda status_now: (status_now.get("attempt") or 0) >= 2)
+    assert (status_now["order_id"], status_now["step"], status_now["status"]) == (
+        order_id,
+        "charge_payment",
+        "reserved",
+    )
     await shop.client.get_workflow_handle(workflow_id(order_id)).cancel()
     await shop.reaches(order_id, OrderStatus.CANCELLED)
-    told = await status()
-    assert (told["status"], told["cancel_requested"], told["attempt"]) == ("cancelled", True, None)
-    assert told["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
+    status_now = await status()
+    assert (status_now["status"], status_now["cancel_requested"], status_now["attempt"]) == ("cancelled", True, None)
+    assert status_now["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
 
 
 async def test_status_without_worker_answers_503(api: httpx.AsyncClient, shop: Shop) -> None:

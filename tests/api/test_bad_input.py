@@ -1,4 +1,4 @@
-"""G9: bad input gets a 4xx that names the field, as problem+json, and nothing is written."""
+"""G9: invalid input gets a 4xx as problem+json that names the field, and nothing is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINE = {"sku": "MUG", "quantity": 1}
 
 
 def body(*path: str | int, value: Any) -> dict[str, Any]:
-    """A valid order in which one value, down the path, is another."""
+    """A valid order with `value` at one path."""
     changed: Any = json.loads(json.dumps(order_body(lines=[LINE])))
     target = changed
     for step in path[:-1]:
@@ -34,14 +34,14 @@ def body(*path: str | int, value: Any) -> dict[str, Any]:
 
 
 def text(fields: object, **replacements: str) -> bytes:
-    """JSON as no encoder writes it: each word replaced by other text."""
+    """JSON that an encoder cannot produce: each word is replaced with raw text."""
     encoded = json.dumps(fields)
     for word, other in replacements.items():
         encoded = encoded.replace(f'"{word}"', other)
     return encoded.encode()
 
 
-# What is wrong -> the field that the answer names.
+# Name of the case -> body, and the field that the error must name.
 WRONG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "no lines": (body("lines", value=[]), "lines"),
     "51 lines": (body("lines", value=[{"sku": f"S{i}", "quantity": 1} for i in range(51)]), "lines"),
@@ -96,8 +96,8 @@ BAD_BODIES: dict[str, tuple[bytes, int, list[str]]] = {
 }
 
 ANSWERED_422 = ("http_request_seconds_count", {"method": "POST", "status": "422"})
-TAKE_A_BODY = ["/orders", "/inventory/MUG/restock", "/orders/ord_1/cancel"]
-NOT_THERE = [
+PATHS_WITH_BODY = ["/orders", "/inventory/MUG/restock", "/orders/ord_1/cancel"]
+UNKNOWN_PATHS = [
     ("GET", "/nowhere", 404),
     ("GET", "/orders/", 404),
     ("GET", "/static/nothing.js", 404),
@@ -115,7 +115,7 @@ BAD_TYPES = ["text/plain", "application/x-www-form-urlencoded", "application/jso
 
 
 def names(answer: httpx.Response) -> list[str]:
-    """The fields that a problem names, once it is certain that it is one as it should be."""
+    """Check that the answer is a well-formed problem. Returns the fields that it names."""
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
     problem = answer.json()
     assert problem["status"] == answer.status_code
@@ -129,8 +129,8 @@ def names(answer: httpx.Response) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_written(shop: Shop, mongo: Mongo) -> AsyncIterator[None]:
-    """After each of these tests the database is as it was, and no workflow was started."""
+async def check_nothing_is_written(shop: Shop, mongo: Mongo) -> AsyncIterator[None]:
+    """After each test, check that the database is unchanged and that no workflow was started."""
     await shop.stock()
     before = await contents(mongo)
     yield
@@ -147,15 +147,15 @@ async def contents(mongo: Mongo) -> dict[str, list[dict[str, Any]]]:
 
 async def test_post_order_with_invalid_field_answers_422_and_writes_nothing(api: httpx.AsyncClient) -> None:
     answers = {
-        wrong: await api.post("/orders", content=json.dumps(fields), headers=JSON)
-        for wrong, (fields, _) in WRONG_FIELDS.items()
+        case: await api.post("/orders", content=json.dumps(fields), headers=JSON)
+        for case, (fields, _) in WRONG_FIELDS.items()
     }
-    told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
-    assert told == {wrong: (422, [field]) for wrong, (_, field) in WRONG_FIELDS.items()}
+    actual = {case: (answer.status_code, names(answer)) for case, answer in answers.items()}
+    assert actual == {case: (422, [field]) for case, (_, field) in WRONG_FIELDS.items()}
 
 
-# What is wrong -> code, message and JSON Pointer of the error.
-EXPLAINED = {
+# Name of the case -> code, message and JSON Pointer of the error.
+EXPECTED_ERRORS = {
     "no lines": ("too_short", "choose at least one product", "/lines"),
     "51 lines": ("too_long", "choose at most 50 products", "/lines"),
     "a sku twice": ("value_error", "must list each product once; repeated: MUG", "/lines"),
@@ -184,11 +184,11 @@ EXPLAINED = {
 }
 
 
-@pytest.mark.parametrize("wrong", EXPLAINED)
-async def test_invalid_field_has_stable_code_readable_message_and_pointer(api: httpx.AsyncClient, wrong: str) -> None:
-    answer = await api.post("/orders", json=WRONG_FIELDS[wrong][0])
+@pytest.mark.parametrize("case", EXPECTED_ERRORS)
+async def test_invalid_field_has_stable_code_readable_message_and_pointer(api: httpx.AsyncClient, case: str) -> None:
+    answer = await api.post("/orders", json=WRONG_FIELDS[case][0])
     (error,) = answer.json()["errors"]
-    assert (error["code"], error["message"], error["pointer"]) == EXPLAINED[wrong]
+    assert (error["code"], error["message"], error["pointer"]) == EXPECTED_ERRORS[case]
     assert answer.json()["detail"] == f"{error['field']}: {error['message']}"
 
 
@@ -227,14 +227,14 @@ async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
 
 async def test_post_order_with_malformed_body_is_refused(api: httpx.AsyncClient) -> None:
     answers = {
-        wrong: await api.post("/orders", content=content, headers=JSON) for wrong, (content, _, _) in BAD_BODIES.items()
+        case: await api.post("/orders", content=content, headers=JSON) for case, (content, _, _) in BAD_BODIES.items()
     }
-    told = {wrong: (answer.status_code, names(answer)) for wrong, answer in answers.items()}
-    assert told == {wrong: (status, fields) for wrong, (_, status, fields) in BAD_BODIES.items()}
+    actual = {case: (answer.status_code, names(answer)) for case, answer in answers.items()}
+    assert actual == {case: (status, fields) for case, (_, status, fields) in BAD_BODIES.items()}
 
 
 def nested(depth: int) -> list[bytes]:
-    """JSON of this depth in several forms, as far as they fit into 64 KiB."""
+    """JSON nested to this depth, in each form that fits into 64 KiB."""
     array, objects = "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth
     mixed = '[{"a":' * (depth // 2) + "1" + "}]" * (depth // 2)
     strings = '{"[{[{":["[[[[]}",' * (depth // 2) + '"\\\\\\"{["' + "]}" * (depth // 2)
@@ -244,7 +244,7 @@ def nested(depth: int) -> list[bytes]:
 
 
 async def test_deeply_nested_body_answers_422(api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """The parser's own limit, near 1,000 or far above, differs between versions of Python: every depth around it."""
+    """The parser's own depth limit depends on the version of Python, so the depths include every one near 1,000."""
     depths = [*range(1, 40, 6), *range(900, 1_010), *(2**power for power in range(11, 16)), 64 * 1024]
     for depth in depths:
         for content in nested(depth):
@@ -273,20 +273,20 @@ async def test_large_body_without_content_length_answers_413(api: httpx.AsyncCli
         for _ in range(70):
             yield b" " * 1_000
 
-    for path in TAKE_A_BODY:
+    for path in PATHS_WITH_BODY:
         answer = await api.post(path, content=chunks(), headers=JSON)
         assert (answer.status_code, names(answer)) == (413, [])
 
 
 async def test_body_without_json_content_type_answers_415(api: httpx.AsyncClient) -> None:
-    for path in TAKE_A_BODY:
+    for path in PATHS_WITH_BODY:
         for content_type in BAD_TYPES:
             answer = await api.post(path, content=json.dumps(order_body()), headers={"Content-Type": content_type})
             assert (answer.status_code, names(answer)) == (415, []), (path, content_type)
 
 
 PRICE = {"amount": 1, "currency": "EUR"}
-ARTICLE = {"name": "Mug", "unit_price": PRICE, "available": 1}
+PRODUCT = {"name": "Mug", "unit_price": PRICE, "available": 1}
 OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
     ("GET", "/orders?limit=0", None, "limit"),
     ("GET", "/orders?limit=201", None, "limit"),
@@ -305,9 +305,9 @@ OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
     ("POST", "/orders/ord_1/cancel", {"reason": "a\x00"}, "reason"),
     ("POST", "/orders/ord_1/cancel", {"why": "so"}, "why"),
     ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "country": "1"}, "country"),
-    ("PUT", "/inventory/MUG", {**ARTICLE, "unit_price": {**PRICE, "amount": -1}}, "unit_price.amount"),
-    ("PUT", "/inventory/MUG", {**ARTICLE, "unit_price": {**PRICE, "currency": "euro"}}, "unit_price.currency"),
-    ("PUT", "/inventory/MUG", {**ARTICLE, "available": 10**9 + 1}, "available"),
+    ("PUT", "/inventory/MUG", {**PRODUCT, "unit_price": {**PRICE, "amount": -1}}, "unit_price.amount"),
+    ("PUT", "/inventory/MUG", {**PRODUCT, "unit_price": {**PRICE, "currency": "euro"}}, "unit_price.currency"),
+    ("PUT", "/inventory/MUG", {**PRODUCT, "available": 10**9 + 1}, "available"),
     ("POST", "/inventory/MUG/restock", {"quantity": 0}, "quantity"),
     ("POST", "/inventory/MUG/restock", {"quantity": 10**30}, "quantity"),
 ]
@@ -327,7 +327,7 @@ async def test_restock_beyond_maximum_answers_409(api: httpx.AsyncClient, shop: 
 
 
 async def test_unknown_path_or_method_answers_404_or_405(api: httpx.AsyncClient) -> None:
-    for method, path, status in NOT_THERE:
+    for method, path, status in UNKNOWN_PATHS:
         answer = await api.request(method, path)
         assert (answer.status_code, names(answer)) == (status, []), path
         assert ("Allow" in answer.headers) == (status == 405)
@@ -338,7 +338,7 @@ async def test_malformed_http_answers_400(api: httpx.AsyncClient) -> None:
     assert (status, answer) == (400, b"Invalid HTTP request received.")
 
 
-# --- documents that another program wrote
+# --- documents written by other programs
 
 
 async def test_malformed_product_counts_as_missing(api: httpx.AsyncClient, mongo: Mongo) -> None:
@@ -351,15 +351,15 @@ async def test_malformed_product_counts_as_missing(api: httpx.AsyncClient, mongo
     ]
     await mongo.inventory.insert_many(malformed)
     stock = await api.get("/inventory")
-    assert [article["sku"] for article in stock.json()["items"]] == ["MUG"]
+    assert [product["sku"] for product in stock.json()["items"]] == ["MUG"]
     for document in malformed[:-1]:
         sku = document["_id"]
         assert names(await api.get(f"/inventory/{sku}")) == []
         order = await api.post("/orders", json=order_body(lines=[{"sku": sku, "quantity": 1}]))
         assert (order.status_code, names(order)) == (422, ["lines.0.sku"])
-        mended = {"name": "x", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1}
-        assert (await api.put(f"/inventory/{sku}", json=mended)).status_code == 200
-        assert (await api.get(f"/inventory/{sku}")).json() == {"sku": sku, **mended}
+        repaired = {"name": "x", "unit_price": {"amount": 1, "currency": "EUR"}, "available": 1}
+        assert (await api.put(f"/inventory/{sku}", json=repaired)).status_code == 200
+        assert (await api.get(f"/inventory/{sku}")).json() == {"sku": sku, **repaired}
     await mongo.inventory.delete_many({"_id": {"$ne": "MUG"}})
 
 
@@ -374,7 +374,7 @@ async def test_order_of_products_in_several_currencies_is_refused(api: httpx.Asy
 
 
 async def test_unexpected_error_answers_500_without_details(api: httpx.AsyncClient, mongo: Mongo) -> None:
-    """A view stands where a collection should: MongoDB refuses to write, for a reason that no retry helps."""
+    """A view replaces the collection, so MongoDB refuses the write with an error that is not retried."""
     await mongo.inventory.drop()
     await mongo.database.create_collection("inventory", viewOn="nothing", pipeline=[])
     answer = await api.put(

@@ -1,4 +1,4 @@
-"""Live progress: everyone who listens hears of every change, at the price of one change stream."""
+"""Live events: all listeners share one change stream, and each receives every change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.settings import Settings
 from dev.servers import Server
 from tests.kit.faults import failing
 from tests.kit.http import serve
-from tests.kit.listening import Heard, Listener
+from tests.kit.listening import Event, Listener
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -25,7 +25,7 @@ LISTENERS = 500
 
 
 async def change_streams(mongo: Mongo) -> int:
-    """How many are open on this test's database, as MongoDB itself says."""
+    """The number of change streams open on this test's database, according to MongoDB."""
     open_cursors = mongo.client.get_database("admin", read_concern=ReadConcern("local")).aggregate(
         [
             {"$currentOp": {"idleCursors": True}},
@@ -45,21 +45,21 @@ async def move(shop: Shop, order_id: str, status: str) -> None:
 async def test_order_events_end_with_its_final_status(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = (await api.post("/orders", json=order_body(payment_method="pm_card_flaky"))).json()["order_id"]
-    listener = await Listener.to(api, f"/orders/{order_id}/events")
+    listener = await Listener.connect(api, f"/orders/{order_id}/events")
     assert (listener.status, listener.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    heard: list[Heard] = []
-    while event := await listener.next():  # until the stream ends, as it does with a final status
-        heard.append(event)
-    statuses = [event.data["status"] for event in heard]
-    assert {event.name for event in heard} == {"order"}
+    events: list[Event] = []
+    while event := await listener.next():  # the stream ends after a final status
+        events.append(event)
+    statuses = [event.data["status"] for event in events]
+    assert {event.name for event in events} == {"order"}
     assert statuses[-1] == "completed"
     assert {"reserved", "charged"} & set(statuses)
-    assert heard[-1].data == (await api.get(f"/orders/{order_id}")).json()
+    assert events[-1].data == (await api.get(f"/orders/{order_id}")).json()
 
-    late = await Listener.to(api, f"/orders/{order_id}/events")
+    late = await Listener.connect(api, f"/orders/{order_id}/events")
     only = await late.next()
     assert only is not None
-    assert only.data == heard[-1].data
+    assert only.data == events[-1].data
     assert await late.next() is None
     assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
 
@@ -71,74 +71,74 @@ async def test_500_listeners_share_one_change_stream(api: httpx.AsyncClient, sho
     first = await shop.place(status="shipped")
     half = LISTENERS // 2
     paths = ["/orders/events"] * half + [f"/orders/{first.order_id}/events"] * half
-    listeners = await asyncio.gather(*(Listener.to(api, path) for path in paths))
-    assert all([(heard := await each.next()) and heard.data["status"] == "shipped" for each in listeners])
+    listeners = await asyncio.gather(*(Listener.connect(api, path) for path in paths))
+    assert all([(received := await each.next()) and received.data["status"] == "shipped" for each in listeners])
     assert await change_streams(shop.mongo) == 1
 
     await move(shop, first.order_id, "completed")
     order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
-    last_words = await asyncio.gather(*(each.until(first.order_id, "completed") for each in listeners))
-    assert len(last_words) == LISTENERS
+    last_events = await asyncio.gather(*(each.wait_for(first.order_id, "completed") for each in listeners))
+    assert len(last_events) == LISTENERS
     assert all([await each.next() is None for each in listeners[half:]])
-    await asyncio.gather(*(each.until(order_id, "completed") for each in listeners[:half]))
+    await asyncio.gather(*(each.wait_for(order_id, "completed") for each in listeners[:half]))
     assert await change_streams(shop.mongo) == 1
 
     for each in listeners:
-        each.vanish()
+        each.disconnect()
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
 
 
 async def test_reconnect_sends_all_missed_events(api: httpx.AsyncClient, shop: Shop) -> None:
     orders = [await shop.place() for _ in range(5)]
-    staying = await Listener.to(api, "/orders/events")
-    leaving = await Listener.to(api, "/orders/events")
-    for listener in (staying, leaving):
+    connected = await Listener.connect(api, "/orders/events")
+    disconnecting = await Listener.connect(api, "/orders/events")
+    for listener in (connected, disconnecting):
         current = [await listener.next() for _ in orders]
-        assert [heard and heard.data["order_id"] for heard in current] == [order.order_id for order in orders]
+        assert [received and received.data["order_id"] for received in current] == [order.order_id for order in orders]
     await move(shop, orders[0].order_id, "reserved")
-    seen = await leaving.until(orders[0].order_id, "reserved")
-    leaving.vanish()
+    seen = await disconnecting.wait_for(orders[0].order_id, "reserved")
+    disconnecting.disconnect()
     for order in orders:
         await move(shop, order.order_id, "charged")
-    await staying.until(orders[-1].order_id, "charged")
+    await connected.wait_for(orders[-1].order_id, "charged")
 
-    back = await Listener.to(api, "/orders/events", seen.id)
-    told = [heard.data for _ in orders if (heard := await back.next())]
-    assert [(order["order_id"], order["status"]) for order in told] == [(o.order_id, "charged") for o in orders]
-    staying.vanish()
-    back.vanish()
+    reconnected = await Listener.connect(api, "/orders/events", seen.id)
+    states = [received.data for _ in orders if (received := await reconnected.next())]
+    assert [(order["order_id"], order["status"]) for order in states] == [(o.order_id, "charged") for o in orders]
+    connected.disconnect()
+    reconnected.disconnect()
 
 
 async def test_disconnect_during_catch_up_repeats_it(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.mongo.create_indexes()
     orders = [await shop.place() for _ in range(5)]
-    staying = await Listener.to(api, "/orders/events")
-    leaving = await Listener.to(api, "/orders/events", "1.1")
-    told = await leaving.next()
-    leaving.vanish()
-    assert told is not None
-    assert told.id == ""
-    back = await Listener.to(api, "/orders/events", told.id or "1.1")
-    again = [await back.next() for _ in orders]
-    assert [heard and heard.data["order_id"] for heard in again] == [order.order_id for order in orders]
-    assert [bool(heard and heard.id) for heard in again] == [False, False, False, False, True]
-    staying.vanish()
-    back.vanish()
+    connected = await Listener.connect(api, "/orders/events")
+    disconnecting = await Listener.connect(api, "/orders/events", "1.1")
+    first = await disconnecting.next()
+    disconnecting.disconnect()
+    assert first is not None
+    assert first.id == ""
+    reconnected = await Listener.connect(api, "/orders/events", first.id or "1.1")
+    again = [await reconnected.next() for _ in orders]
+    assert [received and received.data["order_id"] for received in again] == [order.order_id for order in orders]
+    assert [bool(received and received.id) for received in again] == [False, False, False, False, True]
+    connected.disconnect()
+    reconnected.disconnect()
 
 
 async def test_reconnect_while_stream_lags_sends_late_events(api: httpx.AsyncClient, shop: Shop) -> None:
     orders = [await shop.place() for _ in range(3)]
-    staying = await Listener.to(api, "/orders/events")
+    connected = await Listener.connect(api, "/orders/events")
     await move(shop, orders[0].order_id, "reserved")
-    seen = await staying.until(orders[0].order_id, "reserved")
+    seen = await connected.wait_for(orders[0].order_id, "reserved")
     async with failing(shop.mongo, "getMore", appName="order-saga", blockConnection=True, blockTimeMS=1_000):
-        await move(shop, orders[1].order_id, "reserved")  # ends the wait of the stream, whose next one is held
-        await staying.until(orders[1].order_id, "reserved")
+        await move(shop, orders[1].order_id, "reserved")  # completes the pending getMore; the next one blocks
+        await connected.wait_for(orders[1].order_id, "reserved")
         await move(shop, orders[2].order_id, "reserved")
-        back = await Listener.to(api, "/orders/events", seen.id)
-        await back.until(orders[2].order_id, "reserved")
-    staying.vanish()
-    back.vanish()
+        reconnected = await Listener.connect(api, "/orders/events", seen.id)
+        await reconnected.wait_for(orders[2].order_id, "reserved")
+    connected.disconnect()
+    reconnected.disconnect()
 
 
 async def test_reconnect_to_another_process_sends_all_missed_events(
@@ -147,33 +147,33 @@ async def test_reconnect_to_another_process_sends_all_missed_events(
     await shop.mongo.create_indexes()
     old = datetime(2026, 1, 1, tzinfo=UTC)
     untouched = await shop.place(created_at=old, updated_at=old)
-    orders = [await shop.place() for _ in range(60)]  # more than a new listener is told of
+    orders = [await shop.place() for _ in range(60)]  # more than a new listener receives
     async with serve(settings, temporal_server.address) as api:
-        listener = await Listener.to(api, "/orders/events")
+        listener = await Listener.connect(api, "/orders/events")
         await move(shop, orders[0].order_id, "reserved")
-        seen = await listener.until(orders[0].order_id, "reserved")
-        listener.vanish()
+        seen = await listener.wait_for(orders[0].order_id, "reserved")
+        listener.disconnect()
     for order in orders:
         await move(shop, order.order_id, "charged")
     async with serve(settings, temporal_server.address) as api:
-        back = await Listener.to(api, "/orders/events", seen.id)
-        told = {heard.data["order_id"] for _ in orders if (heard := await back.next())}
-        assert told == {order.order_id for order in orders}
-        assert untouched.order_id not in told
+        reconnected = await Listener.connect(api, "/orders/events", seen.id)
+        received_ids = {received.data["order_id"] for _ in orders if (received := await reconnected.next())}
+        assert received_ids == {order.order_id for order in orders}
+        assert untouched.order_id not in received_ids
         await move(shop, orders[5].order_id, "completed")
-        await back.until(orders[5].order_id, "completed")
-        back.vanish()
+        await reconnected.wait_for(orders[5].order_id, "completed")
+        reconnected.disconnect()
 
 
 async def test_slow_listener_is_disconnected_without_delaying_others(api: httpx.AsyncClient, shop: Shop) -> None:
-    """It hears so much as it takes in, then the stream ends; with its last id it is told the rest."""
+    """Its stream ends once its queue is full. It can resume with the id of its last event."""
     many_lines = {f"sku-{number}": 1 for number in range(50)}
     order = await shop.place(many_lines)
     long_names = {"lines.$[].name": "n" * 200}
     await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": long_names})
-    slow = await Listener.to(api, "/orders/events", slow=True)
-    fast = await Listener.to(api, "/orders/events")
-    changes = 900  # of 20 KB each: far more than sockets and queue hold
+    slow = await Listener.connect(api, "/orders/events", slow=True)
+    fast = await Listener.connect(api, "/orders/events")
+    changes = 900  # of 20 KB each, far more than socket buffers and queue hold
 
     async def change() -> None:
         for number in range(changes):
@@ -181,31 +181,31 @@ async def test_slow_listener_is_disconnected_without_delaying_others(api: httpx.
             await shop.mongo.orders.update_one({"_id": order.order_id}, update)
 
     changing = asyncio.create_task(change())
-    heard = await fast.next()
-    while heard and heard.data["payment_method"] != f"pm_{changes - 1}":
-        heard = await fast.next()
-    assert heard is not None
+    received = await fast.next()
+    while received and received.data["payment_method"] != f"pm_{changes - 1}":
+        received = await fast.next()
+    assert received is not None
     await changing
 
-    last: Heard | None = None
+    last: Event | None = None
     while event := await slow.next():
         last = event
     assert last is not None
     assert last.data["payment_method"] != f"pm_{changes - 1}"
-    back = await Listener.to(api, "/orders/events", last.id)
-    while (event := await back.next()) and event.data["payment_method"] != f"pm_{changes - 1}":
+    reconnected = await Listener.connect(api, "/orders/events", last.id)
+    while (event := await reconnected.next()) and event.data["payment_method"] != f"pm_{changes - 1}":
         pass
     assert event is not None
-    for listener in (fast, back):
-        listener.vanish()
+    for listener in (fast, reconnected):
+        listener.disconnect()
 
 
 async def test_listener_without_events_is_kept_connected(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxies close a connection on which nothing comes; FastAPI's own comments come every 15 s."""
+    """Proxies close idle connections, so FastAPI sends a comment every 15 s. The test shortens that interval."""
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)
-    listener = await Listener.to(api, "/orders/events")
+    listener = await Listener.connect(api, "/orders/events")
     silence = asyncio.create_task(listener.next())
 
     async def comments() -> int:
@@ -213,19 +213,19 @@ async def test_listener_without_events_is_kept_connected(
 
     await eventually(comments, lambda count: count >= 2)
     silence.cancel()
-    listener.vanish()
+    listener.disconnect()
 
 
 async def test_stock_change_is_sent(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock(available=1)
-    listener = await Listener.to(api, "/orders/events")
+    listener = await Listener.connect(api, "/orders/events")
     await shop.mongo.inventory.insert_one({"_id": "malformed"})
     await api.post("/inventory/MUG/restock", json={"quantity": 4})
-    heard = await listener.next()
-    assert heard is not None
-    assert (heard.name, heard.data["sku"], heard.data["available"]) == ("stock", "MUG", 5)
+    received = await listener.next()
+    assert received is not None
+    assert (received.name, received.data["sku"], received.data["available"]) == ("stock", "MUG", 5)
 
-    listener.vanish()
+    listener.disconnect()
 
 
 async def test_malformed_last_event_id_is_refused(api: httpx.AsyncClient) -> None:
@@ -235,31 +235,31 @@ async def test_malformed_last_event_id_is_refused(api: httpx.AsyncClient) -> Non
 
 
 async def test_malformed_documents_do_not_stop_the_stream(api: httpx.AsyncClient, shop: Shop) -> None:
-    listener = await Listener.to(api, "/orders/events")
+    listener = await Listener.connect(api, "/orders/events")
     await shop.mongo.orders.insert_one({"_id": "strange", "status": ["x"], "steps": {"reserve_inventory": 1}})
     await shop.mongo.orders.insert_one({"_id": 5})
     await shop.mongo.orders.delete_one({"_id": 5})
-    heard = await listener.until("strange", "failed")
-    assert heard.data["failure"]["code"] == "malformed"
+    received = await listener.wait_for("strange", "failed")
+    assert received.data["failure"]["code"] == "malformed"
     order = await shop.place(status=OrderStatus.PLACED.value)
-    await listener.until(order.order_id, "placed")
-    listener.vanish()
+    await listener.wait_for(order.order_id, "placed")
+    listener.disconnect()
 
 
 async def test_stream_recovers_after_database_drop(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.place()
-    listener = await Listener.to(api, "/orders/events")
+    listener = await Listener.connect(api, "/orders/events")
     assert await listener.next() is not None
     await shop.mongo.client.drop_database(shop.mongo.database.name)
-    assert await listener.next() is None  # it is let go, and comes back
+    assert await listener.next() is None  # the API closes the stream, and the listener reconnects
     order = await shop.place()
 
-    async def told() -> Heard | None:
-        again = await Listener.to(api, "/orders/events")
-        heard = await again.next()
-        again.vanish()
-        return heard
+    async def next_event() -> Event | None:
+        again = await Listener.connect(api, "/orders/events")
+        received = await again.next()
+        again.disconnect()
+        return received
 
-    heard = await eventually(told)
-    assert heard is not None
-    assert heard.data["order_id"] == order.order_id
+    received = await eventually(next_event)
+    assert received is not None
+    assert received.data["order_id"] == order.order_id

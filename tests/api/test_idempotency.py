@@ -1,4 +1,4 @@
-"""G2: a request that is repeated with its Idempotency-Key has its effect once, whenever it is repeated."""
+"""G2: a request repeated with the same Idempotency-Key takes effect once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BAD_KEYS = ["", "k" * 256, "tab\tin it", "null\x00", "bell\x07", "ünïcode"]
 
 @pytest.fixture
 def key() -> dict[str, str]:
-    """A key of this test's own: the order's id comes from it, and all tests share one Temporal."""
+    """A unique key. The order id is derived from it, and all tests share one Temporal server."""
     return {"Idempotency-Key": f"the key: {secrets.token_hex(4)} / 2?"}
 
 
@@ -39,7 +39,7 @@ async def test_hundred_concurrent_posts_with_same_key_make_one_order(
     await shop.stock(available=10)
 
     async def place() -> httpx.Response:
-        """As a customer does: repeat the request while the answer is 503, which a busy machine may give."""
+        """Repeat the request on a 503, as a client does; a busy machine may cause one."""
         while (answer := await api.post("/orders", json=order_body(), headers=key)).status_code == 503:
             pass
         return answer
@@ -71,7 +71,7 @@ async def test_repeated_post_returns_same_order_after_stock_and_order_changed(
     assert replay.json()["order_id"] == first["order_id"]
     assert (replay.json()["total"], replay.json()["status"]) == (first["total"], "completed")
 
-    await shop.mongo.inventory.delete_many({})  # the article is not sold any more
+    await shop.mongo.inventory.delete_many({})  # the product is no longer sold
     assert (await api.post("/orders", json=order_body(), headers=key)).json() == replay.json()
 
 
@@ -101,7 +101,7 @@ async def test_malformed_key_is_refused(api: httpx.AsyncClient, shop: Shop, key:
             f"POST {path} HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nIdempotency-Key: {key}\r\n\r\n{body}".encode("latin-1"),
         )
-        if status == 400:  # the server's HTTP parser has no place for some control characters
+        if status == 400:  # the server's HTTP parser rejects some control characters
             assert answer == b"Invalid HTTP request received."
         else:
             assert (status, json.loads(answer)["errors"][0]["field"]) == (422, "Idempotency-Key")
@@ -121,7 +121,7 @@ async def test_restock_repeated_hundred_times_counts_once(
     await shop.stock(available=1)
 
     async def restock() -> httpx.Response:
-        """As a client does that meets a 503, which a busy machine may give: it repeats the request with its key."""
+        """Repeat the request on a 503, as a client does; a busy machine may cause one."""
 
         async def send() -> httpx.Response:
             return await api.post("/inventory/MUG/restock", json={"quantity": 5}, headers=key)

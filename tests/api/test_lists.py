@@ -1,4 +1,4 @@
-"""Lists: newest first, paging that stays stable while orders come in, every query served by an index."""
+"""Lists are sorted newest first, paging is stable while orders come in, and every query uses an index."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 20
 
 @pytest.fixture
 async def many(mongo: Mongo) -> list[Document]:
-    """Many orders, oldest first; every four share an instant, so that ids decide too."""
+    """Insert many orders, oldest first. Groups of four share a creation time, so that ids break ties."""
     await mongo.create_indexes()
     statuses = list(OrderStatus)
     documents = [
@@ -138,7 +138,7 @@ async def test_malformed_document_does_not_hide_other_orders(api: httpx.AsyncCli
     )
     answer = (await api.get("/orders")).json()
     shown = {order["order_id"]: order for order in answer["items"]}
-    assert len(shown) == 5  # three have no date of creation: the relay gives them one, and hides no other until then
+    assert len(shown) == 5  # the other three are listed once the relay has set their creation time
     assert {order_id for order_id, order in shown.items() if order["failure"] is None} == {"ord_good"}
     for order_id in ("total", "currency", "steps", "steps_too"):
         order = (await api.get(f"/orders/{order_id}")).json()
@@ -158,7 +158,7 @@ def stages(plan: Any) -> set[str]:
 
 
 class Recorder:
-    """Notes what `OrderRepository` asks of MongoDB while it really asks it, through MongoDB's own profiler."""
+    """Records the queries of `OrderRepository` with MongoDB's profiler."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
@@ -184,7 +184,7 @@ async def test_every_query_uses_an_index(mongo: Mongo) -> None:
             await orders.page(status, customer, LIMIT, cursor)
         async for _ in orders.changed_since(BEGAN + timedelta(seconds=ORDERS // 4 - 5)):
             pass
-        sweep = mongo.orders.find({"status": {"$in": ["placed", None]}})  # as the relay's
+        sweep = mongo.orders.find({"status": {"$in": ["placed", None]}})  # the query of the relay
         placed = len(await sweep.to_list(None))
 
     finds = await recorder.finds()

@@ -1,4 +1,4 @@
-"""The route class of the API around endpoints that misbehave on purpose, and what is outside of it (G8)."""
+"""The API's route class and middleware, tested with endpoints that misbehave on purpose (G8)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_endpoint_that_misses_the_deadline_answers_503(
 
 
 async def test_endpoint_that_ignores_its_cancellation_answers_late() -> None:
-    """The deadline cannot expire between the answer and its sending: both are outside of it."""
+    """The deadline covers only the endpoint, so it cannot discard a finished answer."""
 
     async def answer_when_cancelled() -> str:
         try:
@@ -175,7 +175,7 @@ async def test_unexpected_error_outside_a_route_is_a_problem() -> None:
 
 
 async def test_error_after_response_began_is_raised() -> None:
-    """The server then closes the connection, so that the client sees a response cut short, not two in one."""
+    """The server then closes the connection: the client sees a truncated response, not two responses."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"first"

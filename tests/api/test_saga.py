@@ -1,4 +1,4 @@
-"""GET /saga: the table of steps over HTTP, from which page and tour draw the saga."""
+"""GET /saga: the steps table over HTTP. The order desk and the guided tour draw the saga from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order desk in a real browser: the page from the real API, on the real servers."""
+"""Open the order desk in a real browser, served by the real API on the real servers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from playwright.async_api import Browser, Locator, Page, ViewportSize, async_pla
 
 from app.settings import Settings
 from dev.servers import Server, free_port
-from tests.kit.http import build_app, patience
+from tests.kit.http import build_app, long_deadlines
 from tests.kit.shop import Shop
 
-# The headless shell is Chromium without the browser's own windows: a third less work for the same page.
+# The headless shell is Chromium without browser windows. It needs a third less CPU time for the same page.
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 FLAGS = [
@@ -34,19 +34,19 @@ WIDE = ViewportSize(width=1440, height=900)
 PHONE = ViewportSize(width=320, height=640)
 
 
-# Without a browser, these tests are left out and the end of the run says so. Where CI is set, they fail instead.
-LEFT_OUT = CHROMIUM is None and not os.environ.get("CI")
-collect_ignore_glob = ["test_*.py"] if LEFT_OUT else []
+# Without a browser, these tests are skipped, and the summary says so. If CI is set, they fail instead.
+SKIPPED = CHROMIUM is None and not os.environ.get("CI")
+collect_ignore_glob = ["test_*.py"] if SKIPPED else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if LEFT_OUT:
-        terminalreporter.write_line("left out: tests/browser, for want of Chromium; `make browser` installs it")
+    if SKIPPED:
+        terminalreporter.write_line("skipped: tests/browser, because Chromium is missing; `make browser` installs it")
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    assert CHROMIUM, "there is no Chromium: `make browser` installs it"
+    assert CHROMIUM, "Chromium not found: `make browser` installs it"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -54,7 +54,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 class ApiServer:
-    """The API over HTTP on a port of its own, so that it can go away and come back where the page looks for it."""
+    """The API over HTTP on a fixed port, so that it can stop and restart under the same address."""
 
     def __init__(self, settings: Settings, temporal_address: str) -> None:
         self._settings = settings
@@ -83,7 +83,7 @@ async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[Ap
     server = ApiServer(settings, temporal_address)
     await server.start()
     try:
-        with patience():
+        with long_deadlines():
             yield server
     finally:
         await server.stop()
@@ -91,7 +91,7 @@ async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[Ap
 
 @pytest.fixture
 async def api_server(settings: Settings, temporal_server: Server, shop: Shop) -> AsyncIterator[ApiServer]:
-    """The API, with two articles in stock: one for a first try, one so dear that its orders wait for a person."""
+    """The API with two products in stock. Orders of the second, a bike, need approval."""
     await shop.stock("MUG", available=100, price=1_000)
     await shop.stock("BIKE", available=5, price=60_000)
     async with serving(settings, temporal_server.address) as server:
@@ -99,7 +99,7 @@ async def api_server(settings: Settings, temporal_server: Server, shop: Shop) ->
 
 
 class Desk:
-    """The page, in the words of who uses it."""
+    """Actions of a user on the page, and its parts."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -116,11 +116,11 @@ class Desk:
         await expect(self.page.locator("#connection")).to_have_text("Live")
         await expect(self.page.locator("#products li").first).to_be_attached()
 
-    async def place(self, payment: str = "Works", delivery: str = "Works", **pieces: int) -> None:
+    async def place(self, payment: str = "Works", delivery: str = "Works", **quantities: int) -> None:
         for group, choice in (("Payment", payment), ("Delivery", delivery)):
             radios = self.form.get_by_role("group", name=group)
             await radios.get_by_role("radio", name=re.compile(f"^{choice}")).check()
-        for sku, quantity in pieces.items():
+        for sku, quantity in quantities.items():
             await self.form.get_by_label(f"Quantity of {sku}").fill(str(quantity))
         await self.press("Place order")
         await expect(self.page).to_have_url(re.compile("#/orders/ord_"))
@@ -132,15 +132,15 @@ class Desk:
         await self.dialog.get_by_role("button", name=button, exact=True).click()
 
     async def shows(self, status: str) -> None:
-        """Wait until the order that is shown has this status."""
+        """Wait until the order on display has this status."""
         await expect(self.status).to_have_text(status)
 
     def stop(self, word: str) -> Locator:
-        """A stop of the drawing: a step, a compensation, the beginning or an end."""
+        """A stop in the saga drawing: a step, a compensation, the start or an end."""
         return self.view.locator(".stop", has=self.page.get_by_text(word, exact=True))
 
     def stops(self, column: str) -> Locator:
-        """The titles of a column of the drawing, from top to bottom."""
+        """The titles in one column of the drawing, from top to bottom."""
         return self.view.locator(f"li > {column} b:visible")
 
     @property
@@ -150,16 +150,16 @@ class Desk:
 
 @asynccontextmanager
 async def a_desk(browser: Browser, url: str, **context: Any) -> AsyncIterator[Desk]:
-    """A page in a context of its own. An error on it, one against the Content-Security-Policy too, fails the test."""
+    """Open the page in its own browser context. A script error or a CSP violation fails the test."""
     errors: list[str] = []
-    options: dict[str, Any] = {"viewport": WIDE, "reduced_motion": "reduce", **context}  # each frame costs
+    options: dict[str, Any] = {"viewport": WIDE, "reduced_motion": "reduce", **context}  # animation frames cost time
     async with await browser.new_context(**options) as tab:
         page = await tab.new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         yield Desk(page, url)
-    # A refusal, or an API that is away, is what some tests are about; Chromium reports each as an error.
+    # Chromium also reports error responses and an unreachable API, which some tests cause on purpose.
     assert [error for error in errors if not error.startswith("Failed to load resource")] == []
 
 

@@ -1,4 +1,4 @@
-"""What a person sees and does at the order desk, from the first click to an API that goes away and comes back."""
+"""Use the order desk as a person does, including a restart of the API."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_cancel_during_outage_shows_step_as_interrupted(desk: Desk) -> Non
 
 
 async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
-    """Steps that this page has never heard of: one with a compensation, one without, after `charge_payment`."""
+    """Steps that the page does not know: one with a compensation and one without, after `charge_payment`."""
     added = [added_step("check_fraud", "CloseFraudCase"), added_step("print_label", None)]
 
     async def answer_with_added_steps(route: Route) -> None:
@@ -169,7 +169,7 @@ async def test_change_address_is_offered_until_shipping_begins(desk: Desk) -> No
     country = desk.dialog.get_by_label("Country")
     await country.fill("Germany")
     await desk.confirm("Change address")
-    await expect(country).to_have_attribute("aria-invalid", "true")  # the API's objection, beside the field
+    await expect(country).to_have_attribute("aria-invalid", "true")  # the API's error is shown beside the field
     await country.fill("AT")
     await desk.dialog.get_by_label("City").fill("Wien")
     await desk.confirm("Change address")
@@ -184,7 +184,7 @@ async def test_cancel_after_completion_shows_refusal(desk: Desk, shop: Shop) -> 
     await desk.open()
     await desk.place(BIKE=1)
     await desk.press("Cancel order")
-    # While the dialog is open, somebody else is faster.
+    # The order changes while the dialog is open.
     await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
     await shop.reaches(desk.order_id, OrderStatus.COMPLETED)
     await desk.confirm("Cancel order")
@@ -214,7 +214,7 @@ async def test_double_click_places_one_order(desk: Desk, shop: Shop) -> None:
 
 
 async def test_place_twenty_at_random(desk: Desk) -> None:
-    await desk.page.add_init_script("Math.random = () => 0")  # all alike, and none that lasts
+    await desk.page.add_init_script("Math.random = () => 0")  # all orders are the same, and all complete
     await desk.open()
     await desk.press("Place 20 at random")
     await expect(desk.rows).to_have_count(20)
@@ -232,7 +232,7 @@ async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop
 
     await desk.page.get_by_label("Status").select_option("Reserved")
     await expect(desk.rows).to_have_count(0)
-    await desk.place(payment="Outage")  # an order enters the filter, and leaves it again
+    await desk.place(payment="Outage")  # an order starts to match the filter, then stops to
     await expect(desk.rows).to_have_count(1)
     await desk.press("Cancel order")
     await desk.confirm("Cancel order")
@@ -260,8 +260,8 @@ async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_
     await expect(desk.page.get_by_role("alert").filter(has_text="Connection lost")).to_be_visible()
     await desk.press("Place order")
     await expect(desk.form.get_by_role("alert")).to_contain_text("The API does not answer")
-    # What happens in the meantime is missed, and shown later.
-    await shop.workflows.start(await shop.orders.request_cancellation(desk.order_id, "while the API is away"))
+    # The page misses these changes, and shows them after the reconnect.
+    await shop.workflows.start(await shop.orders.request_cancellation(desk.order_id, "while the API is down"))
     await shop.reaches(desk.order_id, OrderStatus.CANCELLED)
     await shop.place(customer_id="cus_meanwhile")
 
@@ -312,7 +312,7 @@ async def test_keyboard_alone_places_and_opens_orders(desk: Desk, shop: Shop) ->
     await expect(desk.rows.first).to_contain_text(re.compile("2 . MUG"))
 
     await tab_to("Status")
-    await desk.page.keyboard.press("Tab")  # into the list, where one goes on by arrows
+    await desk.page.keyboard.press("Tab")  # into the list, where the arrow keys move
     await expect(desk.rows.first.get_by_role("link")).to_be_focused()
     await desk.page.keyboard.press("ArrowDown")
     await expect(desk.rows.nth(1).get_by_role("link")).to_be_focused()
@@ -334,7 +334,7 @@ async def test_keyboard_confirms_and_leaves_dialog(desk: Desk) -> None:
     await desk.page.keyboard.type("no longer needed")
     await desk.page.keyboard.press("Enter")
     await desk.shows("Cancelled")
-    await expect(desk.view.get_by_role("heading")).to_be_focused()  # the button is gone
+    await expect(desk.view.get_by_role("heading")).to_be_focused()  # the button no longer exists
 
 
 async def test_api_key_is_asked_for_and_sent(
@@ -353,7 +353,7 @@ async def test_api_key_is_asked_for_and_sent(
 
 
 async def fill_with_orders(shop: Shop, count: int, **changes: Any) -> None:
-    """Orders of the last minutes, which no saga moves: nothing watches this database for inserts."""
+    """Insert recent orders. They keep their status, because no relay watches this database."""
     now = datetime.now(UTC)
     await shop.mongo.orders.insert_many(
         [

@@ -1,4 +1,4 @@
-"""What the order desk promises beside its function: light, quick, closed to strangers, usable by everyone."""
+"""The order desk is small, fast, secure and accessible."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk,
         change = {"status": "charged", "updated_at": datetime.now(UTC)}
         await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
     await expect(desk.page.locator("#order-list .badge", has_text="Charged")).to_have_count(25)
-    assert await desk.page.evaluate("touched.size") == 25  # a row that did not change is not touched
+    assert await desk.page.evaluate("touched.size") == 25  # unchanged rows are not touched
 
 
 @pytest.mark.usefixtures("worker")
@@ -77,9 +77,9 @@ async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk,
 async def test_axe_finds_no_violation(
     browser: Browser, api_server: ApiServer, shop: Shop, context: dict[str, Any], rules: dict[str, Any]
 ) -> None:
-    """axe, on every state of the page: all rules, then those that depend on the colours, or on the layout.
+    """Run axe on every state of the page: all rules once, then only those that depend on colours or layout.
 
-    Nothing is wider than the screen.
+    Also check that nothing is wider than the screen.
     """
 
     async def check() -> None:

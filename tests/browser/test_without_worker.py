@@ -1,4 +1,4 @@
-"""What the page shows while no worker runs: it has MongoDB and `GET /saga` alone to go by."""
+"""The page without a worker: it relies on `GET /saga` and the state in MongoDB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kit.shop import Shop
         ("shipped", "Send confirmation", []),
     ],
 )
-async def test_status_alone_tells_running_step_and_actions(
+async def test_order_without_worker_shows_running_step_and_actions(
     desk: Desk, shop: Shop, status: str, step: str, actions: list[str]
 ) -> None:
     order = await shop.place(status=status)

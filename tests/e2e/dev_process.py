@@ -1,4 +1,4 @@
-"""`make dev` as a process, with its output and the processes that it starts."""
+"""Run `make dev` as a process, and read its output and its child processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Dev:
         self._process: asyncio.subprocess.Process
 
     async def start(self) -> Self:
-        """Start it. Standard output and errors are read as one."""
+        """Start the process, with standard error redirected to standard output."""
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dev.stack"),
             cwd=self.root,
@@ -54,27 +54,27 @@ class Dev:
         )
         return self
 
-    async def reads(self, *texts: str) -> str:
-        """Wait until it prints all of these. Returns all that it prints until then."""
+    async def wait_for_output(self, *texts: str) -> str:
+        """Wait until the output contains all of `texts`. Returns the output since the last call."""
         assert self._process.stdout
         self.printed = ""
         try:
             async with asyncio.timeout(45):
                 while not all(text in self.printed for text in texts):
                     line = await self._process.stdout.readline()
-                    assert line, f"it has ended: {self.printed}"
+                    assert line, f"the process has exited: {self.printed}"
                     self.printed += line.decode()
         except TimeoutError:
-            pytest.fail(f"it has not printed {texts}, but: {self.printed}")
+            pytest.fail(f"{texts} not found in the output: {self.printed}")
         return self.printed
 
-    async def ready(self) -> None:
-        """Wait until it is ready."""
-        printed = await self.reads("Logs")
+    async def wait_until_ready(self) -> None:
+        """Wait until the stack is ready."""
+        printed = await self.wait_for_output("Logs")
         assert re.search(r"ready after \d+\.\d s", printed), printed
 
-    async def ends(self) -> tuple[int, list[str]]:
-        """Wait until it has ended. Returns its exit code, and its last lines: what followed the first, `starting`."""
+    async def wait_for_exit(self) -> tuple[int, list[str]]:
+        """Wait until the process exits. Returns its exit code and its output after the line `starting ...`."""
         async with asyncio.timeout(45):
             printed, _ = await self._process.communicate()
         lines = printed.decode().splitlines()
@@ -82,12 +82,12 @@ class Dev:
         return self._process.returncode, [line for line in lines if line and not line.startswith("starting ")]
 
     async def stop(self, number: signal.Signals) -> int:
-        """Send it a signal; the exit code, or minus the number of the signal that ended it."""
+        """Send a signal. Returns the exit code, or the negated number of the signal that ended the process."""
         self._process.send_signal(number)
-        return (await self.ends())[0]
+        return (await self.wait_for_exit())[0]
 
     def processes(self) -> dict[int, str]:
-        """Every process that it started, also after the end of their parent, and the command of each."""
+        """The command of each process that it started, by pid. Finds processes even after their parent has exited."""
         mark = f"DEV_DIR={self.dev_dir}"
         if sys.platform == "linux":
             found = {}
@@ -95,7 +95,7 @@ class Dev:
                 try:
                     if mark in (folder / "environ").read_bytes().decode(errors="replace").split("\0"):
                         found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-                except OSError:  # has ended meanwhile
+                except OSError:  # the process has exited
                     continue
             return found
         listed = subprocess.run(["ps", "-axEww", "-o", "pid=,command="], capture_output=True, text=True, check=True)  # noqa: S607
@@ -107,9 +107,9 @@ class Dev:
         return pid
 
     def kill(self) -> None:
-        """End what a failed test has left."""
+        """Kill processes that a failed test has left."""
         for pid in self.processes():
-            with suppress(ProcessLookupError):  # its parent took it along
+            with suppress(ProcessLookupError):  # exited with its parent
                 os.kill(pid, signal.SIGKILL)
 
 

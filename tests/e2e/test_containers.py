@@ -1,7 +1,7 @@
-"""docker-compose.yml and the Dockerfile: what they start is started here, as plain processes in the same order.
+"""Run the services of docker-compose.yml and the Dockerfile as plain processes, in the same order.
 
-What a container changes is put back: addresses and ports, the folder of the data, `python`. Programs, arguments,
-settings, files and health checks are those of the two files.
+Programs, arguments, settings, files and health checks come from the two files. Addresses, ports, data folders and
+`python` are replaced, because they differ outside of a container.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
 def health_check(service: str) -> list[str]:
-    """The command of a service's health check: its own, else that of the image."""
+    """The health check command of a service, or else of its image."""
     test = SERVICES[service].get("healthcheck", {}).get("test")
     if test is None:
         return words_of("HEALTHCHECK")
@@ -42,7 +42,7 @@ def health_check(service: str) -> list[str]:
     return words
 
 
-# --- as they are written
+# --- the files
 
 
 def test_services_wait_for_their_dependencies() -> None:
@@ -74,7 +74,7 @@ def test_data_is_kept_in_volumes() -> None:
     assert kept.keys() == COMPOSE["volumes"].keys()
     (db_file,) = (word for word in SERVICES["temporal"]["command"] if word.startswith("--db-filename="))
     assert Path(db_file.partition("=")[2]).parent == Path(kept["temporal"])
-    assert kept["mongodb"] == "/data/db"  # where mongod keeps them by default
+    assert kept["mongodb"] == "/data/db"  # the default data folder of mongod
 
 
 def test_image_is_small_and_not_root() -> None:
@@ -90,7 +90,7 @@ def test_image_is_small_and_not_root() -> None:
 
 
 def test_lock_pins_every_package_by_hash() -> None:
-    """The same versions as those that the tests ran with."""
+    """The image must use the versions that the tests run with."""
     locks = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")]
     pinned = [dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)) for lock in locks]
     assert pinned[0].items() <= pinned[1].items()
@@ -114,17 +114,17 @@ def test_image_has_every_imported_package() -> None:
     assert imported <= set(locked)
 
 
-# --- as they run
+# --- the running services
 
 
 class Containers:
-    """The services of docker-compose.yml as processes of this machine."""
+    """Runs the services of docker-compose.yml as local processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: dict[str, Server] = {}
         self.temporal, self.mongodb, self.api, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(4))
-        self._here = {  # what is somewhere else, or called otherwise, in a container
+        self._replacements = {  # local replacements for addresses, paths and programs of a container
             "temporal:7233": self.temporal,
             "127.0.0.1:7233": self.temporal,
             "mongodb:27017": self.mongodb,
@@ -136,7 +136,7 @@ class Containers:
             "--bind_ip_all": "--bind_ip=127.0.0.1",
             "/home/temporal/": f"{folder}/",
         }
-        for line in IMAGE:  # the files that the image has
+        for line in IMAGE:  # the files of the image
             match line.split():
                 case ["COPY", source, target] if (ROOT / source).is_dir():
                     shutil.copytree(ROOT / source, folder / "srv" / target)
@@ -145,7 +145,7 @@ class Containers:
                     shutil.copy(ROOT / source, folder / "srv" / target)
 
     def _local(self, text: str) -> str:
-        for there, here in self._here.items():
+        for there, here in self._replacements.items():
             text = text.replace(there, here)
         return text
 
@@ -189,11 +189,11 @@ class Containers:
         return await process.wait() == 0
 
     async def _is_primary(self) -> bool:
-        """What the health check of mongodb does; there is no mongosh here to run it as it stands."""
+        """Do what the health check of mongodb does, without mongosh, which is not installed here."""
         script = health_check("mongodb")[-1]
         (founding,) = re.findall(r"rs\.initiate\((.*?)\) }", script)
         host, port = self.mongodb.split(":")
-        with socket.socket() as probe:  # the driver leaks a socket when nobody listens
+        with socket.socket() as probe:  # the driver leaks a socket if the port is closed
             if probe.connect_ex((host, int(port))) != 0:
                 return False
         client: AsyncMongoClient[dict[str, Any]]
@@ -205,8 +205,8 @@ class Containers:
                 await client.admin.command("replSetInitiate", config)
             return bool((await client.admin.command("hello"))["isWritablePrimary"])
 
-    async def become_healthy(self, *services: str) -> None:
-        """What depends_on waits for."""
+    async def wait_until_healthy(self, *services: str) -> None:
+        """Start the services in the order of `depends_on`, and wait until each is healthy."""
         async with asyncio.timeout(30):
             for service in services:
                 while not await self.is_healthy(service):
@@ -216,7 +216,7 @@ class Containers:
         await asyncio.gather(*(server.kill() for server in self._running.values()))
 
     async def stop(self, service: str) -> int:
-        """Stop it as `docker compose stop` does; the exit code."""
+        """Stop a service as `docker compose stop` does. Returns the exit code."""
         grace = SERVICES[service].get("stop_grace_period", "10s")
         server = self._running[service]
         await server.stop(timeout=int(grace.removesuffix("s")))
@@ -229,9 +229,9 @@ async def test_order_completes_on_the_configured_services(tmp_path: Path) -> Non
         for service in ("temporal", "mongodb", "worker", "api"):
             assert not await containers.is_healthy(service)
         await asyncio.gather(containers.start("temporal"), containers.start("mongodb"))
-        await containers.become_healthy("temporal", "mongodb")
+        await containers.wait_until_healthy("temporal", "mongodb")
         await asyncio.gather(containers.start("worker"), containers.start("api"))
-        await containers.become_healthy("worker", "api")
+        await containers.wait_until_healthy("worker", "api")
         assert await (await containers.start("stock")).wait() == 0
 
         async with httpx.AsyncClient(base_url=f"http://{containers.api}", timeout=10) as http:
@@ -244,6 +244,6 @@ async def test_order_completes_on_the_configured_services(tmp_path: Path) -> Non
             await eventually(status, lambda status: status == "completed")
 
         assert await containers.stop("worker") == 0
-        assert await containers.stop("api") == -signal.SIGTERM  # by itself: uvicorn then passes the signal on
+        assert await containers.stop("api") == -signal.SIGTERM  # a clean exit: uvicorn re-raises the signal
     finally:
         await containers.kill()

@@ -1,4 +1,4 @@
-"""The API answers as its OpenAPI description says: hundreds of generated requests, single and in sequence."""
+"""The API's answers match its OpenAPI description: hundreds of generated requests, single and in sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_generated_requests_are_answered_as_described(
     settings: Settings, temporal_server: Server, shop: Shop, worker: None, tmp_path: Path
 ) -> None:
     await shop.mongo.create_indexes()
-    await shop.stock("0", available=1_000_000)  # a name that the generator often chooses
+    await shop.stock("0", available=1_000_000)  # a SKU that the generator often produces
     keyed = settings.model_copy(update={"api_keys": {"shop": KEY}})
     async with serve(keyed, temporal_server.address) as api:
         process = await asyncio.create_subprocess_exec(

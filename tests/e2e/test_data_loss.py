@@ -1,4 +1,4 @@
-"""All of Temporal's data is lost, under traffic, with orders in every state: each goes on by itself (G1 to G6, G8)."""
+"""All of Temporal's data is lost under traffic, and orders in every state continue (G1 to G6, G8)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from dev.servers import Server, free_port, start_temporal
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.http import serve
 from tests.kit.orders import ADDRESS, order_body, steps_of
-from tests.kit.shop import Shop, relaying
+from tests.kit.shop import Shop, running_relay
 from tests.kit.waiting import eventually
 from tests.kit.workflows import REFUND, reconfigure
 
 STOCK = 100_000
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 UNSERVICEABLE = {**ADDRESS, "postal_code": "00000"}
-LARGE = [{"sku": "MUG", "quantity": 60}]  # needs an approval
+LARGE = [{"sku": "MUG", "quantity": 60}]  # needs approval
 
 
-class Temporal:
-    """A server whose data can be lost."""
+class TemporalWithData:
+    """A Temporal server whose data can be deleted."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,8 +50,8 @@ class Temporal:
     async def start(self) -> None:
         self._server = await start_temporal(self._port, db_file=self._folder / "temporal.db")
 
-    async def lose_all(self) -> None:
-        """It is down afterwards, and will not know any workflow once it is up."""
+    async def delete_data(self) -> None:
+        """Kill the server and delete its data."""
         await self._server.kill()
         files = list(self._folder.glob("temporal.db*"))
         assert files
@@ -63,7 +63,7 @@ class Temporal:
 
 
 class Customers:
-    """They place orders over HTTP and decide on them, and remember what was accepted."""
+    """Place orders over HTTP, and approve or cancel them."""
 
     def __init__(self, api: httpx.AsyncClient, shop: Shop) -> None:
         self._api = api
@@ -71,7 +71,7 @@ class Customers:
         self.accepted: list[str] = []
 
     async def place(self, status: OrderStatus = OrderStatus.PLACED, **changes: Any) -> str:
-        """Place an order, and wait until it has the status."""
+        """Place an order, and wait until it has this status."""
         answer = await self._api.post("/orders", json=order_body(**changes))
         assert answer.status_code == 202, answer.text
         order_id = str(answer.json()["order_id"])
@@ -100,12 +100,12 @@ class Customers:
                 self.accepted.append(await self.place())
                 await asyncio.sleep(0.25)
 
-        async with _beside(keep_placing()):
+        async with _in_background(keep_placing()):
             yield
 
 
-class Statuses:
-    """All statuses that each order has had, in their order."""
+class StatusHistory:
+    """Records all statuses of each order, in order."""
 
     def __init__(self) -> None:
         self.of: dict[str, list[str]] = defaultdict(list)
@@ -113,7 +113,7 @@ class Statuses:
     @asynccontextmanager
     async def watching(self, mongo: Mongo) -> AsyncIterator[None]:
         writes = [{"$match": {"operationType": {"$in": ["insert", "update"]}}}]
-        async with mongo.watch(mongo.orders, writes) as changes, _beside(self._follow(changes)):
+        async with mongo.watch(mongo.orders, writes) as changes, _in_background(self._follow(changes)):
             yield
 
     async def _follow(self, changes: ChangeStream) -> None:
@@ -125,8 +125,8 @@ class Statuses:
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Work that goes on meanwhile, and may not end by itself."""
+async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` in the background. Fails if it ends by itself."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -137,15 +137,15 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Temporal]:
-    server = Temporal(tmp_path)
+async def server(tmp_path: Path) -> AsyncIterator[TemporalWithData]:
+    server = TemporalWithData(tmp_path)
     await server.start()
     yield server
     await server.stop()
 
 
 @pytest.fixture
-async def shop(mongo: Mongo, settings: Settings, server: Temporal) -> Shop:
+async def shop(mongo: Mongo, settings: Settings, server: TemporalWithData) -> Shop:
     await mongo.create_indexes()
     shop = Shop(mongo, settings, await temporal.connect(target_host=server.address))
     await shop.stock(available=STOCK)
@@ -153,28 +153,28 @@ async def shop(mongo: Mongo, settings: Settings, server: Temporal) -> Shop:
 
 
 @pytest.fixture
-async def customers(shop: Shop, settings: Settings, server: Temporal) -> AsyncIterator[Customers]:
+async def customers(shop: Shop, settings: Settings, server: TemporalWithData) -> AsyncIterator[Customers]:
     async with serve(settings, server.address) as api:
         yield Customers(api, shop)
 
 
 @pytest.fixture
-def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "SWEEP_INTERVAL", 1.0)
 
 
 @dataclass(frozen=True)
 class Orders:
-    """One order, or several, in every state."""
+    """Ids of orders in every state."""
 
     completed: str
     declined: str
     cancelled: str
     awaiting: Sequence[str]  # four
-    approved: str  # and charged; the carrier is down
+    approved: str  # charged as well; the carrier is down
     charging: Sequence[str]  # two; the payment service is down
     shipping: Sequence[str]  # three; the carrier is down
-    attention: str  # the refund keeps failing, here and below
+    attention: str  # the refund keeps failing, also for the next two
     compensating: str
     cancelling: str
 
@@ -213,13 +213,13 @@ class Orders:
         )
         await customers.cancel(placed.cancelling)
         await shop.reaches(placed.cancelling, OrderStatus.COMPENSATING)
-        await eventually(lambda: _retries_without_pause(shop, placed.attention))
+        await eventually(lambda: _shorten_retry_delay(shop, placed.attention))
         await shop.reaches(placed.attention, OrderStatus.NEEDS_ATTENTION)
         return placed
 
 
-async def _retries_without_pause(shop: Shop, order_id: str) -> bool:
-    """For the refund that is pending; it is not yet at first."""
+async def _shorten_retry_delay(shop: Shop, order_id: str) -> bool:
+    """Shorten the retry delay of the pending refund. Returns False while it is not pending yet."""
     try:
         await reconfigure(shop.handle(order_id), REFUND, pause=timedelta(milliseconds=10))
     except RPCError:
@@ -227,47 +227,47 @@ async def _retries_without_pause(shop: Shop, order_id: str) -> bool:
     return True
 
 
-@pytest.mark.usefixtures("sweeping")
+@pytest.mark.usefixtures("frequent_sweeps")
 async def test_orders_in_every_state_continue_after_loss_of_temporal(
-    shop: Shop, customers: Customers, server: Temporal
+    shop: Shop, customers: Customers, server: TemporalWithData
 ) -> None:
-    refund, statuses = Fails(times=0), Statuses()
-    async with relaying(shop), statuses.watching(shop.mongo):
-        # Without a worker: no workflow has begun.
-        unbegun = await customers.place(), await customers.place(lines=LARGE)
-        await server.lose_all()
+    refund, history = Fails(times=0), StatusHistory()
+    async with running_relay(shop), history.watching(shop.mongo):
+        # Without a worker, no workflow task has run.
+        not_begun = await customers.place(), await customers.place(lines=LARGE)
+        await server.delete_data()
         await server.start()
         async with FaultyGateways(shop, RefundPayment=refund).worker():
-            await shop.reaches(unbegun[0], OrderStatus.COMPLETED)
-            await shop.reaches(unbegun[1], OrderStatus.AWAITING_APPROVAL)
+            await shop.reaches(not_begun[0], OrderStatus.COMPLETED)
+            await shop.reaches(not_begun[1], OrderStatus.AWAITING_APPROVAL)
             async with customers.traffic():
                 orders = await Orders.place(customers, shop, refund)
-                await server.lose_all()
-                changed = await _decide_meanwhile(orders, customers, shop)
+                await server.delete_data()
+                changed = await _decide_during_outage(orders, customers, shop)
                 await server.start()
                 await eventually(lambda: _without_workflow(shop, customers), lambda lost: not lost)
             await _check_states(orders, shop)
             await _end_outages(orders, customers, shop, refund)
-            await customers.approve(unbegun[1])
-            await _check_ends(orders, [*unbegun, *customers.accepted], shop)
+            await customers.approve(not_begun[1])
+            await _check_ends(orders, [*not_begun, *customers.accepted], shop)
 
-    for order_id, reached in statuses.of.items():
-        assert len(set(reached)) == len(reached), f"{order_id} went back: {reached}"
+    for order_id, reached in history.of.items():
+        assert len(set(reached)) == len(reached), f"{order_id} repeated a status: {reached}"
     assert await shop.available() + await shop.held() == STOCK
-    # No workflow was started for an order that was final, or more than once.
+    # No workflow was started for a final order, and none was started twice.
     known = [execution.id async for execution in shop.client.list_workflows()]
     assert len(set(known)) == len(known)
     final = [orders.completed, orders.declined, orders.cancelled, changed]
     assert not {workflow_id(order_id) for order_id in final} & set(known)
 
 
-async def _decide_meanwhile(orders: Orders, customers: Customers, shop: Shop) -> str:
-    """Temporal is away. 503 says that it has not heard of a decision, which MongoDB keeps."""
+async def _decide_during_outage(orders: Orders, customers: Customers, shop: Shop) -> str:
+    """Approve and cancel while Temporal is down. The API answers 503, but MongoDB keeps the decision."""
     assert await customers.post(orders.awaiting[0], "approval", approved=True) == 503
-    # Or the API is killed before it tells Temporal.
+    # These stand for an API that was killed before it signalled Temporal.
     await shop.orders.decide_approval(orders.awaiting[1], ApprovalDecision(approved=True))
     await shop.orders.request_cancellation(orders.shipping[0], "enough")
-    changed = await shop.place()  # and made final by another program, before a relay could start it
+    changed = await shop.place()  # made final by another program before a relay could start it
     await shop.mongo.orders.update_one({"_id": changed.order_id}, {"$set": {"status": "cancelled"}})
     accepted = len(customers.accepted)
 
@@ -279,13 +279,13 @@ async def _decide_meanwhile(orders: Orders, customers: Customers, shop: Shop) ->
 
 
 async def _without_workflow(shop: Shop, customers: Customers) -> set[str]:
-    """The open orders, but those of the traffic, that no workflow runs for."""
+    """The ids of open orders without a running workflow, except those of the traffic."""
     open_ids = set(await shop.orders.open_ids())
     return open_ids - set(customers.accepted) - await shop.workflows.running()
 
 
 async def _check_states(orders: Orders, shop: Shop) -> None:
-    """Each is where it was, but for those that were decided on meanwhile: they go on."""
+    """Check that orders with a decision have continued, and that all others kept their status."""
     for order_id in orders.awaiting[:2]:
         await shop.reaches(order_id, OrderStatus.COMPLETED)
     await shop.reaches(orders.shipping[0], OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION)
@@ -301,7 +301,7 @@ async def _check_states(orders: Orders, shop: Shop) -> None:
 
 
 async def _end_outages(orders: Orders, customers: Customers, shop: Shop, refund: Fails) -> None:
-    """All services work again, for each order; and decisions over HTTP work as ever."""
+    """End the outages of all services, and send further decisions over HTTP."""
     for order_id in [orders.awaiting[3], orders.charging[1], orders.shipping[1]]:
         await customers.cancel(order_id)
     everywhere = {"$set": {"shipping_address": ADDRESS, "payment_method": "pm_card_ok"}}
@@ -332,14 +332,14 @@ async def _check_end(order: Order, status: OrderStatus, shop: Shop) -> None:
     assert set(steps_of(order).values()) <= ({"done"} if completed else {"compensated", "failed"}), order
     assert await shop.net_money(order.order_id) == (order.total.amount if completed else 0)
     parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
-    assert parcel.get("shipped", False) == completed  # not even called off
+    assert parcel.get("shipped", False) == completed  # an order that failed was never shipped
 
 
-# --- and what the sweep costs, while nothing is lost
+# --- the cost of a sweep while no workflow is lost
 
 
 class CountingWorkflows(OrderWorkflows):
-    """The real calls, counted by name."""
+    """Counts the calls of each method."""
 
     def __init__(self, client: Client, settings: Settings) -> None:
         super().__init__(client, settings)
@@ -365,7 +365,7 @@ class CountingOrders(OrderRepository):
 async def test_sweep_of_orders_with_running_workflows_asks_temporal_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.1)  # in fact each second, as long as no order is inserted
+    monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.1)  # in practice each second, while no order is inserted
     orders, workflows = CountingOrders(shop.mongo), CountingWorkflows(shop.client, shop.settings)
     async with FaultyGateways(shop).worker():
         handles = [await shop.start(payment_method="pm_card_outage") for _ in range(10)]
@@ -373,7 +373,7 @@ async def test_sweep_of_orders_with_running_workflows_asks_temporal_once(
         for handle in handles:
             await shop.reaches(handle, OrderStatus.RESERVED, OrderStatus.AWAITING_APPROVAL)
         await eventually(shop.workflows.running, lambda running: len(running) == len(handles))
-        async with _beside(OutboxRelay(shop.mongo, orders, workflows).run()):
+        async with _in_background(OutboxRelay(shop.mongo, orders, workflows).run()):
 
             async def sweeps() -> int:
                 return orders.sweeps

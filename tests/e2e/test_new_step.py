@@ -1,6 +1,6 @@
-"""Another step, as docs/make-it-yours.md adds one: its code, put into a copy of the program.
+"""Add the step of docs/make-it-yours.md to a copy of the program.
 
-The copy runs orders; its types are right; the failure matrix has the step's cases, and they pass.
+The copy runs orders, passes the type check, and passes the failure matrix, which includes the new step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAME, STATUS, ACTIVITIES, ROW, IS_IN_THIS_ORDER, LOOP, COMPENSATION = BLOCKS
 IMPORT = "    from app.activities.warehouse import Warehouse\n"
 SHIPMENT = "    Step(\n        StepName.CREATE_SHIPMENT,\n"
 
-# What the page leaves to its reader: a gateway.
+# The gateway, which the page leaves to its reader.
 PROTOCOL = """class Warehouse(Protocol):
     async def notify(self, idempotency_key: str, lines: Sequence[Line]) -> str: ...
 
@@ -81,7 +81,7 @@ os._exit(0)  # the SDK's threads may abort the interpreter as it ends: sdk-pytho
 
 
 class Copy:
-    """A copy of the program, with the step in it."""
+    """A copy of the program with the new step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,7 +113,7 @@ class Copy:
     async def run(
         self, *arguments: str, environment: dict[str, str] | None = None, within: float = 30
     ) -> tuple[int | None, str]:
-        """Run Python in the copy to its end: exit code and output."""
+        """Run Python in the copy until it exits. Returns exit code and output."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *arguments),
             cwd=self.folder,
@@ -137,7 +137,7 @@ def copy(tmp_path: Path) -> Copy:
 
 @pytest.fixture(scope="module")
 async def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """On the server of the other tests, every history must replay on the program as it is."""
+    """A separate server, because the other tests replay every history of theirs on the original program."""
     server = await start_temporal(free_port(), log_dir=tmp_path_factory.mktemp("temporal"))
     yield server
     await server.stop()
@@ -155,7 +155,7 @@ def environment(settings: Settings, own_temporal: Server) -> dict[str, str]:
 
 @asynccontextmanager
 async def serving(copy: Copy, environment: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    """Worker and API of the copy."""
+    """Run worker and API of the copy."""
     port = str(free_port())
     commands = {"worker": ["worker.py"], "api": ["-m", "uvicorn", "app.api.main:app", "--port", port]}
     async with AsyncExitStack() as stack:
@@ -247,7 +247,7 @@ async def test_types_and_failure_matrix_follow_the_new_step(copy: Copy) -> None:
     for each in ("dev", "tests"):
         shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
-    if (cache := ROOT / ".mypy_cache").is_dir():  # what did not change is not checked again
+    if (cache := ROOT / ".mypy_cache").is_dir():  # unchanged modules are not checked again
         shutil.copytree(cache, copy.folder / ".mypy_cache")
     matrix = ("pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/workflows/test_failure_matrix.py")
     (types, mistakes), (code, output) = await asyncio.gather(

@@ -1,7 +1,7 @@
-"""G1, G2, G8 through outages of servers of its own: stopped, paused, back, in every combination.
+"""Outages of MongoDB and Temporal, stopped or paused, alone and together (G1, G2, G8).
 
-An answer comes before the client gives up, and is right; a request repeated with its key gets the one order; each order
-that was accepted reaches its end by itself.
+The API answers in time. A request repeated with its key returns the same order. Every accepted order reaches a final
+status by itself.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dev.servers import Server, free_port, start_mongod, start_temporal
 from tests.kit.http import serve
 from tests.kit.listening import Listener
 from tests.kit.orders import ADDRESS, order_body
-from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.shop import Shop, build_shop_worker, running_relay
 from tests.kit.waiting import eventually
 
 
 class OutageStack:
-    """MongoDB, Temporal and an API that was started before both of them; a worker with its relay on demand."""
+    """MongoDB, Temporal, and an API that was started before both. A test runs worker and relay on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,12 +58,12 @@ class OutageStack:
         return dict((await self.api.get("/readyz")).json()["checks"])
 
     async def place_until_accepted(self, key: str) -> str:
-        """What a client does that wants its order: it tries again, with its key."""
+        """Repeat the request with its key until it is accepted, as a client does."""
         answer = await eventually(lambda: self.place(key), lambda answer: answer.status_code == 202)
         return str(answer.json()["order_id"])
 
 
-async def is_away(request: Awaitable[httpx.Response]) -> None:
+async def assert_unavailable(request: Awaitable[httpx.Response]) -> None:
     answer = await request
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2"), answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -73,13 +73,13 @@ async def is_away(request: Awaitable[httpx.Response]) -> None:
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OutageStack]:
     stack = OutageStack(tmp_path_factory.mktemp("outages"))
     async with serve(stack.settings, stack.temporal_address, patient=False) as stack.api:
-        # The API runs while both are away, and says so.
+        # The API runs and reports both outages.
         assert (await stack.api.get("/healthz")).json() == {"status": "ok"}
         readiness = await stack.api.get("/readyz")
         assert readiness.status_code == 503
         nothing = "unavailable: connection refused"
         assert readiness.json() == {"status": "not_ready", "checks": {"mongodb": nothing, "temporal": nothing}}
-        await is_away(stack.api.get("/orders"))
+        await assert_unavailable(stack.api.get("/orders"))
         await stack.start_mongod()
         answer = await eventually(lambda: stack.api.get("/orders"), lambda answer: answer.status_code == 200)
         assert answer.json() == {"items": [], "next_cursor": None}
@@ -88,7 +88,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Outag
         client = await temporal.connect(lazy=True, target_host=stack.temporal_address)
         stack.shop = Shop(mongo, stack.settings, client)
         await stack.shop.stock(available=1_000)
-        # An order is taken before Temporal was ever there.
+        # The API accepts an order before Temporal has started.
         accepted = await stack.place()
         assert accepted.status_code == 202
         await stack.start_temporal()
@@ -103,8 +103,8 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Outag
 
 @asynccontextmanager
 async def running(shop: Shop) -> AsyncIterator[None]:
-    """A worker and its relay, as in worker.py."""
-    async with build_shop_worker(shop), relaying(shop):
+    """Run a worker and its relay, as worker.py does."""
+    async with build_shop_worker(shop), running_relay(shop):
         yield
 
 
@@ -127,13 +127,13 @@ async def test_temporal_outage_delays_accepted_orders(stack: OutageStack, how: s
         assert checks["mongodb"] == "ok"
         assert checks["temporal"].startswith("unavailable: ")
         await asyncio.gather(
-            is_away(stack.api.get(f"/orders/{accepted[0]}/status")),
-            is_away(stack.api.post(f"/orders/{accepted[1]}/cancel")),
-            is_away(stack.api.put(f"/orders/{accepted[2]}/shipping-address", json=ADDRESS)),
+            assert_unavailable(stack.api.get(f"/orders/{accepted[0]}/status")),
+            assert_unavailable(stack.api.post(f"/orders/{accepted[1]}/cancel")),
+            assert_unavailable(stack.api.put(f"/orders/{accepted[2]}/shipping-address", json=ADDRESS)),
         )
 
         await (stack.start_temporal() if how == "stopped" else _resume(stack.temporal))
-        # A cancel that got no answer may have been heard: an order ends one way or the other.
+        # A cancel that was answered with 503 may have been recorded, so both statuses are correct.
         for order_id in accepted:
             await stack.shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
         await eventually(stack.checks, lambda checks: checks["temporal"] == "ok")
@@ -144,17 +144,19 @@ async def test_mongodb_outage_answers_503_and_recovers(stack: OutageStack, how: 
     key = secrets.token_hex(8)
     async with running(stack.shop):
         before = await stack.shop.mongo.orders.count_documents({})
-        listener = await Listener.to(stack.api, "/orders/events")
+        listener = await Listener.connect(stack.api, "/orders/events")
         await (stack.mongod.stop() if how == "stopped" else _pause(stack.mongod))
         await asyncio.gather(
-            is_away(stack.api.post("/orders", json=order_body(), headers={"Idempotency-Key": key})),
-            is_away(stack.api.get("/orders")),
-            is_away(stack.api.get("/orders/ord_1")),
-            is_away(stack.api.get("/orders/events")),
-            is_away(stack.api.get("/orders/ord_1/events")),
-            is_away(stack.api.get("/inventory")),
-            is_away(stack.api.post("/inventory/MUG/restock", json={"quantity": 1}, headers={"Idempotency-Key": key})),
-        )  # fmt: skip
+            assert_unavailable(stack.api.post("/orders", json=order_body(), headers={"Idempotency-Key": key})),
+            assert_unavailable(stack.api.get("/orders")),
+            assert_unavailable(stack.api.get("/orders/ord_1")),
+            assert_unavailable(stack.api.get("/orders/events")),
+            assert_unavailable(stack.api.get("/orders/ord_1/events")),
+            assert_unavailable(stack.api.get("/inventory")),
+            assert_unavailable(
+                stack.api.post("/inventory/MUG/restock", json={"quantity": 1}, headers={"Idempotency-Key": key})
+            ),
+        )
         readiness = await stack.api.get("/readyz")
         assert readiness.status_code == 503
         assert readiness.json()["checks"]["mongodb"].startswith("unavailable: ")
@@ -166,12 +168,12 @@ async def test_mongodb_outage_answers_503_and_recovers(stack: OutageStack, how: 
         assert await stack.place_until_accepted(key) == order_id
         await stack.shop.reaches(order_id, OrderStatus.COMPLETED)
         assert await stack.shop.mongo.orders.count_documents({}) == before + 1
-        # Relay and listener, who lost their stream, hear again of what happens.
+        # Relay and listener have lost their change stream, and must recover.
         order = await stack.shop.place()
         await stack.shop.reaches(order.order_id, OrderStatus.COMPLETED)
-        await listener.until(order_id, "completed")
-        await listener.until(order.order_id, "completed")
-        listener.vanish()
+        await listener.wait_for(order_id, "completed")
+        await listener.wait_for(order.order_id, "completed")
+        listener.disconnect()
 
 
 async def test_outage_of_temporal_and_mongodb_answers_503_and_recovers(stack: OutageStack) -> None:
@@ -193,7 +195,7 @@ async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack)
     before = await stack.shop.mongo.orders.count_documents({})
     keys = [secrets.token_hex(8) for _ in range(20)]
 
-    async def insist(key: str) -> str:
+    async def place_with_retries(key: str) -> str:
         while True:
             answer = await stack.place(key)
             if answer.status_code == 202:
@@ -202,11 +204,11 @@ async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack)
             await asyncio.sleep(0.1)
 
     async with running(stack.shop):
-        posts = [asyncio.create_task(insist(key)) for key in keys[:10]]
+        posts = [asyncio.create_task(place_with_retries(key)) for key in keys[:10]]
         await eventually(lambda: stack.shop.mongo.orders.count_documents({}), lambda count: count > before)
         step_down = {"replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 0, "force": True}
         await stack.shop.mongo.client.admin.command(step_down)
-        posts += [asyncio.create_task(insist(key)) for key in keys[10:]]
+        posts += [asyncio.create_task(place_with_retries(key)) for key in keys[10:]]
         order_ids = await asyncio.gather(*posts)
         assert len(set(order_ids)) == len(keys)
         assert await stack.shop.mongo.orders.count_documents({}) == before + len(keys)

@@ -1,4 +1,4 @@
-"""worker.py and the API as the processes that they are: what a wrong setting says, what the logs say (G11)."""
+"""Run worker.py and the API as processes, and check their error messages and logs (G11)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_debug_logs_contain_no_personal_data(
                     await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)
                     await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
                 await shop.reaches(order_id, ending)
-            # Documents that make errors: in the relay, in an activity, in the API.
+            # Documents that cause errors in the relay, in an activity and in the API.
             await shop.mongo.orders.insert_one({"_id": "strange", "email": EMAIL, "shipping_address": NAME})
             await eventually(
                 lambda: shop.mongo.orders.find_one({"_id": "strange"}), lambda o: bool(o and o.get("status"))
@@ -128,7 +128,7 @@ async def test_debug_logs_contain_no_personal_data(
 
 
 async def test_worker_without_search_attribute_names_the_remedy(temporal_server: Server) -> None:
-    """Registered per namespace: a new one has none."""
+    """Search attributes are registered per namespace, so a new namespace has none."""
     client = await temporal.connect(target_host=temporal_server.address)
     request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))
     await client.workflow_service.register_namespace(request)

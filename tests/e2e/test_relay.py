@@ -1,4 +1,4 @@
-"""The relay: every open order gets a running workflow, whatever inserted it and whatever was lost (G1)."""
+"""The relay: every open order gets a running workflow, even if another program inserted it (G1)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from app.mongo import Document
 from app.order_workflows import OrderWorkflows
 from app.relay import MAX_RETRY_DELAY, OutboxRelay
 from tests.kit.orders import order_document
-from tests.kit.shop import Shop, relaying
+from tests.kit.shop import Shop, running_relay
 from tests.kit.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The API starts nothing here, and a relay that waits for it proves no more."""
+    """Shorten the grace period, because the API starts no workflow in these tests."""
     monkeypatch.setattr(app.relay, "GRACE", 0.1)
 
 
 @pytest.fixture
 async def relay(shop: Shop, worker: None) -> AsyncIterator[None]:
-    """A relay beside a worker, in a shop with enough of everything."""
+    """Run a relay beside a worker, with enough stock."""
     await shop.mongo.create_indexes()
     await shop.stock(available=1_000)
-    async with relaying(shop):
+    async with running_relay(shop):
         yield
 
 
@@ -45,14 +45,14 @@ async def raw_document(shop: Shop, order_id: Any) -> Document:
     return document
 
 
-# --- what other programs insert
+# --- orders inserted by other programs
 
 
 @pytest.mark.usefixtures("relay")
 async def test_order_inserted_by_another_program_gets_a_workflow(shop: Shop) -> None:
     document = order_document()
-    for unknown_elsewhere in ("status", "created_at", "updated_at"):
-        del document[unknown_elsewhere]
+    for optional_field in ("status", "created_at", "updated_at"):
+        del document[optional_field]
     document["lines"][0]["quantity"] = Int64(2)
     document["total"]["amount"] = Int64(2_000)
     document["note"] = "from the shell"
@@ -109,7 +109,7 @@ async def test_malformed_documents_are_marked_and_block_no_other_order(shop: Sho
         assert marked["failure"]["message"].startswith(reason), marked["_id"]
         assert isinstance(marked["created_at"], datetime)
 
-    # They are listed, on several pages, each once, and can be looked at.
+    # Lists show each of them once, and each can be read.
     listed: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
@@ -140,7 +140,7 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
     await shop.stock(available=1_000)
     async with AsyncExitStack() as stack:
         for _ in range(4):
-            await stack.enter_async_context(relaying(shop))
+            await stack.enter_async_context(running_relay(shop))
         orders = [await shop.place({"MUG": 1}) for _ in range(25)]
         for order in orders:
             await shop.reaches(order.order_id, OrderStatus.COMPLETED)
@@ -152,8 +152,8 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
 async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker: None) -> None:
     await shop.stock(available=10)
 
-    class Particular(OrderWorkflows):
-        """Real starts, but those of one order go to a namespace that does not exist."""
+    class FailingForOneOrder(OrderWorkflows):
+        """Starts the workflow of one order in a missing namespace, which fails."""
 
         async def start(self, order: Any, timeout: float = 1) -> None:
             await (lost if order.order_id == "unlucky" else shop.workflows).start(order, timeout)
@@ -161,21 +161,23 @@ async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker
     elsewhere = await temporal.connect(target_host=shop.client.service_client.config.target_host, namespace="nowhere")
     lost = OrderWorkflows(elsewhere, shop.settings)
     await shop.place(_id="unlucky")
-    relay = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, Particular(shop.client, shop.settings)).run())
+    relay = asyncio.create_task(
+        OutboxRelay(shop.mongo, shop.orders, FailingForOneOrder(shop.client, shop.settings)).run()
+    )
     try:
         for _ in range(3):
             order = await shop.place({"MUG": 1})
             await shop.reaches(order.order_id, OrderStatus.COMPLETED)
         assert (await shop.order("unlucky")).status is OrderStatus.PLACED
-        lost = shop.workflows  # the cause is gone
+        lost = shop.workflows  # end of the fault
         await shop.reaches("unlucky", OrderStatus.COMPLETED)
     finally:
         relay.cancel()
         await asyncio.wait([relay])
 
 
-class Counting(OrderWorkflows):
-    """Real starts, counted."""
+class CountingWorkflows(OrderWorkflows):
+    """Counts the starts."""
 
     starts = 0
 
@@ -188,10 +190,10 @@ class Counting(OrderWorkflows):
 async def test_order_started_by_api_is_not_started_again_by_relays(
     shop: Shop, worker: None, relays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that stays `placed` for longer than the relay's grace; what was not started is started, once."""
+    """Orders may stay open for longer than the grace period. An order that the API missed is started once."""
     monkeypatch.setattr(app.relay, "GRACE", 2.0)
     await shop.stock()
-    counting = [Counting(shop.client, shop.settings) for _ in range(relays)]
+    counting = [CountingWorkflows(shop.client, shop.settings) for _ in range(relays)]
     running = [asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, each).run()) for each in counting]
     try:
         await eventually(lambda: shop.mongo.relay.find_one({}))
@@ -211,7 +213,7 @@ async def test_order_started_by_api_is_not_started_again_by_relays(
 
 async def test_relay_reads_the_current_order(shop: Shop, worker: None) -> None:
     await shop.stock()
-    async with relaying(shop):
+    async with running_relay(shop):
         await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
         order = await shop.place()
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"status": "cancelled"}})
@@ -221,7 +223,7 @@ async def test_relay_reads_the_current_order(shop: Shop, worker: None) -> None:
 
 
 async def test_order_that_cannot_be_marked_is_retried_with_backoff(shop: Shop) -> None:
-    """16 MB, so that nothing can be added to it."""
+    """The document has the maximum size of 16 MB, so no field can be added."""
     document = {"_id": "full", "note": ""}
     document["note"] = "x" * (16 * 1024 * 1024 - len(encode(document)))
     await shop.mongo.orders.insert_one(document)
@@ -238,17 +240,17 @@ async def test_order_that_cannot_be_marked_is_retried_with_backoff(shop: Shop) -
         await asyncio.wait([running])
 
 
-# --- what was lost
+# --- recovery
 
 
 async def test_orders_inserted_without_a_relay_are_started_later(shop: Shop, worker: None) -> None:
     await shop.stock()
-    async with relaying(shop):
+    async with running_relay(shop):
         await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
     missed = await shop.place()
     malformed = order_document(status="lost")
     await shop.mongo.orders.insert_one(malformed)
-    async with relaying(shop):
+    async with running_relay(shop):
         await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
         await eventually(lambda: raw_document(shop, malformed["_id"]), lambda found: found["status"] == "failed")
 

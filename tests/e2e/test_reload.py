@@ -1,4 +1,4 @@
-"""`make dev` on a copy of the code that is edited: worker and API run the newest code that compiles, and come back."""
+"""Edit the code under `make dev`: worker and API restart with the newest code that compiles, and after a crash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     shutil.copy(ROOT / WORKER, root)
     dev = await Dev(root / ".dev", root=root).start()
     try:
-        await dev.ready()
+        await dev.wait_until_ready()
         yield dev
         assert await dev.stop(signal.SIGINT) == 0
         assert dev.processes() == {}
@@ -41,12 +41,12 @@ async def http(dev: Dev) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Edit:
-    """An edit of one file, which compiles in the end; `undo` takes it back."""
+    """Edits one file. `undo` restores its original text."""
 
     def __init__(self, dev: Dev, name: str) -> None:
         self._file = dev.root / name
         self._original = self._file.read_text()
-        self.line = self._original.count("\n") + 1  # of what is appended
+        self.line = self._original.count("\n") + 1  # line number of appended text
 
     def append(self, text: str) -> None:
         self._file.write_text(f"{self._original}{text}\n")
@@ -70,7 +70,7 @@ async def test_edit_is_loaded_and_order_in_progress_completes(dev: Dev, http: ht
     before = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
     edit = Edit(dev, API)
     edit.replace('title="[^"]*"', 'title="Edited"')
-    await dev.reads(f"{API} changed: restarting worker and API", *RESTARTED)
+    await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
     assert not {*before} & dev.processes().keys()
     assert await title(http) == "Edited"
     await reaches(http, order_id, "completed")
@@ -80,25 +80,25 @@ async def test_syntax_error_is_reported_and_old_code_keeps_running(dev: Dev, htt
     before = dev.processes().keys()
     edit = Edit(dev, API)
     edit.append("x = (")
-    printed = await dev.reads("next edit")
+    printed = await dev.wait_for_output("next edit")
     assert printed.strip() == (f"{API}:{edit.line}: '(' was never closed. Not restarted: waiting for the next edit")
     await reaches(http, await place(http), "completed")
     assert dev.processes().keys() == before
 
     edit.replace('title="[^"]*"', 'title="Mended"')
-    await dev.reads(*RESTARTED)
+    await dev.wait_for_output(*RESTARTED)
     assert await title(http) == "Mended"
 
 
 async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: httpx.AsyncClient) -> None:
     edit = Edit(dev, WORKER)
     edit.replace("^", "import nonsense\n")
-    printed = await dev.reads("restarting in 1 s", "restarting in 2 s", "restarting in 4 s", "api restarted")
+    printed = await dev.wait_for_output("restarting in 1 s", "restarting in 2 s", "restarting in 4 s", "api restarted")
     place_of_error = f"{dev.root}/worker.py:1: ModuleNotFoundError: No module named 'nonsense'"
     assert f"worker exited with code 1: {place_of_error}" in printed
     order_id = await place(http)
     edit.undo()
-    await dev.reads(*RESTARTED)
+    await dev.wait_for_output(*RESTARTED)
     await reaches(http, order_id, "completed")
 
 
@@ -106,9 +106,9 @@ async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: 
 async def test_killed_process_is_restarted(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_flaky")
     os.kill(dev.pid_of(command), signal.SIGKILL)
-    printed = await dev.reads(f"{name} restarted")
+    printed = await dev.wait_for_output(f"{name} restarted")
     assert f"{name} was killed by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); restarting in 1 s" in printed
-    await reaches(http, order_id, "completed", within=60)  # a step that was cut off is tried again after its timeout
+    await reaches(http, order_id, "completed", within=60)  # an interrupted step is retried after its timeout
 
 
 async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.AsyncClient) -> None:
@@ -116,12 +116,12 @@ async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.
     await reaches(http, order_id, "reserved")
     edit = Edit(dev, WORKFLOW)
     edit.replace(r'(    async def run\(.*?""".*?"""\n)', r"\1        await workflow.sleep(1)\n")
-    await dev.reads(*RESTARTED)
+    await dev.wait_for_output(*RESTARTED)
     assert (await http.post(f"/orders/{order_id}/cancel", json={})).status_code == 202
-    printed = await dev.reads("workflow terminate")
+    printed = await dev.wait_for_output("workflow terminate")
     assert f"order-{order_id} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
     assert re.search(r"Undo the edit, put it behind workflow\.patched, or terminate the workflow", printed)
 
     edit.undo()
-    await dev.reads(*RESTARTED)
+    await dev.wait_for_output(*RESTARTED)
     await reaches(http, order_id, "cancelled", within=60)

@@ -1,4 +1,4 @@
-"""G1, G2, G3 on a replica set of three members: a write that is rolled back, and failovers under load."""
+"""A replica set of three members: rolled-back writes, and failovers under load (G1, G2, G3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SKU = "MUG"
 
 @asynccontextmanager
 async def running(folder: Path, election_timeout: float) -> AsyncIterator[tuple[ReplicaSet, Stack, httpx.AsyncClient]]:
-    """Three mongods, and on them Temporal, worker and API as processes; a client of the API."""
+    """Run three mongods with Temporal, worker and API as processes. Yields them with a client of the API."""
     ports = [free_port() for _ in range(3)]
     replica_set = await ReplicaSet.start(folder / "mongodb", ports, election_timeout=election_timeout)
     try:
@@ -45,7 +45,7 @@ async def stock(api: httpx.AsyncClient, available: int) -> None:
 
 
 class KeyedRequests:
-    """An order of two mugs and a restock of five, each with its idempotency key, sent as often as is asked for."""
+    """An order of two mugs and a restock of five. Each call repeats the request with the same idempotency key."""
 
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
@@ -59,14 +59,14 @@ class KeyedRequests:
     async def restock(self) -> httpx.Response:
         return await self._api.post(f"/inventory/{SKU}/restock", json={"quantity": 5}, headers=self._headers)
 
-    async def are_unavailable(self) -> None:
+    async def assert_unavailable(self) -> None:
         answers = await asyncio.gather(self.place(), self.restock())
         seen = [(answer.status_code, answer.headers.get("Retry-After")) for answer in answers]
         assert seen == [(503, "2"), (503, "2")], [answer.text for answer in answers]
 
 
 async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledged(tmp_path: Path) -> None:
-    # The primary must still be one when both requests were sent twice, and each takes up to 3 s.
+    # The primary must not step down while both requests are sent twice, and each takes up to 3 s.
     async with running(tmp_path, election_timeout=12) as (replica_set, _, api):
         await stock(api, available=100)
         requests = KeyedRequests(api)
@@ -74,9 +74,9 @@ async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledge
         others = [member for member in replica_set.members if member is not old]
         await asyncio.gather(*(member.kill() for member in others))
 
-        await requests.are_unavailable()
-        assert await stored_locally(old, requests.customer_id) == 1  # what is going to be rolled back
-        await requests.are_unavailable()
+        await requests.assert_unavailable()
+        assert await stored_locally(old, requests.customer_id) == 1  # this write will be rolled back
+        await requests.assert_unavailable()
         assert (await replica_set.command(old, {"hello": 1}))["isWritablePrimary"]
 
         await old.kill()
@@ -91,7 +91,7 @@ async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledge
         rolled_back = await eventually(lambda: rollback_of(old), within=30)
         assert {"orders.orders", "orders.restocks", "orders.inventory"} <= rolled_back
 
-        # The member that had the lost writes answers like the others.
+        # The member with the rolled-back writes answers like the others.
         await replica_set.elect(old)
         assert (await terminal_order(api, order_id))["status"] == "completed"
         again = await eventually(requests.place, lambda answer: answer.status_code == 202)
@@ -102,13 +102,13 @@ async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledge
 
 
 async def stored_locally(member: Server, customer_id: str) -> int:
-    """How many orders of this customer this very member has, whether or not a majority has them."""
+    """The number of this customer's orders on this member, including writes without a majority."""
     async with AsyncMongoClient[dict[str, Any]](member.address) as client:
         return await client["orders"]["orders"].count_documents({"customer_id": customer_id})
 
 
 async def rollback_of(member: Server) -> set[str]:
-    """The collections of which this member has rolled something back; empty until it has done all."""
+    """The collections with rolled-back writes on this member. Empty until the rollback is complete."""
     log = member.log_text()
     return set(re.findall(r'rollback file.*?"namespace":"(.*?)"', log)) if "Rollback successful" in log else set()
 
@@ -126,7 +126,7 @@ async def order_of(api: httpx.AsyncClient, order_id: str) -> dict[str, Any]:
 
 
 class Customers:
-    """Place one order after another, and repeat each request with its key until it is accepted."""
+    """Place orders one after another, and repeat each request with its key until it is accepted."""
 
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
@@ -182,7 +182,7 @@ async def test_failovers_under_load_lose_and_duplicate_no_order(tmp_path: Path) 
         assert len(set(customers.accepted.values())) == len(customers.accepted)
         orders = [await terminal_order(api, order_id) for order_id in customers.accepted.values()]
         assert {order["status"] for order in orders} == {"completed"}
-        assert await uneven(replica_set, {order["order_id"]: order["total"]["amount"] for order in orders}) == []
+        assert await violations_of(replica_set, {order["order_id"]: order["total"]["amount"] for order in orders}) == []
         assert [name for name, process in stack.processes.items() if process.exited] == []
 
 
@@ -212,22 +212,22 @@ async def step_down(replica_set: ReplicaSet) -> None:
     await replica_set.primary()
 
 
-async def uneven(replica_set: ReplicaSet, totals: dict[str, int]) -> list[str]:
-    """Where stock or money do not agree with these completed orders."""
-    wrong = []
+async def violations_of(replica_set: ReplicaSet, totals: dict[str, int]) -> list[str]:
+    """Compare stock and payments with the completed orders. Returns a line for each violation."""
+    violations = []
     async with AsyncMongoClient[dict[str, Any]](replica_set.uri) as client:
         database = client["orders"]
         if (stored := await database.orders.count_documents({})) != len(totals):
-            wrong.append(f"{stored} orders are stored")
+            violations.append(f"{stored} orders are stored")
         held = 0
         async for order in database.orders.find({"steps.reserve_inventory.status": "done"}):
             held += sum(line["quantity"] for line in order["steps"]["reserve_inventory"]["quantities"])
         product = await database.inventory.find_one({"_id": SKU}) or {}
         if held != 2 * len(totals) or product["available"] + held != 10_000:
-            wrong.append(f"{product['available']} mugs are available, {held} are held")
+            violations.append(f"{product['available']} mugs are available, {held} are held")
         payments = {entry["_id"]: entry async for entry in database.sandbox.find()}
     for order_id, total in totals.items():
         payment = payments.get(f"payment:{order_id}", {})
         if (paid := payment.get("captured", 0) - payment.get("refunded", 0)) != total:
-            wrong.append(f"{order_id}: {paid} were paid of {total}")
-    return wrong
+            violations.append(f"{order_id}: paid {paid} of {total}")
+    return violations

@@ -1,4 +1,4 @@
-"""MongoDB is restored to an earlier time, as docs/operations.md says: stock and money come out right (G3, G5, G6)."""
+"""Restore MongoDB from a backup, as docs/operations.md describes. Stock and money stay correct (G3, G5, G6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.mongo import Document
 from dev.servers import find_temporal
 from dev.stack import ROOT
 from tests.kit.orders import ADDRESS
-from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.shop import Shop, build_shop_worker, running_relay
 from tests.kit.waiting import eventually
 
 PAGE = ROOT / "docs" / "operations.md"
@@ -20,7 +20,7 @@ CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 
 
 async def test_orders_of_restored_database_continue_and_are_charged_once(shop: Shop) -> None:
-    """The gateways keep what they did since, and so does Temporal, whose workflows are terminated."""
+    """Gateways and Temporal are not restored. The workflows are terminated, as the page says."""
     await shop.stock(available=10)
     order = await shop.place({"MUG": 2}, shipping_address=CARRIER_DOWN)
     orders, inventory = await _all(shop)
@@ -34,9 +34,9 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(shop: S
     await _terminate_all(shop)
     await eventually(shop.workflows.running, lambda running: not running)
     await _restore(shop, orders, inventory)
-    await shop.mongo.orders.update_one({}, {"$set": {"shipping_address": ADDRESS}})  # the carrier is back
+    await shop.mongo.orders.update_one({}, {"$set": {"shipping_address": ADDRESS}})  # end of the carrier's outage
 
-    async with build_shop_worker(shop), relaying(shop):
+    async with build_shop_worker(shop), running_relay(shop):
         restored = await shop.reaches(order.order_id, OrderStatus.COMPLETED)
     assert (await shop.available(), await shop.held()) == (8, 2)
     assert await shop.net_money(order.order_id) == restored.total.amount
@@ -44,7 +44,7 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(shop: S
 
 
 async def _terminate_all(shop: Shop) -> None:
-    """With the page's own command; other tests have orders on this server, so those of this task queue only."""
+    """Terminate with the command of the page, but only this test's task queue: other tests share the server."""
     (command,) = re.findall(r"^ +temporal (workflow terminate (?:.|\n)*?)\n\n", PAGE.read_text(), re.MULTILINE)
     arguments = shlex.split(
         command.replace("AND", f'AND TaskQueue="{shop.settings.task_queue}" AND').replace("\\\n", "")

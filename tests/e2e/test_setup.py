@@ -1,4 +1,4 @@
-"""What `make` does before anything runs: it finds a Python, makes .venv, and says what to do where it cannot."""
+"""The set-up by `make`: it finds a Python and creates .venv, or reports the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNUSABLE = {
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A fresh clone, as far as the set-up looks at it, and a PATH of its own in `bin`, without a Python."""
+    """The files of a fresh clone that the set-up uses, and a folder `bin` for PATH without a Python."""
     for name in ("Makefile", "dev/setup.sh", "requirements-dev.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -44,14 +44,14 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def pretending(path: Path, change: str) -> Path:
-    """A Python that runs what it reads after `change`: another version, or without a module."""
+def fake_python(path: Path, change: str) -> Path:
+    """A Python that first runs `change`, which fakes another version or a missing module."""
     return program(path, f'exec {sys.executable} -c "import sys; {change}; exec(sys.stdin.read())"')
 
 
 @pytest.fixture(scope="module")
 def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python -m venv` makes, which takes seconds."""
+    """An environment that `python -m venv` created, shared because that takes seconds."""
     folder = tmp_path_factory.mktemp("made") / ".venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     return folder
@@ -59,13 +59,13 @@ def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def python3(clone: Path, made_environment: Path) -> Path:
-    """The Python on PATH, which makes an environment by a copy."""
+    """Put a Python on PATH that copies `made_environment` instead of creating a new one."""
     copy = f"{shutil.which('rm')} -rf .venv; exec {shutil.which('cp')} -a {made_environment} .venv"
     return program(clone / "bin" / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {copy}; }}; exec {sys.executable} "$@"')
 
 
 def environment_of(clone: Path) -> Path:
-    """A .venv that is set up, as far as `make` looks at it. Returns its Python."""
+    """Create a .venv that `make` takes for complete. Returns its Python."""
     venv.create(clone / ".venv", symlinks=True)
     (packages,) = (clone / ".venv").glob("lib/python*/site-packages")
     (packages / "pip.py").touch()
@@ -74,7 +74,7 @@ def environment_of(clone: Path) -> Path:
 
 
 def set_up(clone: Path, *arguments: str) -> tuple[int, str]:
-    """Run `make` for .venv. Returns its exit code and the errors, without make's own."""
+    """Run the set-up with `make`. Returns its exit code and errors, without the messages of make itself."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE", "PYTHON"))}
     environment |= {"PATH": str(clone / "bin"), "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "1"}
     environment |= {"PIP_INDEX_URL": REFUSES, "NO_PROXY": "127.0.0.1"}
@@ -95,10 +95,10 @@ REMEDY = """
 
 
 def test_setup_skips_unusable_python_and_reports_missing_network(clone: Path) -> None:
-    pretending(clone / "bin" / "python3", "sys.version_info = (3, 10)")
+    fake_python(clone / "bin" / "python3", "sys.version_info = (3, 10)")
     (clone / "bin" / "python3.13").symlink_to(sys.executable)
     assert set_up(clone) == (2, NO_NETWORK)
-    assert set_up(clone) == (2, NO_NETWORK)  # again: .venv is there now, without its packages
+    assert set_up(clone) == (2, NO_NETWORK)  # again, because .venv now exists without packages
 
 
 def test_setup_without_python_names_supported_versions(clone: Path) -> None:
@@ -107,7 +107,7 @@ def test_setup_without_python_names_supported_versions(clone: Path) -> None:
 
 @pytest.mark.parametrize(("change", "found"), UNUSABLE.items(), ids=["too old", "too new", "without venv"])
 def test_setup_with_unusable_python_names_its_version(clone: Path, change: str, found: str) -> None:
-    python = pretending(clone / "bin" / "python3", change)
+    python = fake_python(clone / "bin" / "python3", change)
     assert set_up(clone) == (2, f"error: no usable Python found: python3 is {found}{REMEDY}")
     assert set_up(clone, f"PYTHON={python}") == (2, f"error: PYTHON={python} is Python {found}{REMEDY}")
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends worker and API in time, also while MongoDB or Temporal is frozen and work is under way (G1)."""
+"""SIGTERM stops worker and API in time, even during work and while MongoDB or Temporal is frozen (G1)."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ async def connected(programs: Programs) -> AsyncIterator[Shop]:
 
 @asynccontextmanager
 async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
-    """Requests, an event stream and activities under way."""
+    """Keep requests, an event stream and activities in progress."""
     await shop.stock(available=1_000_000)
     async with httpx.AsyncClient(base_url=address, timeout=20) as http, asyncio.TaskGroup() as group:
 
         async def place_orders() -> None:
-            with suppress(httpx.TransportError):  # until the API is gone
+            with suppress(httpx.TransportError):  # until the API stops
                 while True:
                     await http.post("/orders", json=order_body(payment_method="pm_card_slow"))
                     await asyncio.sleep(0.5)
@@ -122,7 +122,7 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
             return False
 
         await eventually(healthy)
-        listener = await Listener.to(http, "/orders/events")
+        listener = await Listener.connect(http, "/orders/events")
         clients = [group.create_task(place_orders()) for _ in range(2)]
         order = await shop.start(payment_method="pm_card_slow")
 
@@ -136,13 +136,13 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
 
         await eventually(charging)
         yield
-        listener.vanish()
+        listener.disconnect()
         for client in clients:
             client.cancel()
 
 
 async def test_change_stream_cancelled_while_mongodb_is_frozen_ends_cancelled(tmp_path: Path) -> None:
-    """Closing the stream fails then; that error in place of the cancellation would keep a relay running for ever."""
+    """Closing the stream fails. If that error replaced the cancellation, a relay would run forever."""
     mongod = await start_mongod(tmp_path / "mongod", free_port())
     mongo = Mongo(mongod.address, "orders")
     opened = asyncio.Event()

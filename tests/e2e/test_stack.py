@@ -1,4 +1,4 @@
-"""`make dev` in a process, on its own ports and data: what it prints, starts, keeps and leaves behind."""
+"""Run `make dev` on its own ports and data: its output, processes, data and error messages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def kill_leftovers(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
-    """A stack that runs."""
+    """A running stack."""
     dev = Dev(tmp_path_factory.mktemp("dev"))
     await dev.start()
-    await dev.ready()
+    await dev.wait_until_ready()
     yield dev
     assert await dev.stop(signal.SIGTERM) == 0
     assert dev.processes() == {}
@@ -45,7 +45,7 @@ async def http(dev: Dev) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-# --- running, stopping, coming back
+# --- start, stop, restart
 
 
 async def test_start_prints_one_table_of_addresses_that_answer(dev: Dev, http: httpx.AsyncClient) -> None:
@@ -67,21 +67,21 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
     done, waiting = await place(http), await place(http, payment_method="pm_card_outage")
     await reaches(http, done, "completed")
     await reaches(http, waiting, "reserved")
-    assert len(dev.processes()) == 5, dev.processes()  # itself, and four more
+    assert len(dev.processes()) == 5, dev.processes()  # `make dev` itself and four servers
 
     assert await dev.stop(signal.SIGINT) == 0
     assert dev.processes() == {}
     logs = {name: (dev.dev_dir / "logs" / f"{name}.log").read_text() for name in ("api", "worker", "mongod")}
-    assert '"exitCode":0' in logs["mongod"].splitlines()[-1]  # by itself, not by force
-    # In order: no process missed a server that had stopped before it.
+    assert '"exitCode":0' in logs["mongod"].splitlines()[-1]  # a clean exit, not a kill
+    # The order of stopping was right: no process lost a server that it depends on.
     lines = (logs["api"] + logs["worker"]).splitlines()
     expected = re.compile("waiting for|the payment service is unavailable")
     assert [line for line in lines if re.search("WARN|ERROR", line) and not expected.search(line)] == []
 
     await dev.start()
-    await dev.ready()
+    await dev.wait_until_ready()
     assert [step["status"] for step in (await reaches(http, done, "completed"))["steps"]] == ["done"] * 4
-    # Temporal kept both workflows: one has completed, the other goes on and can be cancelled.
+    # Temporal kept both workflows: one has completed, the other continues and can be cancelled.
     assert (await http.get(f"/orders/{done}/status")).json()["status"] == "completed"
     assert (await http.post(f"/orders/{waiting}/cancel", json={})).status_code == 202
     await reaches(http, waiting, "cancelled")
@@ -101,7 +101,7 @@ async def test_stop_during_start_leaves_no_process(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
 async def test_kill_ends_all_its_processes(tmp_path: Path) -> None:
     dev = await Dev(tmp_path).start()
-    await dev.reads("starting")
+    await dev.wait_for_output("starting")
 
     async def processes() -> int:
         return len(dev.processes())
@@ -116,23 +116,23 @@ async def test_running_servers_are_used_and_left_running(dev: Dev, tmp_path: Pat
         tmp_path, TEMPORAL_ADDRESS=dev.temporal, MONGODB_URI=dev.mongodb, MONGODB_DATABASE="second", TASK_QUEUE="second"
     )
     await second.start()
-    await second.ready()
-    assert len(second.processes()) == 3, second.processes()  # itself, worker and API
+    await second.wait_until_ready()
+    assert len(second.processes()) == 3, second.processes()  # `make dev` itself, worker and API
     assert re.search(r"Temporal UI +\(external\)$", second.printed, re.MULTILINE)
     async with httpx.AsyncClient(base_url=second.api_url) as http:
         await reaches(http, await place(http), "completed")
 
     assert await second.stop(signal.SIGINT) == 0
     assert second.processes() == {}
-    assert len(dev.processes()) == 5  # the servers were not its own to stop
+    assert len(dev.processes()) == 5  # external servers keep running
 
 
 async def test_dead_server_ends_the_stack(dev: Dev, tmp_path: Path) -> None:
     second = Dev(tmp_path, TEMPORAL_ADDRESS=dev.temporal, TASK_QUEUE="second")
     await second.start()
-    await second.ready()
+    await second.wait_until_ready()
     os.kill(second.pid_of("bin/mongod"), signal.SIGKILL)
-    code, lines = await second.ends()
+    code, lines = await second.wait_for_exit()
     message = f"error: mongod was killed by SIGKILL (log: {tmp_path}/logs/mongod.log)"
     assert (code, lines) == (1, ["stopping ...", message])
     assert second.processes() == {}
@@ -147,7 +147,7 @@ async def test_taken_port_is_named_before_anything_starts(variable: str, tmp_pat
     port = int(dev.environment[variable])
     with socket.create_server(("127.0.0.1", port)):
         await dev.start()
-        code, (message,) = await dev.ends()
+        code, (message,) = await dev.wait_for_exit()
     assert code == 1
     assert message == (f"error: port {port} is in use: stop the program that uses it, or set {variable}={port + 1}")
     assert not dev.dev_dir.exists()  # nothing was started
@@ -157,7 +157,7 @@ async def test_start_with_same_port_twice_is_refused(tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
     dev.environment["MONGODB_PORT"] = port = dev.environment["API_PORT"]
     await dev.start()
-    assert await dev.ends() == (1, [f"error: API_PORT and MONGODB_PORT are both {port}: change one of them"])
+    assert await dev.wait_for_exit() == (1, [f"error: API_PORT and MONGODB_PORT are both {port}: change one of them"])
 
 
 BROKEN_MONGOD = """#!/bin/sh
@@ -173,7 +173,7 @@ async def test_missing_library_of_mongod_is_named(tmp_path: Path) -> None:
     (programs / "mongod").chmod(0o755)
     dev = await Dev(tmp_path / "dev", PATH=f"{programs}{os.pathsep}{os.environ['PATH']}").start()
     message = "error: mongod cannot start, libcurl.so.4 is missing: on Debian, apt-get install libcurl4"
-    assert await dev.ends() == (1, [message])
+    assert await dev.wait_for_exit() == (1, [message])
     assert dev.processes() == {}
 
 
@@ -182,7 +182,7 @@ async def test_unreadable_data_of_mongod_is_named(tmp_path: Path) -> None:
     for name in ("WiredTiger", "storage.bson"):
         (tmp_path / "mongodb" / name).write_text("no data of mongod's")
     dev = await Dev(tmp_path).start()
-    code, (message,) = await dev.ends()
+    code, (message,) = await dev.wait_for_exit()
     assert (code, dev.processes()) == (1, {})
     assert re.match(r"error: mongod exited with code \d+: Unable to read the storage engine metadata", message)
     assert message.endswith(f"(log: {tmp_path}/logs/mongod.log)")
@@ -192,14 +192,14 @@ async def test_unusable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "mongodb").write_text("a file where the folder should be")
     dev = await Dev(tmp_path).start()
     message = f"error: cannot use {tmp_path}/mongodb: File exists. Set DEV_DIR to another folder"
-    assert await dev.ends() == (1, [message])
+    assert await dev.wait_for_exit() == (1, [message])
     assert dev.processes() == {}
 
 
 async def test_invalid_setting_is_named(dev: Dev, tmp_path: Path) -> None:
     second = Dev(tmp_path, APPROVAL_TIMEOUT="soon", TEMPORAL_ADDRESS=dev.temporal, MONGODB_URI=dev.mongodb)
     await second.start()
-    code, (message,) = await second.ends()
+    code, (message,) = await second.wait_for_exit()
     assert (code, second.processes()) == (1, {})
     assert re.match(r"error: (worker|api) exited with code 1: wrong setting: APPROVAL_TIMEOUT: ", message)
 
@@ -218,7 +218,7 @@ async def test_guided_tour_ends_every_order_as_expected(dev: Dev) -> None:
     assert printed.endswith("7 of 7 orders ended as expected\n")
 
 
-# --- what pages and checks name
+# --- names in docs and CI
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -238,7 +238,7 @@ def test_every_file_and_target_named_in_docs_exists(page: Path) -> None:
 
 
 def test_readme_layout_names_existing_files() -> None:
-    """Left a folder or file; the files named beside it are in that folder."""
+    """Each row names a folder or file, and may name files in that folder."""
     rows = dict(re.findall(r"^\| `([\w/.]+)` \| (.*) \|$", README, re.MULTILINE))
     assert {name.rstrip("/") for name in rows} >= {"worker.py", "app/workflows", "app/api", "dev", "tests"}
     for name, what in rows.items():

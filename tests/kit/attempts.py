@@ -1,4 +1,4 @@
-"""Attempts of activities, as a worker makes them."""
+"""Run activities as a worker does, with an attempt number and its times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 SCHEDULED = datetime(2026, 1, 1, tzinfo=UTC)
-STARTED = SCHEDULED + timedelta(seconds=1)  # the first attempt; each later one a second after the one before
+STARTED = SCHEDULED + timedelta(seconds=1)  # of the first attempt; each retry starts a second later
 
 
 async def attempt(activity: Callable[[Input], Awaitable[Output]], argument: Input, number: int = 1) -> Output:
@@ -29,7 +29,7 @@ async def attempt(activity: Callable[[Input], Awaitable[Output]], argument: Inpu
 
 
 async def outcome(activity: Callable[[OrderRef], Awaitable[None]], order_id: str, number: int = 1) -> str:
-    """`done`, or the code of a failure that is not retried, or `retried`."""
+    """Run one attempt. Returns `done`, the code of a non-retryable failure, or `retried`."""
     try:
         await attempt(activity, OrderRef(order_id=order_id), number)
     except ApplicationError as error:

@@ -1,8 +1,8 @@
-"""Faults on cue: in MongoDB (fail points), in a gateway, at an activity's report.
+"""Injected faults: in MongoDB (fail points), in gateways, and in the report of an activity to Temporal.
 
-A fault is injected where it would happen: a gateway's call takes effect in the sandbox's books or does not, and then
-answers, answers late, or never. An activity that calls no gateway has its fault at its report to Temporal. Neither the
-workflow nor the activities know of it.
+A fault in a gateway call strikes before or after the call takes effect in the sandbox's records. The reply is then
+lost, late, or an error. For an activity without a gateway, the fault strikes when it reports to Temporal. Workflow and
+activities run unchanged.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from app.mongo import Document, Mongo
 from app.workflows.steps import STEPS, activity_name
 from tests.kit.shop import Shop, build_shop_worker, sandbox_gateways
 
-# How a command fails. `errorCode` and `closeConnection` come before any effect; an error of the write concern comes
-# after it: the command was carried out, but the caller cannot know.
+# How a command fails. `errorCode` and `closeConnection` strike before any effect. A write concern error strikes after
+# the effect, and the caller cannot tell.
 AFTER_THE_EFFECT = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
-BEFORE_THE_EFFECT = {"errorCode": 8000}  # one that the driver does not retry by itself
+BEFORE_THE_EFFECT = {"errorCode": 8000}  # the driver does not retry this code
 STEP_ACTIVITIES = {activity_name(each) for step in STEPS for each in (step.activity, step.compensation) if each}
 UNCOUNTED = ["sandbox", "system.profile", "$cmd"]
 
 
 @asynccontextmanager
 async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: Any) -> AsyncIterator[None]:
-    """Let commands of this test's client fail, and of no other.
+    """Make commands of this test's client fail, and of no other client.
 
-    `mode`: `{"times": 2}` the first two, `{"skip": 2}` all but the first two.
+    `mode` is `{"times": 2}` for the first two commands, or `{"skip": 2}` for all but the first two.
 
-    Fails itself when no command came: a fault that never happened proves nothing.
+    Raises AssertionError if no command was called, because the test then proves nothing.
     """
     point = {"configureFailPoint": "failCommand"}
     data = {"failCommands": list(commands), "appName": mongo.database.name, **how}
@@ -51,7 +51,7 @@ async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: A
 
 @asynccontextmanager
 async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
-    """What mongod's profiler saw of this test's database, without the sandbox's books."""
+    """The commands that mongod's profiler recorded for this test's database, without those of the sandbox."""
     await mongo.database.command("profile", 2)
     commands: list[Document] = []
     try:
@@ -64,7 +64,7 @@ async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
 
 
 class Gate:
-    """Holds a caller until it is opened."""
+    """Blocks its caller until it is opened."""
 
     def __init__(self) -> None:
         self._reached = asyncio.Event()
@@ -82,7 +82,7 @@ class Gate:
 
 
 class FaultyServices:
-    """Payment service and carrier in front of others; the next call can be held, lost or answered with an error."""
+    """Wraps a payment service and a carrier. A test can block calls, lose replies, or raise errors."""
 
     def __init__(self, payments: PaymentGateway, carrier: Carrier) -> None:
         self._payments = payments
@@ -145,7 +145,7 @@ class FaultyServices:
 
 
 class PlainService:
-    """A payment service and carrier that acts once per key, but refuses nothing after its refund."""
+    """A payment service and carrier with idempotency keys, but without fencing: accepts a charge after its refund."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
@@ -178,13 +178,13 @@ Call = Callable[[], Awaitable[T]]
 
 
 class Fault(Protocol):
-    """Stands between an activity and what it calls."""
+    """Wraps a call of an activity, and can delay it or make it fail."""
 
     async def __call__(self, call: Call[T]) -> T: ...
 
 
 class Fails:
-    """The first calls fail without effect; all of them, if `times` is not given."""
+    """Makes the first `times` calls fail without effect, by default all."""
 
     def __init__(self, times: float = float("inf")) -> None:
         self.times = times
@@ -198,7 +198,7 @@ class Fails:
 
 
 class Pause:
-    """The first call waits for `go_on`, before its effect or, if `done`, after it."""
+    """Blocks the first call until `go_on` is set: before its effect, or after it with `done=True`."""
 
     def __init__(self, *, done: bool = False) -> None:
         self._done = done
@@ -224,7 +224,7 @@ class Pause:
 
 
 class FaultyGateways(Interceptor):
-    """The sandbox gateways for one worker; `faults` by the name of the activity that calls them."""
+    """The sandbox gateways with faults, by the name of the activity that calls them."""
 
     def __init__(self, shop: Shop, **faults: Fault) -> None:
         self.shop = shop
@@ -234,16 +234,16 @@ class FaultyGateways(Interceptor):
         self.gateways = Gateways(**faulty)
 
     def worker(self, **changes: Any) -> Worker:
-        """The worker of `worker.py` with these gateways; `changes` are options of `temporalio.worker.Worker`."""
+        """The worker of `worker.py` with these gateways. `changes` are options of `temporalio.worker.Worker`."""
         options = {"interceptors": [self], "graceful_shutdown_timeout": timedelta(), **changes}
         return build_shop_worker(self.shop, self.gateways, **options)
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
-        return _AtTheReport(next, self.faults)
+        return _FaultAtReport(next, self.faults)
 
 
 class _Faulty:
-    """A gateway whose every method meets the fault of the activity that calls it."""
+    """A gateway that applies the fault of the calling activity to each method."""
 
     def __init__(self, gateway: object, faults: dict[str, Fault]) -> None:
         self._gateway = gateway
@@ -259,7 +259,7 @@ class _Faulty:
         return call
 
 
-class _AtTheReport(ActivityInboundInterceptor):
+class _FaultAtReport(ActivityInboundInterceptor):
     def __init__(self, next: ActivityInboundInterceptor, faults: dict[str, Fault]) -> None:  # noqa: A002
         super().__init__(next)
         self._faults = faults
@@ -272,5 +272,5 @@ class _AtTheReport(ActivityInboundInterceptor):
 
 
 def _calls_gateway(name: str, method: Callable[..., Any]) -> bool:
-    """Whether an activity is of a step, and of a class with a gateway: then its fault is at the gateway."""
+    """Return True for an activity of a step whose class has a gateway: its fault strikes at the gateway."""
     return name in STEP_ACTIVITIES and any(isinstance(each, _Faulty) for each in vars(method.__self__).values())  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The API over real HTTP, in this process, and requests to it."""
+"""Serve the API over real HTTP in this process, and send requests to it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def build_app(settings: Settings, temporal_address: str) -> FastAPI:
 
 
 @contextmanager
-def patience() -> Iterator[None]:
-    """Let the API wait longer for servers that are there, but slow, on a busy machine."""
+def long_deadlines() -> Iterator[None]:
+    """Extend the API's deadlines, so that a slow server on a busy machine does not cause a 503."""
     with patch.object(orders, "START_TIMEOUT", 5.0), patch.object(route, "DEADLINE", 9.0):
         yield
 
@@ -59,7 +59,7 @@ async def serve(settings: Settings, temporal_address: str, *, patient: bool = Tr
         assert not running.done(), "the API did not start"
         await asyncio.sleep(0.01)
     try:
-        with patience() if patient else nullcontext():
+        with long_deadlines() if patient else nullcontext():
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, verify=NO_TLS) as http:
                 yield http
     finally:
@@ -72,7 +72,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
-    """Send bytes that no HTTP client would send; the status and the body of the answer."""
+    """Send raw bytes, such as a request that an HTTP client refuses to send. Returns status and body."""
     reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
     try:
         writer.write(request)

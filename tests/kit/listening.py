@@ -1,4 +1,4 @@
-"""A listener to server-sent events on a bare socket: cheap enough to have 500 of them in one process."""
+"""A client for server-sent events on a plain socket, cheap enough to run 500 of them in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 
 
 @dataclass(frozen=True)
-class Heard:
+class Event:
     name: str
     id: str
     data: dict[str, Any]
@@ -27,8 +27,8 @@ class Listener:
         self.comments = 0
 
     @classmethod
-    async def to(cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, slow: bool = False) -> Self:
-        """Begin to listen. A `slow` one takes in next to nothing until it is asked for events."""
+    async def connect(cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, slow: bool = False) -> Self:
+        """Connect to a stream. A `slow` listener has a tiny buffer and reads only when `next` is called."""
         sock = socket.socket()
         sock.setblocking(False)
         if slow:
@@ -44,24 +44,24 @@ class Listener:
         listener.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in others)}
         return listener
 
-    async def next(self, *, within: float = 20) -> Heard | None:
-        """The next event; None when the stream has ended. Lines with the sizes of chunks are passed over."""
+    async def next(self, *, within: float = 20) -> Event | None:
+        """The next event, or None at the end of the stream. Skips the lines with chunk sizes."""
         fields: dict[str, str] = {}
         async with asyncio.timeout(within):
             while line := await self._line():
                 if line.startswith(b":"):
                     self.comments += 1
                 elif line == b"\n" and fields:
-                    return Heard(fields["event"], fields.get("id", ""), json.loads(fields["data"]))
+                    return Event(fields["event"], fields.get("id", ""), json.loads(fields["data"]))
                 elif b": " in line:
                     name, _, value = line.decode().rstrip("\n").partition(": ")
                     fields[name] = value
-        self.vanish()
+        self.disconnect()
         return None
 
     async def _line(self) -> bytes:
         line = b""
-        while not line.endswith(b"\n"):  # by pieces, as one line may be larger than the buffer
+        while not line.endswith(b"\n"):  # in pieces, because a line may be larger than the buffer
             piece = await self._reader.read(1)
             if not piece:
                 return b""
@@ -74,13 +74,13 @@ class Listener:
                 return b""
         return b"" if line == b"0\r\n" else line
 
-    async def until(self, order_id: str, status: str) -> Heard:
-        """The event that tells that an order has come that far."""
-        while (heard := await self.next()) is not None:
-            if heard.data.get("order_id") == order_id and heard.data["status"] == status:
-                return heard
+    async def wait_for(self, order_id: str, status: str) -> Event:
+        """Wait for the event that reports this status of an order."""
+        while (event := await self.next()) is not None:
+            if event.data.get("order_id") == order_id and event.data["status"] == status:
+                return event
         raise AssertionError("the stream ended")
 
-    def vanish(self) -> None:
-        """Leave without a word."""
+    def disconnect(self) -> None:
+        """Close the connection without a goodbye, as a client that lost its network."""
         self._writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Orders as requests and as documents."""
+"""Valid orders, as request bodies and as MongoDB documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from app.domain import Order
 from app.mongo import Document
 
-# Personal values that no history and no log may ever show (G11).
+# Personal values that must not appear in a history or a log (G11).
 EMAIL = "ada.lovelace@example.org"
 NAME = "Ada Lovelace"
 STREET = "12 St James's Square"
@@ -30,7 +30,7 @@ def order_body(**changes: Any) -> dict[str, Any]:
 
 
 def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, **changes: Any) -> Document:
-    """A valid order as it stands in MongoDB; `lines` are quantities by SKU, `price` is the unit price."""
+    """A valid order document. `lines` maps SKUs to quantities; `price` is the unit price of each."""
     lines = lines or {"MUG": 2}
     now = datetime.now(UTC)
     money = {"amount": price, "currency": "EUR"}
@@ -52,5 +52,5 @@ def order_document(lines: dict[str, int] | None = None, *, price: int = 1_000, *
 
 
 def steps_of(order: Order) -> dict[str, str]:
-    """The timeline in short: status by step."""
+    """The status of each step of an order."""
     return {step.step.value: step.status.value for step in order.steps}

@@ -1,6 +1,6 @@
-"""The part of a worker process that reserves: `python -m tests.kit.reserver URI DATABASE ORDER_ID...`
+"""Reserve stock like a worker process: `python -m tests.kit.reserver URI DATABASE ORDER_ID...`
 
-Reserves for all orders at once, releases every third again, and prints the outcome of each.
+Reserves for all orders concurrently, releases every third one, and prints the outcome of each.
 """
 
 import asyncio

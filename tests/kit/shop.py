@@ -1,4 +1,4 @@
-"""The shop of one test: its orders, stock and books, its gateways and worker."""
+"""The shop of one test: its database, task queue, gateways and worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Shop:
-    """One test's database and task queue, and what a test does with them."""
+    """Places orders and reads their state in one test's database and task queue."""
 
     def __init__(self, mongo: Mongo, settings: Settings, client: Client) -> None:
         self.mongo = mongo
@@ -41,38 +41,38 @@ class Shop:
         self.workflows = OrderWorkflows(client, settings)
 
     def with_client(self, client: Client) -> Shop:
-        """The same shop, whose sagas are started by another client (one that skips time)."""
+        """The same shop with another client to start workflows, such as one that skips time."""
         return Shop(self.mongo, self.settings, client)
 
     async def stock(self, sku: str = "MUG", available: int = 100, price: int = 1_000) -> None:
-        article = {"name": sku, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
-        await self.mongo.inventory.update_one({"_id": sku}, {"$set": article}, upsert=True)
+        product = {"name": sku, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
+        await self.mongo.inventory.update_one({"_id": sku}, {"$set": product}, upsert=True)
 
     async def available(self, sku: str = "MUG") -> int:
-        article = await self.mongo.inventory.find_one({"_id": sku})
-        assert article is not None
-        available: int = article["available"]
+        product = await self.mongo.inventory.find_one({"_id": sku})
+        assert product is not None
+        available: int = product["available"]
         return available
 
     async def held(self, sku: str = "MUG") -> int:
-        """The quantity that reservations hold."""
+        """The quantity held by reservations."""
         found = self.mongo.orders.find({"steps.reserve_inventory.status": "done"})
         records = [document["steps"]["reserve_inventory"] async for document in found]
         return sum(line["quantity"] for record in records for line in record["quantities"] if line["sku"] == sku)
 
     async def net_money(self, order_id: str) -> int:
-        """Captured less refunded, in minor units, as the payment service's own books say."""
+        """Captured minus refunded, in minor units, from the records of the sandbox payment service."""
         entry = await self.mongo.sandbox.find_one({"_id": f"payment:{order_id}"}) or {}
         return int(entry.get("captured", 0)) - int(entry.get("refunded", 0))
 
     async def place(self, lines: dict[str, int] | None = None, **changes: Any) -> Order:
-        """Put an order into MongoDB, as the API does, without starting it."""
+        """Insert an order into MongoDB, as the API does, without starting its workflow."""
         document = order_document(lines, **changes)
         await self.mongo.orders.insert_one(document)
         return Order.from_document(document)
 
     async def start(self, lines: dict[str, int] | None = None, **changes: Any) -> WorkflowHandle[Any, OrderResult]:
-        """Place an order and start its saga."""
+        """Place an order and start its workflow."""
         order = await self.place(lines, **changes)
         await self.workflows.start(order)
         return self.handle(order.order_id)
@@ -85,20 +85,20 @@ class Shop:
         return await self.orders.get(order_id)
 
     async def reaches(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
-        """Wait until the order document has one of these statuses."""
+        """Wait until the order has one of these statuses in MongoDB."""
         return await eventually(lambda: self.order(handle_or_id), lambda order: order.status in statuses)
 
 
 def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:
-    """The sandbox gateways, or others in their place: `payments`, `carrier`, `mailer`."""
+    """The sandbox gateways. `payments`, `carrier` and `mailer` replace single ones."""
     opening = sandbox(mongo)
-    bundle = _at_once(opening.__aenter__())
-    _at_once(opening.__aexit__(None, None, None))  # there is nothing to close
+    bundle = _run_sync(opening.__aenter__())
+    _run_sync(opening.__aexit__(None, None, None))  # the sandboxes hold nothing open
     return replace(bundle, **others)
 
 
-def _at_once(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
+def _run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits. Returns its result."""
     try:
         work.send(None)
     except StopIteration as ended:
@@ -108,14 +108,14 @@ def _at_once(work: Coroutine[Any, Any, T]) -> T:
 
 
 def dependencies(mongo: Mongo, **gateways: Any) -> Dependencies:
-    """What activities are built from."""
+    """The dependencies that activities are built with."""
     return Dependencies(mongo, OrderRepository(mongo), ProductRepository(mongo), sandbox_gateways(mongo, **gateways))
 
 
 def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: Any) -> Worker:
-    """The worker of `worker.py`, on the shop's task queue. `options` are those of `temporalio.worker.Worker`.
+    """The worker of `worker.py` on the shop's task queue. `options` are those of `temporalio.worker.Worker`.
 
-    It polls less often at once than the real one: most tests have few orders, and each poll has to be ended again.
+    It has fewer pollers than the real one: most tests have few orders, and each poller slows down the shutdown.
     """
     pollers: dict[str, Any] = {
         "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
@@ -126,8 +126,8 @@ def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: A
 
 
 @asynccontextmanager
-async def relaying(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
-    """A relay, as worker.py runs one; it may not end by itself."""
+async def running_relay(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a relay, as worker.py does. Fails if the relay ends by itself."""
     running = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, shop.workflows).run())
     try:
         yield running

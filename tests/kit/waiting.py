@@ -1,4 +1,4 @@
-"""Waiting for a condition."""
+"""Wait for a condition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15) -> T:
-    """Look until what is seen is as wanted; fail with what was seen last."""
+    """Call `look` until `until` accepts its result, and return that. On a timeout, fail with the last result."""
     seen: T
     try:
         async with asyncio.timeout(within):

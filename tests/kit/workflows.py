@@ -1,4 +1,4 @@
-"""Order workflows from outside: their workers, resets and pending activities."""
+"""Control order workflows from outside: workers, resets and pending activities."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RELEASE, REFUND, UNSHIP = "ReleaseInventory", "RefundPayment", "CancelShipment"
 
 
 class RestartableWorker:
-    """The worker of some gateways, which can be lost and replaced."""
+    """A worker that can be stopped and replaced."""
 
     def __init__(self, gateways: FaultyGateways) -> None:
         self._gateways = gateways
@@ -39,7 +39,7 @@ class RestartableWorker:
         self._running.append((worker, asyncio.create_task(worker.run())))
 
     async def stop(self) -> None:
-        """Stop the worker that was started last; what it is at is cut off."""
+        """Stop the worker that was started last. Its running activities are cut off."""
         worker, running = self._running.pop()
         await worker.shutdown()
         await running
@@ -52,14 +52,14 @@ class RestartableWorker:
             await self.stop()
 
 
-async def at_the_end_of(
+async def act_as_step_ends(
     step: str,
     gateways: FaultyGateways,
     worker: RestartableWorker,
     start: Start,
     then: Callable[[Handle], Awaitable[None]],
 ) -> Handle:
-    """Start an order, and do something so that its workflow learns of it together with the end of a step."""
+    """Start an order and call `then`, so that one workflow task delivers both its effect and the end of a step."""
     pause = Pause(done=True)
     gateways.faults[step] = pause
     worker.start(workflows=[])
@@ -75,14 +75,14 @@ async def at_the_end_of(
 
 
 async def reset_points(handle: Handle) -> list[int]:
-    """The events to which the workflow can be reset: each end of a workflow task."""
+    """The ids of the events to which the workflow can be reset: each completed workflow task."""
     history = await handle.fetch_history()
     ended = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
     return [event.event_id for event in history.events if event.event_type == ended]
 
 
 async def reset(handle: Handle, event_id: int) -> None:
-    """As `temporal workflow reset`: signals that came later are applied again."""
+    """Reset the workflow as `temporal workflow reset` does: later signals are applied again."""
     request = ResetWorkflowExecutionRequest(
         namespace="default",
         workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=handle.run_id or ""),
@@ -98,8 +98,8 @@ async def pending(handle: Handle) -> list[PendingActivityInfo]:
     return list(description.raw_description.pending_activities)
 
 
-async def waits_to_retry(handle: Handle) -> None:
-    """Wait until an attempt has failed and the next one is waited for."""
+async def wait_for_retry_delay(handle: Handle) -> None:
+    """Wait until an attempt has failed and the next one is scheduled."""
 
     def between(activities: list[PendingActivityInfo]) -> bool:
         return any(
@@ -113,7 +113,7 @@ async def waits_to_retry(handle: Handle) -> None:
 async def reconfigure(
     handle: Handle, name: str, *, attempt: timedelta | None = None, pause: timedelta | None = None
 ) -> None:
-    """Change the timeout of a pending activity's attempts, or the pauses between them, as an operator can."""
+    """Change the start-to-close timeout or the retry delay of a pending activity, as an operator can."""
     options, paths = ActivityOptions(), []
     if attempt is not None:
         options.start_to_close_timeout.FromTimedelta(attempt)
@@ -134,7 +134,7 @@ async def reconfigure(
 
 
 async def activities_of(handle: Handle) -> list[str]:
-    """The names of the steps and compensations that the workflow scheduled, in that order."""
+    """The activities of steps and compensations that the workflow scheduled, in order."""
     history = await handle.fetch_history()
     names = [
         event.activity_task_scheduled_event_attributes.activity_type.name

@@ -1,4 +1,4 @@
-"""A change that breaks workflows under way: two steps have changed places."""
+"""A change that breaks workflows in progress: two steps are swapped."""
 
 from __future__ import annotations
 

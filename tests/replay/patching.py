@@ -1,11 +1,11 @@
-"""How to change a workflow while workflows run: one change, in four states of the same code.
+"""How to change a workflow while workflows are running: one change, in four states of the same code.
 
 The change: a reminder goes out by e-mail instead of by letter. Each state is a release:
 
     Before -> Patched -> Deprecated -> Removed
 
 A release must replay the history of every open workflow, so each state waits until the histories that it cannot
-replay are closed (and nobody wants to query or reset them). tests/replay/test_patching.py runs all combinations.
+replay are closed (and need no more queries or resets). tests/replay/test_patching.py runs all combinations.
 
 The same table decides a rollback: back from Removed to Deprecated or from Deprecated to Patched, never two states,
 and not from Patched to Before once a workflow took the new branch.
@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 
-PATCH = "e-mail-instead-of-letter"  # names this change for good: never use it for another one
+PATCH = "e-mail-instead-of-letter"  # identifies this change forever: never reuse it for another
 TIMEOUT = timedelta(seconds=10)
 
 

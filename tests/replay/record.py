@@ -1,10 +1,10 @@
-"""Record a history of every path the saga can take, for the replay tests.
+"""Record a history of every path of the saga, for the replay tests.
 
     make replay
 
-Runs against a plain dev server: that of the other tests skips time, and says so in its histories. Do not record over
-histories that a change of the workflow broke: your orders under way have the same. `tests/replay/patching.py` shows how
-to change a workflow then; keep the old histories in a folder of their own.
+Uses a plain dev server, because the server of the other tests skips time, which would show in the histories. Do not
+overwrite a history that fails to replay after a change: your orders in progress have the same history. Keep it in a
+folder of its own, and change the workflow as `tests/replay/patching.py` shows.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from tests.kit.workflows import (
     SHIP,
     Handle,
     RestartableWorker,
-    at_the_end_of,
+    act_as_step_ends,
     pending,
     reconfigure,
     reset,
     reset_points,
-    waits_to_retry,
+    wait_for_retry_delay,
 )
 
 HISTORIES = Path(__file__).parent / "histories"
-MACHINE = {"identity", "stackTrace", "workerVersion", "workerInstanceKey", "workerControlTaskQueue"}
-LARGE = 50_000  # an order of this total waits for an approval
+MACHINE_DETAILS = {"identity", "stackTrace", "workerVersion", "workerInstanceKey", "workerControlTaskQueue"}
+LARGE = 50_000  # an order with this total needs approval
 
 Path_ = Callable[[Shop], Awaitable[Handle]]
 PATHS: dict[str, Path_] = {}
@@ -130,7 +130,7 @@ async def cancelled_by_temporal_while_shipping(shop: Shop) -> Handle:
 async def cancelled_between_retries(shop: Shop) -> Handle:
     async with FaultyGateways(shop, CreateShipment=Fails()).worker():
         handle = await shop.start()
-        await waits_to_retry(handle)
+        await wait_for_retry_delay(handle)
         await handle.signal(OrderWorkflow.cancel)
         return await ended(handle)
 
@@ -155,7 +155,7 @@ async def cancelled_twice(shop: Shop) -> Handle:
     pause = Pause()
     async with FaultyGateways(shop, CreateShipment=Fails(), RefundPayment=pause).worker():
         handle = await shop.start()
-        await waits_to_retry(handle)
+        await wait_for_retry_delay(handle)
         await handle.signal(OrderWorkflow.cancel)
         await pause.reached.wait()
         await handle.cancel()
@@ -234,7 +234,7 @@ async def address_changed(shop: Shop) -> Handle:
 async def reset_while_shipping(shop: Shop) -> Handle:
     async with FaultyGateways(shop, CreateShipment=(fails := Fails())).worker():
         handle = await shop.start()
-        await waits_to_retry(handle)
+        await wait_for_retry_delay(handle)
         await reset(handle, (await reset_points(handle))[1])
         fails.times = 0
         return await ended(handle)
@@ -242,7 +242,7 @@ async def reset_while_shipping(shop: Shop) -> Handle:
 
 @path
 async def recovered(shop: Shop) -> Handle:
-    """The refund fails until the order needs attention, and works later."""
+    """The refund fails until the order needs attention, and then succeeds."""
     refund = Fails()
     async with FaultyGateways(shop, RefundPayment=refund).worker():
         handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
@@ -256,11 +256,11 @@ async def recovered(shop: Shop) -> Handle:
 async def _as_it_completes(shop: Shop, step: str, cancel: Callable[[Handle], Awaitable[None]]) -> Handle:
     gateways = FaultyGateways(shop)
     async with RestartableWorker(gateways) as restartable:
-        return await ended(await at_the_end_of(step, gateways, restartable, shop.start, cancel))
+        return await ended(await act_as_step_ends(step, gateways, restartable, shop.start, cancel))
 
 
 async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = False) -> Handle:
-    """Wait for the end; a paused call goes on afterwards, or `at_once`."""
+    """Wait until the workflow closes. Resume a paused call afterwards, or first if `at_once`."""
     if pause and at_once:
         pause.go_on.set()
     with suppress(WorkflowFailureError):  # cancelled by Temporal
@@ -295,20 +295,20 @@ async def _history(client: Client, mongodb_uri: str, name: str) -> str:
         handle = await PATHS[name](shop)
     history = await handle.fetch_history()
     mongo.close()
-    return json.dumps(_without_machine(history.to_json_dict()), indent=1)
+    return json.dumps(_without_machine_details(history.to_json_dict()), indent=1)
 
 
-def _without_machine(part: Any) -> Any:
-    """Leave out what tells of the machine that it was recorded on, and does not matter to a replay."""
+def _without_machine_details(part: Any) -> Any:
+    """Remove details of the recording machine, which a replay does not use."""
     if isinstance(part, dict):
-        if "normalName" in part:  # a worker's own queue, named for its host
+        if "normalName" in part:  # a sticky task queue, which is named after the host
             part = {**part, "name": part["normalName"]}
-        return {key: _without_machine(value) for key, value in part.items() if key not in MACHINE}
+        return {key: _without_machine_details(value) for key, value in part.items() if key not in MACHINE_DETAILS}
     if isinstance(part, list):
-        return [_without_machine(item) for item in part]
+        return [_without_machine_details(item) for item in part]
     return part
 
 
 if __name__ == "__main__":
-    logging.disable()  # the attempts that fail are meant to
+    logging.disable()  # some attempts fail on purpose
     asyncio.run(record(HISTORIES, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Which state of a patched workflow replays the histories of which other: tests/replay/patching.py, run."""
+"""Check which state of the workflow in tests/replay/patching.py can replay the histories of which other state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 async def histories(client: Client) -> Histories:
-    """A history of each state, recorded on the real server."""
+    """One history of each state, recorded on the real server."""
     return {state: await record(client, state) for state in STATES}
 
 

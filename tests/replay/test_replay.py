@@ -1,6 +1,6 @@
 """A new version of the code replays open orders (G10), and no history holds personal data (G11).
 
-The same is checked of each order that any other test runs, when the tests' Temporal server stops: see `conftest.py`.
+`conftest.py` makes the same checks for the orders of all other tests, when their Temporal server stops.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 
-from tests.replay.histories import PERSONAL, personal_in, replayer, shape_of
+from tests.replay.histories import PERSONAL, personal_data_in, replayer, shape_of
 from tests.replay.incompatible import OrderWorkflow as Incompatible
 from tests.replay.record import HISTORIES, PATHS
 
@@ -35,7 +35,7 @@ async def test_recorded_history_replays(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(HISTORIES))[:-5])
 def test_recorded_history_holds_no_personal_data(path: Path) -> None:
-    assert personal_in(recorded(path)) == []
+    assert personal_data_in(recorded(path)) == []
 
 
 async def test_incompatible_workflow_code_fails_to_replay() -> None:
@@ -49,7 +49,7 @@ def test_personal_value_in_a_payload_is_found(value: str) -> None:
     history = recorded(HISTORIES / "completed.json")
     started = history.events[0].workflow_execution_started_event_attributes
     started.input.payloads[0].data = json.dumps({"note": f"for {value}"}).encode()
-    assert personal_in(history) == [value]
+    assert personal_data_in(history) == [value]
 
 
 def test_history_shape_depends_on_path_and_not_on_order() -> None:

@@ -1,4 +1,4 @@
-"""docs/debugging.md: `python -m dev.replay` on a copy of the program, whose workflow is edited as the page says."""
+"""`python -m dev.replay` as docs/debugging.md describes it, on a copy of the program with an edited workflow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP_BEGINS = "        self._progress.step = step.name\n"
 
 @pytest.fixture
 def replay(tmp_path: Path) -> Replay:
-    """Replay a history with an edited `order.py`: exit code and output."""
+    """Replay a history with an edited `order.py`. Returns exit code and output."""
     for each in ("app", "dev"):
         shutil.copytree(ROOT / each, tmp_path / each, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "worker.py", tmp_path)

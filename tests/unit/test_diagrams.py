@@ -17,7 +17,7 @@ Transition = tuple[str, str]
 
 
 def drawn(diagram: str) -> dict[Transition, str]:
-    """The labels of a diagram's arrows, by where they come from and lead to; `[*]` is the beginning, or the end."""
+    """The label of each arrow of a diagram, by its source and target. `[*]` is the start or the end."""
     arrows = re.findall(r"^ *(\S+) --> (\w+|\[\*\])(?:: (.*))?$", diagram, re.MULTILINE)
     assert len(arrows) == diagram.count("-->")
     labels = {(before, after): label for before, after, label in arrows}
@@ -26,7 +26,7 @@ def drawn(diagram: str) -> dict[Transition, str]:
 
 
 def skipping(statuses: list[OrderStatus]) -> set[Transition]:
-    """Transitions that leave out a status on the way forward."""
+    """Transitions that skip a status on the way forward."""
     return {(before, after) for after in statuses for before in statuses[: max(0, statuses.index(after) - 1)]}
 
 

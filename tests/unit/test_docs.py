@@ -1,4 +1,4 @@
-"""README.md and docs/ are true as far as text can be compared: named tests, links, the saga, settings and ports."""
+"""README.md and docs/ match the code: named tests, links, make targets, the saga and the settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ GUARANTEES = [f"G{number}" for number in range(1, 12)]
 
 
 def missing_in(paragraph: str) -> list[str]:
-    """The files below tests/, and the tests, that a paragraph names and that do not exist."""
+    """The test files and tests that a paragraph names, but that do not exist."""
     files = set(re.findall(r"\btests/[\w/]+\.py\b", paragraph))
     missing = [name for name in files if not (ROOT / name).is_file()]
-    there = "".join((ROOT / name).read_text() for name in files if name not in missing)
+    existing = "".join((ROOT / name).read_text() for name in files if name not in missing)
     names = set(re.findall(r"(?<![\w/])test_\w+(?!\w|\.py)", paragraph))
-    return missing + [name for name in names if not re.search(rf"^(async )?def {name}\(", there, re.MULTILINE)]
+    return missing + [name for name in names if not re.search(rf"^(async )?def {name}\(", existing, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,9 +38,9 @@ def test_every_link_points_to_an_existing_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_named_make_target_exists(page: Path) -> None:
-    there = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    existing = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE))
-    assert named - there == set()
+    assert named - existing == set()
 
 
 def test_saga_in_readme_matches_the_workflow() -> None:
@@ -48,7 +48,7 @@ def test_saga_in_readme_matches_the_workflow() -> None:
     lines = [line.split("  #")[0].strip() for line in shown.splitlines()]
     _, saga = (ROOT / "app/workflows/order.py").read_text().split("async def _saga(self)")
     code = iter(line.split("  #")[0].strip() for line in saga.splitlines())
-    # `in` goes on where the last one was found: the lines have to be in the same order.
+    # `in` consumes the iterator, so the lines must appear in the same order.
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
@@ -77,11 +77,11 @@ def test_documented_settings_match_the_code() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
 def test_every_guarantee_links_to_a_test(page: str) -> None:
-    told = dict(
+    guarantees = dict(
         re.findall(r"^(?:\*\*|\| )(G\d+)\b(.*?)(?=\n\n|\n\| |\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     )
-    assert list(told) == GUARANTEES
-    assert [guarantee for guarantee, text in told.items() if "tests/" not in text] == []
+    assert list(guarantees) == GUARANTEES
+    assert [guarantee for guarantee, text in guarantees.items() if "tests/" not in text] == []
 
 
 @pytest.mark.parametrize(

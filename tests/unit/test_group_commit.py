@@ -1,4 +1,4 @@
-"""The order in which requests are served, with a commit that ends on cue."""
+"""Group commit: how requests are batched, ordered and isolated, with a scripted commit function."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from tests.kit.waiting import eventually
 
 
 class Outage(Exception):
-    """Concerns the whole batch."""
+    """An error that affects the whole batch."""
 
 
-class Commits:
-    """Records its batches. Held while `running` is not set; fails on a poisoned request, or while `away`."""
+class ScriptedCommit:
+    """Records batches. Blocks until `running` is set. Fails on a poisoned request, or while `unavailable` is True."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.asked = 0
-        self.at_once = self.most_at_once = 0
+        self.submitted = 0
+        self.concurrent = self.max_concurrent = 0
         self.running = asyncio.Event()
-        self.away = False
+        self.unavailable = False
         self.group = GroupCommit(self.commit, affects_batch=lambda error: isinstance(error, Outage))
 
     async def commit(self, requests: Sequence[str]) -> list[str]:
         self.batches.append(list(requests))
-        self.at_once += 1
-        self.most_at_once = max(self.at_once, self.most_at_once)
+        self.concurrent += 1
+        self.max_concurrent = max(self.concurrent, self.max_concurrent)
         await self.running.wait()
-        self.at_once -= 1
-        if self.away:
+        self.concurrent -= 1
+        if self.unavailable:
             raise Outage
         if poison := [request for request in requests if request.startswith("poison")]:
             raise ValueError(poison[0])
@@ -43,95 +43,95 @@ class Commits:
 
     async def _submit(self, request: str) -> str:
         async with asyncio.timeout(10):
-            self.asked += 1
+            self.submitted += 1
             return await self.group.submit(request)
 
-    async def until(self, *, batches: int, asked: int) -> None:
+    async def wait_for_counts(self, *, batches: int, submitted: int) -> None:
         async def look() -> tuple[int, int]:
-            return len(self.batches), self.asked
+            return len(self.batches), self.submitted
 
-        await eventually(look, lambda seen: seen == (batches, asked))
+        await eventually(look, lambda seen: seen == (batches, submitted))
 
 
 @pytest.fixture
-async def commits() -> Commits:
-    return Commits()
+async def scripted() -> ScriptedCommit:
+    return ScriptedCommit()
 
 
-async def test_waiting_requests_join_the_next_batch(commits: Commits) -> None:
-    first = commits.submit("hot0")
-    await commits.until(batches=1, asked=1)
-    crowd = commits.submit(*(f"hot{number}" for number in range(1, 200)))
-    other = commits.submit("cold")
-    await commits.until(batches=1, asked=201)  # one commit at a time
-    commits.running.set()
+async def test_waiting_requests_join_the_next_batch(scripted: ScriptedCommit) -> None:
+    first = scripted.submit("hot0")
+    await scripted.wait_for_counts(batches=1, submitted=1)
+    crowd = scripted.submit(*(f"hot{number}" for number in range(1, 200)))
+    other = scripted.submit("cold")
+    await scripted.wait_for_counts(batches=1, submitted=201)  # one commit at a time
+    scripted.running.set()
     assert await asyncio.gather(*first, *crowd, *other) == [f"HOT{n}" for n in range(200)] + ["COLD"]
-    assert [len(batch) for batch in commits.batches] == [1, 200]
-    assert commits.batches[1][-1] == "cold"
-    assert commits.most_at_once == 1
+    assert [len(batch) for batch in scripted.batches] == [1, 200]
+    assert scripted.batches[1][-1] == "cold"
+    assert scripted.max_concurrent == 1
 
 
-async def test_lone_request_is_committed_at_once(commits: Commits) -> None:
-    commits.running.set()
+async def test_lone_request_is_committed_at_once(scripted: ScriptedCommit) -> None:
+    scripted.running.set()
     for request in ("a", "b"):
-        (answer,) = commits.submit(request)
+        (answer,) = scripted.submit(request)
         assert await answer == request.upper()
-    assert commits.batches == [["a"], ["b"]]
+    assert scripted.batches == [["a"], ["b"]]
 
 
-async def test_batches_are_bounded_and_ordered(commits: Commits) -> None:
-    commits.running.set()
+async def test_batches_are_bounded_and_ordered(scripted: ScriptedCommit) -> None:
+    scripted.running.set()
     requests = [f"r{number}" for number in range(2 * MAX_BATCH + 5)]
-    await asyncio.gather(*commits.submit(*requests))
-    assert [request for batch in commits.batches for request in batch] == requests
-    assert [len(batch) for batch in commits.batches] == [MAX_BATCH, MAX_BATCH, 5]
+    await asyncio.gather(*scripted.submit(*requests))
+    assert [request for batch in scripted.batches for request in batch] == requests
+    assert [len(batch) for batch in scripted.batches] == [MAX_BATCH, MAX_BATCH, 5]
 
 
-async def test_poisoned_request_fails_alone(commits: Commits) -> None:
-    commits.running.set()
+async def test_poisoned_request_fails_alone(scripted: ScriptedCommit) -> None:
+    scripted.running.set()
     requests = [*(f"r{number}" for number in range(63)), "poison"]
-    results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
+    results = await asyncio.gather(*scripted.submit(*requests), return_exceptions=True)
     assert isinstance(results.pop(), ValueError)
     assert results == [request.upper() for request in requests[:-1]]
-    assert len(commits.batches) == 1 + 2 * 6  # halved six times, not tried one by one
+    assert len(scripted.batches) == 1 + 2 * 6  # found by halving the batch six times
 
 
-async def test_poisoned_requests_fail_each_with_its_own_error(commits: Commits) -> None:
-    commits.running.set()
+async def test_poisoned_requests_fail_each_with_its_own_error(scripted: ScriptedCommit) -> None:
+    scripted.running.set()
     requests = ["poison0", "a", "b", "poison1", "poison2", "c"]
-    results = await asyncio.gather(*commits.submit(*requests), return_exceptions=True)
+    results = await asyncio.gather(*scripted.submit(*requests), return_exceptions=True)
     assert [str(result) for result in results] == ["poison0", "A", "B", "poison1", "poison2", "C"]
 
 
-async def test_outage_fails_the_whole_batch_at_once(commits: Commits) -> None:
-    """Retrying each request alone would take as many times as long."""
-    commits.running.set()
-    commits.away = True
-    results = await asyncio.gather(*commits.submit("a", "b", "c"), return_exceptions=True)
+async def test_outage_fails_the_whole_batch_at_once(scripted: ScriptedCommit) -> None:
+    """Retrying each request alone would multiply the time of the outage."""
+    scripted.running.set()
+    scripted.unavailable = True
+    results = await asyncio.gather(*scripted.submit("a", "b", "c"), return_exceptions=True)
     assert [type(result) for result in results] == [Outage] * 3
-    assert len(commits.batches) == 1
-    commits.away = False
-    (answer,) = commits.submit("d")
+    assert len(scripted.batches) == 1
+    scripted.unavailable = False
+    (answer,) = scripted.submit("d")
     assert await answer == "D"
 
 
-async def test_cancelled_caller_does_not_affect_the_others(commits: Commits) -> None:
-    (running,) = commits.submit("a")
-    await commits.until(batches=1, asked=1)
-    leaves, stays = commits.submit("b", "c")
-    await commits.until(batches=1, asked=3)
+async def test_cancelled_caller_does_not_affect_the_others(scripted: ScriptedCommit) -> None:
+    (running,) = scripted.submit("a")
+    await scripted.wait_for_counts(batches=1, submitted=1)
+    cancelled, waiting = scripted.submit("b", "c")
+    await scripted.wait_for_counts(batches=1, submitted=3)
     running.cancel()
-    leaves.cancel()
-    commits.running.set()
-    assert await stays == "C"
-    assert commits.batches == [["a"], ["b", "c"]]  # it was submitted, so it is committed
+    cancelled.cancel()
+    scripted.running.set()
+    assert await waiting == "C"
+    assert scripted.batches == [["a"], ["b", "c"]]  # a submitted request is committed even if its caller is cancelled
 
 
-async def test_commit_with_too_few_results_fails_the_batch_only(commits: Commits) -> None:
-    async def forgetful(requests: Sequence[str]) -> list[str]:
+async def test_commit_with_too_few_results_fails_the_batch_only(scripted: ScriptedCommit) -> None:
+    async def return_too_few(requests: Sequence[str]) -> list[str]:
         return []
 
-    group = GroupCommit(forgetful, affects_batch=lambda _: True)
+    group = GroupCommit(return_too_few, affects_batch=lambda _: True)
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
             await asyncio.wait_for(group.submit("a"), 5)

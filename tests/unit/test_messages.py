@@ -1,4 +1,4 @@
-"""Messages through Temporal between an old version of the program and a new one."""
+"""Messages through Temporal stay compatible between versions of the program."""
 
 from __future__ import annotations
 

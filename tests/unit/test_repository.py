@@ -1,4 +1,4 @@
-"""CI and the devcontainer run what the Makefile has, on the Pythons and ports that the project has."""
+"""CI and the devcontainer use the Makefile's targets, the supported Pythons and the configured ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`decide`: a reservation after a request. A pure function, so that every order of requests can be tried."""
+"""`decide` computes a reservation from a request. It is a pure function, so tests can try any order of requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _request(order_id: str, quantities: dict[str, int] | None) -> Request:
 
 
 def test_requests_are_served_first_come_first_served() -> None:
-    """A request for more than is left gets nothing, and leaves it to those behind."""
+    """A request for more than is left gets nothing. Later requests can still use what is left."""
     left = {"A": 10}
     asked = enumerate((6, 6, 3, 1, 1))
     statuses = [decide(_request(f"o{number}", {"A": quantity}), None, left).status for number, quantity in asked]
@@ -63,7 +63,7 @@ def test_release_returns_held_quantities_after_lines_changed() -> None:
     assert left == {"A": 5}
 
 
-def test_release_of_removed_product_succeeds() -> None:
+def test_release_of_removed_product_discards_its_quantities() -> None:
     left = {"A": 0}
     assert decide(_request("o", None), Reservation(DONE, {"A": 1, "OLD": 2}), left).status is COMPENSATED
     assert left == {"A": 1}
@@ -82,7 +82,7 @@ def test_available_and_held_equal_stocked_after_any_requests(
         now = reservations[order_id] = decide(request, held, left)
 
         if held is not None and held.status is not DONE:
-            assert now == held  # it is never reserved again
+            assert now == held  # a failed or compensated reservation never changes
         if request.quantities is None:
             assert now.status is (COMPENSATED if held and held.status in {DONE, COMPENSATED} else FAILED)
         if now.status is DONE:

@@ -1,4 +1,4 @@
-"""Settings as docs/operations.md documents them; a wrong one is one line that names the variable."""
+"""Settings follow docs/operations.md. An invalid value is reported in one line that names the variable."""
 
 from __future__ import annotations
 

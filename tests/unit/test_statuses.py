@@ -1,4 +1,4 @@
-"""The table of statuses: every order can end, and an end is final."""
+"""Status transitions: every order can reach a terminal status, and a terminal status never changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.domain import ALLOWED_FROM, CANCELLABLE, STOPPED, TERMINAL, OrderStatus
 
 
 def _reachable(status: OrderStatus) -> set[OrderStatus]:
-    """Every status that an order in this one may still reach."""
+    """Every status that is reachable from this one."""
     found: set[OrderStatus] = set()
     waiting = [status]
     while waiting:

@@ -1,4 +1,4 @@
-"""A mistake in the table of steps ends the worker at its start, with an error that names what is wrong."""
+"""A mistake in the steps table stops the worker at its start, with an error that names the mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Change = Callable[[pytest.MonkeyPatch], None]
 
 
 class Fraud:
-    """A class of activities whose methods somebody forgot to decorate."""
+    """An activity class whose method lacks the decorator."""
 
     async def check(self, ref: OrderRef) -> None: ...
 

@@ -10,6 +10,6 @@ from tests.kit.shop import Shop
 
 @pytest.fixture
 async def skipping(shop: Shop, skipper: TimeSkipper) -> Shop:
-    """The shop, whose orders do not wait for time to pass."""
+    """The shop with a client whose workflows skip time."""
     await shop.stock(available=10)
     return shop.with_client(skipper.client)

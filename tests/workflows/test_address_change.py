@@ -1,4 +1,4 @@
-"""A new shipping address, until the order is charged."""
+"""Changes of the shipping address before and after the charge."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_address_change_before_charge_is_applied_and_after_it_rejected(sho
 
 
 async def test_address_change_that_loses_to_charge_is_not_applied(shop: Shop) -> None:
-    """The workflow accepts it while the payment is charged, and MongoDB holds its write up until that is done."""
+    """The workflow accepts the change during the charge, but MongoDB delays its write until after the charge."""
     await shop.stock()
     charge, change_held = Pause(), Pause()
     gateways = FaultyGateways(shop, ChargePayment=charge, ChangeShippingAddress=change_held)

@@ -1,4 +1,4 @@
-"""A large order waits for an approval."""
+"""Large orders wait for approval."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import REFUND, RELEASE, UNSHIP, Handle, activities_of
 
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 
 
 @pytest.fixture
 async def awaiting(shop: Shop, worker: None) -> Handle:
-    """A large order that waits for an approval, in real time."""
+    """The workflow of a large order that waits for approval, in real time."""
     await shop.stock(available=10)
     handle = await shop.start({"MUG": 1}, price=LARGE)
     await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
@@ -26,7 +26,7 @@ async def awaiting(shop: Shop, worker: None) -> Handle:
 
 
 async def test_approved_order_completes(awaiting: Handle) -> None:
-    await eventually(lambda: awaiting.query(OrderWorkflow.status), lambda told: told.waiting_for == "approval")
+    await eventually(lambda: awaiting.query(OrderWorkflow.status), lambda progress: progress.waiting_for == "approval")
     await awaiting.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
     assert (await awaiting.result()).status is OrderStatus.COMPLETED
     progress = await awaiting.query(OrderWorkflow.status)
@@ -49,7 +49,7 @@ async def test_first_approval_decision_counts(shop: Shop) -> None:
     handle = await shop.start({"MUG": 1}, price=LARGE)
     await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
     await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
-    async with FaultyGateways(shop).worker():  # which learns of both at once
+    async with FaultyGateways(shop).worker():  # the first workflow task delivers both signals
         assert (await handle.result()).status is OrderStatus.COMPLETED
 
 

@@ -1,4 +1,4 @@
-"""A cancel, by signal and by Temporal, at every stage of an order (G6)."""
+"""Cancels at every stage of an order, by signal and by Temporal's own cancel (G6)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.kit.workflows import (
     RESERVE,
     SHIP,
     RestartableWorker,
+    act_as_step_ends,
     activities_of,
-    at_the_end_of,
     reconfigure,
-    waits_to_retry,
+    wait_for_retry_delay,
 )
 
 
@@ -39,10 +39,10 @@ async def test_cancel_before_first_workflow_task_starts_no_step(shop: Shop, how:
 
 @pytest.mark.parametrize("how", ["signal", "temporal"])
 async def test_cancel_between_retries_takes_effect_at_once(shop: Shop, worker: None, how: str) -> None:
-    """In real time, while the next attempt is an hour away."""
+    """Runs in real time, with the next attempt an hour away."""
     await shop.stock(available=10)
     handle = await shop.start(payment_method="pm_card_outage")
-    await waits_to_retry(handle)
+    await wait_for_retry_delay(handle)
     await reconfigure(handle, CHARGE, pause=timedelta(hours=1))
     await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
     await shop.reaches(handle, OrderStatus.CANCELLED)
@@ -51,11 +51,11 @@ async def test_cancel_between_retries_takes_effect_at_once(shop: Shop, worker: N
 
 @pytest.mark.parametrize("how", ["signal", "temporal"])
 async def test_cancel_wins_over_simultaneous_decline(shop: Shop, how: str) -> None:
-    """It was accepted, so the order ends as cancelled."""
+    """The cancel was accepted, so the order ends as cancelled."""
     await shop.stock(available=10)
     gateways = FaultyGateways(shop)
     async with RestartableWorker(gateways) as restartable:
-        handle = await at_the_end_of(
+        handle = await act_as_step_ends(
             CHARGE,
             gateways,
             restartable,
@@ -98,7 +98,7 @@ async def test_cancel_after_shipment_is_refused(skipping: Shop) -> None:
 
 
 async def test_worker_shutdown_is_not_a_cancel(shop: Shop) -> None:
-    """Stopped while it charges, with and without grace: another worker goes on."""
+    """The worker stops during a charge, with and without a grace period. Another worker continues."""
     await shop.stock(available=10)
     for grace in [timedelta(), timedelta(seconds=0.3)]:
         pause = Pause()

@@ -1,4 +1,4 @@
-"""The official command line does on a running order what the API's endpoints do."""
+"""The `temporal` command line can cancel and query a running order, as the API can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failed step compensates all steps; compensations that fail are retried (G4)."""
+"""A failed step compensates all steps. Failed compensations are retried (G4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import CHARGE, REFUND, RELEASE, RESERVE, SHIP, UNSHIP, Handle, activities_of
 
-OPERATION_FAILED = 96  # an error code of MongoDB; not one for which a transaction is tried again
+OPERATION_FAILED = 96  # a MongoDB error code for which transactions are not retried
 
 
 async def status_of(handle: Handle) -> OrderStatus:
@@ -43,7 +43,7 @@ async def test_failed_step_compensates_every_step_in_reverse(
 
 
 async def test_failing_compensation_needs_attention_and_recovers(shop: Shop, skipper: TimeSkipper) -> None:
-    """MongoDB refuses the release; all else is compensated meanwhile."""
+    """MongoDB refuses the release, while the other steps are compensated."""
     await shop.stock(available=10)
     skipping = shop.with_client(skipper.client)
     pause = Pause()
@@ -60,7 +60,7 @@ async def test_failing_compensation_needs_attention_and_recovers(shop: Shop, ski
             "charge_payment": "compensated",
             "create_shipment": "failed",
         }
-        # MongoDB has the status a moment before the workflow hears of it.
+        # MongoDB has the status shortly before the workflow does.
         await eventually(lambda: status_of(handle), lambda status: status is OrderStatus.NEEDS_ATTENTION)
         progress = await handle.query(OrderWorkflow.status)
         assert progress.compensated == ["create_shipment", "charge_payment"]
@@ -72,7 +72,7 @@ async def test_failing_compensation_needs_attention_and_recovers(shop: Shop, ski
 
 
 async def _refuse_releases(shop: Shop, refuse: bool) -> None:
-    """Let mongod refuse to read the stock of this test: its own fail point."""
+    """Make mongod refuse reads of this test's inventory, with a fail point."""
     database = shop.mongo.database.name
     only = {"failCommands": ["find"], "appName": database, "namespace": f"{database}.inventory"}
     await shop.mongo.client.admin.command(
@@ -85,7 +85,7 @@ async def _refuse_releases(shop: Shop, refuse: bool) -> None:
 
 
 async def test_failing_compensations_recover_independently(skipping: Shop) -> None:
-    """All three at once, and the first to recover does not wait for the others."""
+    """All three fail; each recovers without waiting for the others."""
     compensations = {name: Fails() for name in [RELEASE, REFUND, UNSHIP]}
     async with FaultyGateways(skipping, **compensations).worker():
         handle = await skipping.start(shipping_address=UNSERVICEABLE)

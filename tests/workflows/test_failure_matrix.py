@@ -1,7 +1,7 @@
-"""The failure matrix: every step of the table, in every kind of trouble, cancelled at every moment, by signal and by
-Temporal, ends with stock and money right (G3 to G7).
+"""The failure matrix: every step, with every fault, cancelled at every moment by signal and by Temporal (G3 to G7).
 
-One case is one order with its own product, worker and faults. All cases run at once, most of their time skipped.
+Each case is one order with its own product, worker and faults. Stock and money must be correct at its end. All cases
+run concurrently, most of them with skipped time.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from tests.kit.workflows import (
     SHIP,
     Handle,
     RestartableWorker,
-    at_the_end_of,
+    act_as_step_ends,
     reconfigure,
-    waits_to_retry,
+    wait_for_retry_delay,
 )
 
 STOCK, QUANTITY, PRICE = 10, 3, 1_000
@@ -51,22 +51,22 @@ REVERSIBLE = [activity_name(step.activity) for step in steps.REVERSIBLE_STEPS]
 COMPENSATION_OF = {name: activity_name(step.compensation) for name, step in TABLE.items() if step.compensation}
 
 
-class Trouble(StrEnum):
-    DECLINED = "declined"  # a final no, not retried
-    EXHAUSTED = "exhausted"  # fails until its retries run out
-    FLAKY = "flaky"  # fails three times, then works
-    TIMES_OUT = "times_out"  # happens, but the attempt does not end in time
-    REPLY_LOST = "reply_lost"  # happens, and then the attempt fails
-    WORKER_LOST = "worker_lost"  # happens, and then the worker is gone
+class StepFault(StrEnum):
+    DECLINED = "declined"  # declined, not retried
+    EXHAUSTED = "exhausted"  # fails until its retries are exhausted
+    FLAKY = "flaky"  # fails three times, then succeeds
+    TIMES_OUT = "times_out"  # takes effect, but the attempt times out
+    REPLY_LOST = "reply_lost"  # takes effect, then the attempt fails
+    WORKER_LOST = "worker_lost"  # takes effect, then the worker is lost
     NONE = "none"
 
 
 class When(StrEnum):
     NEVER = "never"
-    BEFORE = "before"  # together with the end of the step before it; before the first workflow task
+    BEFORE = "before"  # as the step before it ends, or before the first workflow task
     RUNS = "runs"
     WAITS = "waits"  # between retries
-    COMPENSATES = "compensates"  # while it is compensated
+    COMPENSATES = "compensates"  # during its compensation
 
 
 class How(StrEnum):
@@ -78,8 +78,10 @@ class How(StrEnum):
         return How.TEMPORAL if self is How.SIGNAL else How.SIGNAL
 
 
-HAPPENS = {Trouble.TIMES_OUT, Trouble.REPLY_LOST, Trouble.WORKER_LOST}
-DECLINES: dict[str, tuple[str, dict[str, Any]]] = {  # the failure code, and the order that the sandbox declines
+WITH_EFFECT = {StepFault.TIMES_OUT, StepFault.REPLY_LOST, StepFault.WORKER_LOST}
+DECLINES: dict[
+    str, tuple[str, dict[str, Any]]
+] = {  # the failure code, and fields of an order that the sandbox declines
     RESERVE: ("out_of_stock", {"quantity": STOCK + 1}),
     CHARGE: ("payment_declined", {"payment_method": "pm_card_declined"}),
     SHIP: ("address_unserviceable", {"shipping_address": {**ADDRESS, "postal_code": "00000"}}),
@@ -89,40 +91,40 @@ DECLINES: dict[str, tuple[str, dict[str, Any]]] = {  # the failure code, and the
 @dataclass(frozen=True)
 class Case:
     step: str
-    trouble: Trouble
+    fault: StepFault
     when: When
     how: How
 
     def __str__(self) -> str:
-        return "-".join([self.step, self.trouble, self.when, self.how])
+        return "-".join([self.step, self.fault, self.when, self.how])
 
     @property
     def later_decline(self) -> str | None:
-        """The step whose decline compensates this one, when the trouble itself does not."""
-        if self.when is not When.COMPENSATES or self.trouble is Trouble.DECLINED or self.step == REVERSIBLE[-1]:
+        """The step whose decline causes the compensation of this one, if the fault itself does not."""
+        if self.when is not When.COMPENSATES or self.fault is StepFault.DECLINED or self.step == REVERSIBLE[-1]:
             return None
         return STEPS[STEPS.index(self.step) + 1]
 
     @property
     def first_cancel(self) -> How | None:
-        """The cancel that counts. A successful shipment is compensated only for a cancel, and `how` comes second."""
+        """The cancel that takes effect. Only a cancel compensates a successful shipment; `how` then comes second."""
         if self.when is When.COMPENSATES:
-            for_cancel = self.step == REVERSIBLE[-1] and self.trouble is not Trouble.DECLINED
+            for_cancel = self.step == REVERSIBLE[-1] and self.fault is not StepFault.DECLINED
             return self.how.other if for_cancel else None
-        if self.step not in REVERSIBLE:  # MongoDB holds a signal's cancel before the shipment, Temporal's after it
+        if self.step not in REVERSIBLE:  # only a signalled cancel is in MongoDB before the shipment
             return How.SIGNAL if (self.when, self.how) == (When.BEFORE, How.SIGNAL) else None
         return None if self.when is When.NEVER else self.how
 
     @property
     def declined(self) -> str | None:
-        return self.step if self.trouble is Trouble.DECLINED else self.later_decline
+        return self.step if self.fault is StepFault.DECLINED else self.later_decline
 
     @property
     def code(self) -> str | None:
         """The failure code that the order ends with."""
         if self.first_cancel:
             return "cancelled"
-        if self.trouble is Trouble.EXHAUSTED:
+        if self.fault is StepFault.EXHAUSTED:
             return TABLE[self.step].timed_out.code
         return DECLINES.get(self.declined, (Declined.code,))[0] if self.declined else None
 
@@ -135,32 +137,32 @@ class Case:
 
 def cases() -> Iterator[Case]:
     for step in STEPS:
-        # A cancel together with the end of the step before: too late where that was the shipment.
-        yield from (Case(step, Trouble.NONE, When.BEFORE, how) for how in How)
-        for trouble in [t for t in Trouble if t is not Trouble.NONE]:
-            if trouble is Trouble.DECLINED and step not in REVERSIBLE:
-                continue  # the sandbox declines no confirmation
-            yield Case(step, trouble, When.NEVER, How.SIGNAL)
-            if trouble is Trouble.EXHAUSTED:
-                continue  # but for its end, it is flaky
+        # A cancel as the previous step ends. It is too late if that step is the shipment.
+        yield from (Case(step, StepFault.NONE, When.BEFORE, how) for how in How)
+        for fault in [t for t in StepFault if t is not StepFault.NONE]:
+            if fault is StepFault.DECLINED and step not in REVERSIBLE:
+                continue  # the sandbox never declines a confirmation
+            yield Case(step, fault, When.NEVER, How.SIGNAL)
+            if fault is StepFault.EXHAUSTED:
+                continue  # with a cancel, it equals FLAKY
             for how in How:
-                yield Case(step, trouble, When.RUNS, how)
-                retry_may_win = (step, trouble, how) == (REVERSIBLE[-1], Trouble.WORKER_LOST, How.TEMPORAL)
-                if trouble is not Trouble.DECLINED and not retry_may_win:  # a declined step is not retried
-                    yield Case(step, trouble, When.WAITS, how)
+                yield Case(step, fault, When.RUNS, how)
+                retry_may_win = (step, fault, how) == (REVERSIBLE[-1], StepFault.WORKER_LOST, How.TEMPORAL)
+                if fault is not StepFault.DECLINED and not retry_may_win:  # a declined step is not retried
+                    yield Case(step, fault, When.WAITS, how)
                 if step in REVERSIBLE:
-                    yield Case(step, trouble, When.COMPENSATES, how)
+                    yield Case(step, fault, When.COMPENSATES, how)
 
 
 class ScriptedFault:
-    """The calls of the step in trouble. Where something has to happen meanwhile, a call waits for `go_on`."""
+    """Applies the fault of a case to the calls of its step. Blocks at the decisive point until `go_on` is set."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        self._fails = 2.0 if case.when is When.WAITS else 0.0  # a third pause is long enough to be hit
-        if case.trouble is Trouble.FLAKY:
+        self._fails = 2.0 if case.when is When.WAITS else 0.0  # the third retry delay is long enough for the test
+        if case.fault is StepFault.FLAKY:
             self._fails = 3.0
-        if case.trouble is Trouble.EXHAUSTED:
+        if case.fault is StepFault.EXHAUSTED:
             self._fails = float("inf")
         self._calls = 0
         self.at_work = 0
@@ -177,23 +179,23 @@ class ScriptedFault:
 
     async def _answer(self, nth: int, call: Call[T]) -> T:
         if nth <= self._fails:
-            if (nth == 3 and self._case.when is When.WAITS) or self._case.trouble is Trouble.EXHAUSTED:
-                await self._here()
+            if (nth == 3 and self._case.when is When.WAITS) or self._case.fault is StepFault.EXHAUSTED:
+                await self._block()
             raise Unavailable
         if nth > self._fails + 1:
             return await call()
-        if self._case.trouble in HAPPENS:
+        if self._case.fault in WITH_EFFECT:
             result = await call()
-            await self._here()
-            if self._case.trouble is Trouble.REPLY_LOST:
+            await self._block()
+            if self._case.fault is StepFault.REPLY_LOST:
                 raise Unavailable
             return result
-        await self._here()
-        if self._case.trouble is Trouble.DECLINED and self._case.step not in DECLINES:
+        await self._block()
+        if self._case.fault is StepFault.DECLINED and self._case.step not in DECLINES:
             raise Declined("declined")
         return await call()
 
-    async def _here(self) -> None:
+    async def _block(self) -> None:
         self.reached.set()
         await self.go_on.wait()
 
@@ -203,7 +205,7 @@ async def _declines(call: Call[T]) -> T:
 
 
 class CaseRun:
-    """One case, from the order to its end."""
+    """Runs one case, and checks its outcome."""
 
     def __init__(self, case: Case, shop: Shop) -> None:
         self.case = case
@@ -226,7 +228,7 @@ class CaseRun:
                     if case.later_decline and case.later_decline not in DECLINES:
                         gateways.faults[case.later_decline] = _declines
                 restartable.start()
-                handle = await self._in_trouble(restartable)
+                handle = await self._run_with_fault(restartable)
             await self._check(handle)
 
     async def _start(self) -> Handle:
@@ -241,24 +243,24 @@ class CaseRun:
             restartable.start()
         else:
             before = STEPS[STEPS.index(self.case.step) - 1]
-            handle = await at_the_end_of(
+            handle = await act_as_step_ends(
                 before, gateways, restartable, self._start, lambda handle: self._cancel(handle, self.case.how)
             )
         await self._end(handle)
         return handle
 
     async def _cancel(self, handle: Handle, how: How) -> None:
-        """As the API does it, which writes the cancellation first; or as Temporal's own tools do."""
+        """Cancel as the API does, which records the cancel first, or as Temporal's tools do."""
         if how is How.SIGNAL:
             order_id = handle.id.removeprefix("order-")
             await self.shop.workflows.start(await self.shop.orders.request_cancellation(order_id, None))
             return
         await handle.cancel()
-        if self.case.trouble is Trouble.WORKER_LOST and self.case.when is not When.WAITS and self.case.first_cancel:
-            # Else the retry may ship before the workflow hears of it.
+        if self.case.fault is StepFault.WORKER_LOST and self.case.when is not When.WAITS and self.case.first_cancel:
+            # Otherwise, the retry may ship before the workflow handles the cancel.
             await self.shop.reaches(handle, OrderStatus.COMPENSATING, OrderStatus.CANCELLED)
 
-    async def _in_trouble(self, restartable: RestartableWorker) -> Handle:
+    async def _run_with_fault(self, restartable: RestartableWorker) -> Handle:
         case, step = self.case, self.step
         handle = await self._start()
         await step.reached.wait()
@@ -268,26 +270,26 @@ class CaseRun:
             await self._cancel(handle, case.first_cancel)
 
         interrupted = case.first_cancel and case.when is not When.WAITS
-        if case.trouble is Trouble.WORKER_LOST:
+        if case.fault is StepFault.WORKER_LOST:
             await restartable.stop()
-        elif case.trouble is Trouble.TIMES_OUT and not interrupted:
+        elif case.fault is StepFault.TIMES_OUT and not interrupted:
             await reconfigure(handle, case.step, attempt=timedelta(seconds=0.3))
         elif not interrupted:
-            if case.trouble is Trouble.EXHAUSTED:
+            if case.fault is StepFault.EXHAUSTED:
                 await reconfigure(handle, case.step, pause=TABLE[case.step].schedule_to_close / 15)
             step.go_on.set()
 
         if case.when is When.WAITS:
-            await waits_to_retry(handle)
+            await wait_for_retry_delay(handle)
             await self._cancel(handle, case.how)
-        if case.trouble is Trouble.WORKER_LOST:
+        if case.fault is StepFault.WORKER_LOST:
             restartable.start()
         if case.when is When.COMPENSATES:
             await self.compensation.reached.wait()
             await (handle.signal(OrderWorkflow.cancel) if case.how is How.SIGNAL else handle.cancel())
             self.compensation.go_on.set()
         await self._end(handle)
-        step.go_on.set()  # an attempt that is still at work comes late, when all has been undone
+        step.go_on.set()  # a blocked attempt continues late, after all compensations
         await eventually(self._at_work, lambda calls: calls == 0)
         return handle
 
@@ -310,10 +312,10 @@ class CaseRun:
         assert await self.shop.available(self.sku) + await self.shop.held(self.sku) == STOCK
         assert await self.shop.held(self.sku) == (QUANTITY if shipped else 0)
         assert await self.shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
-        books = self.shop.mongo.sandbox
-        parcel = await books.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+        records = self.shop.mongo.sandbox
+        parcel = await records.find_one({"_id": f"shipment:{order.order_id}"}) or {}
         assert parcel.get("shipped", False) - parcel.get("called_off", False) == shipped
-        payment = await books.find_one({"_id": f"payment:{order.order_id}"}) or {}
+        payment = await records.find_one({"_id": f"payment:{order.order_id}"}) or {}
         assert payment.get("captured", 0) in {0, order.total.amount}
         assert payment.get("refunded", 0) in {0, payment.get("captured", 0)}
 
@@ -321,7 +323,7 @@ class CaseRun:
         case = self.case
         description = await handle.describe()
         closed = WorkflowExecutionStatus.COMPLETED
-        if case.step not in REVERSIBLE and case.trouble is Trouble.EXHAUSTED:
+        if case.step not in REVERSIBLE and case.fault is StepFault.EXHAUSTED:
             closed = WorkflowExecutionStatus.FAILED
         elif case.first_cancel is How.TEMPORAL:
             closed = WorkflowExecutionStatus.CANCELED
@@ -335,15 +337,15 @@ class CaseRun:
         assert not any(e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED for e in history.events)
 
     def _check_timeline(self, order: Order) -> None:
-        """All done; or all compensated up to the step in trouble, which shows as declined only if it was."""
+        """Check that all steps are done, or that all are compensated up to the one with the fault."""
         states = list(steps_of(order).values())
         if self.case.status is OrderStatus.COMPLETED:
             assert states == ["done"] * (len(REVERSIBLE) if self.case.code else len(STEPS))
             return
         assert "done" not in states
-        trouble_at = STEPS.index(self.case.declined or self.case.step)
-        assert states[:trouble_at] == ["compensated"] * trouble_at
-        assert len(states) <= trouble_at + 2  # of the steps after it, only the next is listed, as interrupted
+        failed_index = STEPS.index(self.case.declined or self.case.step)
+        assert states[:failed_index] == ["compensated"] * failed_index
+        assert len(states) <= failed_index + 2  # of the later steps, at most the next is listed, as interrupted
         declined = [record.step for record in order.steps if record.failure]
         assert bool(declined) == (self.case.declined is not None and not self.case.first_cancel), order.steps
 
@@ -352,32 +354,32 @@ class CaseRun:
 async def runs(
     request: pytest.FixtureRequest, summary: Counter[str], mongod: Server, client: Client, skipper: TimeSkipper
 ) -> AsyncIterator[dict[Case, asyncio.Task[None]]]:
-    """All chosen cases, begun at once."""
-    chosen: list[Case] = [
+    """The tasks of all selected cases, started together."""
+    selected: list[Case] = [
         cast(Case, item.callspec.params["case"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.path == request.path
     ]
-    summary["cases of the failure matrix"] += len(chosen)
+    summary["cases of the failure matrix"] += len(selected)
     mongo = Mongo(mongod.address, "matrix", app_name="matrix")
-    at_once = asyncio.Semaphore(12)
+    slots = asyncio.Semaphore(12)
 
     async def run(case: Case) -> None:
         settings = Settings(
             mongodb_uri=mongod.address, mongodb_database="matrix", task_queue=f"matrix-{case}", approval_threshold=10**9
         )
-        # Skipping time would skip the pause in which the order is cancelled.
+        # Skipped time would skip the retry delay during which the order is cancelled.
         starter = client if case.when is When.WAITS else skipper.client
-        async with at_once, asyncio.timeout(60):
+        async with slots, asyncio.timeout(60):
             await CaseRun(case, Shop(mongo, settings, starter)).run()
 
-    yield {case: asyncio.create_task(run(case)) for case in chosen}
+    yield {case: asyncio.create_task(run(case)) for case in selected}
     await mongo.client.drop_database("matrix")
     mongo.close()
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-async def test_order_in_trouble_ends_with_stock_and_money_right(
+async def test_order_with_fault_ends_with_correct_stock_and_money(
     case: Case, runs: dict[Case, asyncio.Task[None]]
 ) -> None:
     await runs[case]

@@ -1,4 +1,4 @@
-"""An order completes."""
+"""Orders complete."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def test_timeouts_and_retries_match_the_steps_table(shop: Shop, worker: No
         for event in history.events
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
     ]
-    scheduled = {told.activity_type.name: told for told in told_of}
+    scheduled = {options.activity_type.name: options for options in told_of}
     for step in steps.REVERSIBLE_STEPS:
-        told = scheduled[steps.activity_name(step.activity)]
-        assert told.start_to_close_timeout.ToTimedelta() == step.start_to_close
-        assert told.schedule_to_close_timeout.ToTimedelta() == step.schedule_to_close
-        assert told.retry_policy.maximum_interval.ToTimedelta() == step.retry_policy.maximum_interval
+        options = scheduled[steps.activity_name(step.activity)]
+        assert options.start_to_close_timeout.ToTimedelta() == step.start_to_close
+        assert options.schedule_to_close_timeout.ToTimedelta() == step.schedule_to_close
+        assert options.retry_policy.maximum_interval.ToTimedelta() == step.retry_policy.maximum_interval
         assert step.compensation is not None
-        told = scheduled[steps.activity_name(step.compensation)]
-        assert told.retry_policy.maximum_attempts == steps.RETRY_BEFORE_ATTENTION.maximum_attempts
-        assert not told.schedule_to_close_timeout.ToTimedelta()  # retried without end
+        options = scheduled[steps.activity_name(step.compensation)]
+        assert options.retry_policy.maximum_attempts == steps.RETRY_BEFORE_ATTENTION.maximum_attempts
+        assert not options.schedule_to_close_timeout.ToTimedelta()  # retried forever

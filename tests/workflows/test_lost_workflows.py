@@ -1,4 +1,4 @@
-"""A workflow is gone and its order is not final: it is taken up again, with what was done already (G1, G3, G4, G6)."""
+"""If the workflow of an open order is lost, a new one continues the order from its state (G1, G3, G4, G6)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from app.messages import ApprovalDecision, OrderResult
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.orders import ADDRESS
-from tests.kit.shop import Shop, build_shop_worker, relaying
+from tests.kit.shop import Shop, build_shop_worker, running_relay
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle
 
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 LARGE = 50_000
 
-# How to keep an order at a status: by its payment method and its address.
+# Order fields that keep an order at a status.
 KEPT_AT: dict[OrderStatus, dict[str, Any]] = {
     OrderStatus.RESERVED: {"payment_method": "pm_card_outage"},
     OrderStatus.CHARGED: {"shipping_address": CARRIER_DOWN},
 }
 
 
-async def lose(shop: Shop, handle: WorkflowHandle[Any, OrderResult]) -> None:
-    """Delete the workflow with its history, as when Temporal's data is lost."""
+async def delete_workflow(shop: Shop, handle: WorkflowHandle[Any, OrderResult]) -> None:
+    """Delete the workflow with its history, as if Temporal had lost its data."""
     request = DeleteWorkflowExecutionRequest(
         namespace=shop.client.namespace, workflow_execution=WorkflowExecution(workflow_id=handle.id)
     )
@@ -55,8 +55,8 @@ async def is_running(handle: Handle) -> bool:
 
 
 @pytest.fixture
-def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The relay sweeps every half second."""
+def frequent_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the relay sweep every half second."""
     monkeypatch.setattr(relay, "SWEEP_INTERVAL", 0.5)
 
 
@@ -70,7 +70,7 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
             await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
             await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, status)
-        await lose(shop, handle)
+        await delete_workflow(shop, handle)
 
         await shop.workflows.start(await shop.orders.request_cancellation(order.order_id, "enough"))
         assert (await handle.result()).status is OrderStatus.CANCELLED
@@ -80,15 +80,15 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
 
 @pytest.mark.parametrize("how", ["deleted", "terminated"])
 async def test_lost_workflow_of_approved_order_continues_without_new_approval(
-    shop: Shop, sweeping: None, how: str
+    shop: Shop, frequent_sweeps: None, how: str
 ) -> None:
     await shop.stock(available=10, price=LARGE)
-    async with build_shop_worker(shop), relaying(shop):
+    async with build_shop_worker(shop), running_relay(shop):
         handle = await shop.start({"MUG": 2}, price=LARGE, shipping_address=CARRIER_DOWN)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, OrderStatus.CHARGED)
-        await (lose(shop, handle) if how == "deleted" else handle.terminate())
+        await (delete_workflow(shop, handle) if how == "deleted" else handle.terminate())
         await eventually(lambda: is_running(handle))
 
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
@@ -97,27 +97,29 @@ async def test_lost_workflow_of_approved_order_continues_without_new_approval(
         assert await shop.net_money(order.order_id) == order.total.amount
 
 
-async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, sweeping: None) -> None:
-    """The decision is in MongoDB before Temporal hears of it; here the workflow never does."""
+async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, frequent_sweeps: None) -> None:
+    """The decision is written to MongoDB first. Here, the signal to the workflow is never sent."""
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop):
         handle = await shop.start({"MUG": 1}, price=LARGE)
         order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await shop.orders.decide_approval(order.order_id, ApprovalDecision(approved=True, reason="a good customer"))
-        await lose(shop, handle)
-        async with relaying(shop):  # only now: its sweep would deliver the decision to the first workflow
+        await delete_workflow(shop, handle)
+        async with running_relay(
+            shop
+        ):  # started only now, because its sweep would deliver the decision to the first workflow
             await shop.reaches(handle, OrderStatus.COMPLETED)
 
 
-async def test_workflow_lost_during_compensation_completes_it(shop: Shop, sweeping: None) -> None:
-    """A run that begins again must not charge or ship what is being compensated."""
+async def test_workflow_lost_during_compensation_completes_it(shop: Shop, frequent_sweeps: None) -> None:
+    """A new workflow must not charge or ship an order that is being compensated."""
     await shop.stock(available=10)
     refund = Fails()
-    async with FaultyGateways(shop, RefundPayment=refund).worker(), relaying(shop):
+    async with FaultyGateways(shop, RefundPayment=refund).worker(), running_relay(shop):
         handle = await shop.start({"MUG": 1}, shipping_address={**ADDRESS, "postal_code": "00000"})
         order = await shop.reaches(handle, OrderStatus.COMPENSATING)
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
-        await lose(shop, handle)
+        await delete_workflow(shop, handle)
         refund.times = 0
         order = await shop.reaches(handle, OrderStatus.FAILED)
     assert order.failure is not None
@@ -127,10 +129,10 @@ async def test_workflow_lost_during_compensation_completes_it(shop: Shop, sweepi
     assert not parcel.get("shipped")
 
 
-async def test_order_removed_and_placed_again_completes(shop: Shop, sweeping: None) -> None:
-    """Its workflow has closed under the same id; the gateways remember its idempotency key."""
+async def test_order_removed_and_placed_again_completes(shop: Shop, frequent_sweeps: None) -> None:
+    """A closed workflow with the same id exists, and the gateways know the idempotency key."""
     await shop.stock(available=10)
-    async with build_shop_worker(shop), relaying(shop):
+    async with build_shop_worker(shop), running_relay(shop):
         handle = await shop.start({"MUG": 1}, _id="again")
         await handle.result()
         await shop.mongo.orders.delete_one({"_id": "again"})
@@ -140,10 +142,10 @@ async def test_order_removed_and_placed_again_completes(shop: Shop, sweeping: No
 
 
 @pytest.mark.parametrize("decision", ["cancel", "approval"])
-async def test_lost_signal_is_repeated(shop: Shop, sweeping: None, decision: str) -> None:
-    """MongoDB has the decision; Temporal was away, or the API was killed, before the signal."""
+async def test_lost_signal_is_repeated(shop: Shop, frequent_sweeps: None, decision: str) -> None:
+    """The decision is in MongoDB, but the signal was not sent: Temporal was down, or the API was killed."""
     await shop.stock(available=10, price=LARGE)
-    async with build_shop_worker(shop), relaying(shop):
+    async with build_shop_worker(shop), running_relay(shop):
         handle = await shop.start({"MUG": 1}, price=LARGE)
         order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         if decision == "cancel":

@@ -1,4 +1,4 @@
-"""The search attribute `OrderStatus`: it never says what is no longer true, and it finds orders in Temporal."""
+"""The search attribute `OrderStatus` is never stale, and finds orders in Temporal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle
 
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 
 
 async def shown(handle: Handle) -> str | None:

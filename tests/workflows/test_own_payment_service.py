@@ -1,4 +1,4 @@
-"""Your own payment service, as docs/make-it-yours.md connects one: its code, run against a service over HTTP."""
+"""Run the payment gateway of docs/make-it-yours.md against a payment service over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Your own payme
 CODE = "\n".join(
     textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.MULTILINE | re.DOTALL)
 )
-# What the page leaves to its reader.
+# The parts that the page leaves to its reader.
 IMPORTS = """
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,7 +39,7 @@ from app.mongo import Mongo
 
 
 class PaymentService:
-    """A payment service: money by idempotency key, and the statuses to answer before it works."""
+    """A payment service that records money by idempotency key. It first answers with the scripted error statuses."""
 
     def __init__(self) -> None:
         self.captured: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Many orders, troubles, cancels and resets in random order: the guarantees hold at every instant (G3 to G7)."""
+"""Random orders, faults, cancels and resets: the guarantees hold at every instant (G3 to G7)."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.kit.workflows import (
 
 ACTIVITIES = [RESERVE, CHARGE, SHIP, CONFIRM, RELEASE, REFUND, UNSHIP]
 FIRST_STOCK = 12
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 
 
-class Trouble:
-    """Calls that fail, as many as are planned: without effect, or with an effect whose answer is lost."""
+class PlannedFaults:
+    """Makes the planned number of calls fail. True in `plan` stands for a lost reply, False for no effect."""
 
     def __init__(self) -> None:
         self.plan: list[bool] = []
@@ -51,41 +51,41 @@ class Trouble:
     async def __call__(self, call: Call[T]) -> T:
         if not self.plan:
             return await call()
-        if happens := self.plan.pop():
+        if took_effect := self.plan.pop():
             await call()
-        raise Unavailable(happens)
+        raise Unavailable(took_effect)
 
 
-class World:
-    """Stock, orders and troubles of all examples, in the event loop of the servers."""
+class SharedState:
+    """State shared by all examples: the shop, its faults and its worker, on the event loop of the servers."""
 
     def __init__(self, shop: Shop, skipper: TimeSkipper, loop: asyncio.AbstractEventLoop) -> None:
         self.shop = shop
         self.skipper = skipper
-        self.troubles = {name: Trouble() for name in ACTIVITIES}
-        self.restartable = RestartableWorker(FaultyGateways(shop, **self.troubles))
+        self.faults = {name: PlannedFaults() for name in ACTIVITIES}
+        self.restartable = RestartableWorker(FaultyGateways(shop, **self.faults))
         self.examples = 0
         self._loop = loop
 
-    def do(self, work: Awaitable[T]) -> T:
-        async def doing() -> T:
+    def run(self, work: Awaitable[T]) -> T:
+        async def awaited() -> T:
             return await work
 
-        return self._loop.run_until_complete(asyncio.wait_for(doing(), 30))
+        return self._loop.run_until_complete(asyncio.wait_for(awaited(), 30))
 
 
 class RandomOrders(RuleBasedStateMachine):
     orders: Bundle[Handle] = Bundle("orders")
-    world: World
+    shared: SharedState
 
     def __init__(self) -> None:
         super().__init__()
-        self.world.examples += 1
-        self.sku = f"MUG-{self.world.examples}"
+        self.shared.examples += 1
+        self.sku = f"MUG-{self.shared.examples}"
         self.stocked = FIRST_STOCK
         self.handles: list[Handle] = []
-        self.shop = self.world.shop
-        self.world.do(self.shop.stock(self.sku, FIRST_STOCK))
+        self.shop = self.shared.shop
+        self.shared.run(self.shop.stock(self.sku, FIRST_STOCK))
 
     @rule(
         target=orders,
@@ -96,7 +96,7 @@ class RandomOrders(RuleBasedStateMachine):
     )
     def place(self, quantity: int, payment_method: str, postal_code: str, price: int) -> Handle:
         address = {**ADDRESS, "postal_code": postal_code}
-        handle = self.world.do(
+        handle = self.shared.run(
             self.shop.start({self.sku: quantity}, price=price, payment_method=payment_method, shipping_address=address)
         )
         self.handles.append(handle)
@@ -104,73 +104,73 @@ class RandomOrders(RuleBasedStateMachine):
 
     @rule(handle=orders)
     def cancel(self, handle: Handle) -> None:
-        with suppress(RPCError):  # it has ended
-            self.world.do(handle.signal(OrderWorkflow.cancel))
+        with suppress(RPCError):  # already closed
+            self.shared.run(handle.signal(OrderWorkflow.cancel))
 
     @rule(handle=orders)
     def cancel_by_temporal(self, handle: Handle) -> None:
-        self.world.do(handle.cancel())
+        self.shared.run(handle.cancel())
 
     @rule(handle=orders)
     def cancel_by_api(self, handle: Handle) -> None:
         order_id = handle.id.removeprefix("order-")
-        self.world.do(self.shop.orders.request_cancellation(order_id, None))
+        self.shared.run(self.shop.orders.request_cancellation(order_id, None))
 
     @rule(handle=orders, point=st.integers(0, 10))
     def reset(self, handle: Handle, point: int) -> None:
-        points = self.world.do(reset_points(handle))
+        points = self.shared.run(reset_points(handle))
         if points:
-            self.world.do(reset(handle, points[point % len(points)]))
+            self.shared.run(reset(handle, points[point % len(points)]))
 
     @rule(handle=orders, approved=st.booleans())
     def approve(self, handle: Handle, approved: bool) -> None:
         with suppress(RPCError):
-            self.world.do(handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=approved)))
+            self.shared.run(handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=approved)))
 
     @rule(quantity=st.integers(1, 5))
     def restock(self, quantity: int) -> None:
-        self.world.do(self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": quantity}}))
+        self.shared.run(self.shop.mongo.inventory.update_one({"_id": self.sku}, {"$inc": {"available": quantity}}))
         self.stocked += quantity
 
     @rule(activity=st.sampled_from(ACTIVITIES), plan=st.lists(st.booleans(), min_size=1, max_size=3))
-    def trouble(self, activity: str, plan: list[bool]) -> None:
-        self.world.troubles[activity].plan = plan
+    def fault(self, activity: str, plan: list[bool]) -> None:
+        self.shared.faults[activity].plan = plan
 
     @rule()
-    def lose_the_worker(self) -> None:
-        self.world.do(self.world.restartable.stop())
-        self.world.do(self._new_worker())
+    def replace_worker(self) -> None:
+        self.shared.run(self.shared.restartable.stop())
+        self.shared.run(self._start_worker())
 
     @rule(seconds=st.sampled_from([0.02, 0.1]))
     def wait(self, seconds: float) -> None:
-        self.world.do(asyncio.sleep(seconds))
+        self.shared.run(asyncio.sleep(seconds))
 
-    async def _new_worker(self) -> None:
-        self.world.restartable.start()
+    async def _start_worker(self) -> None:
+        self.shared.restartable.start()
 
     @invariant()
     def stock_is_conserved(self) -> None:
-        available, held = self.world.do(self._stock())
+        available, held = self.shared.run(self._stock())
         assert available >= 0
         assert available + held == self.stocked
 
     @invariant()
-    def money_is_taken_and_given_back_once(self) -> None:
-        self.world.do(self._money())
+    def money_is_captured_and_refunded_once(self) -> None:
+        self.shared.run(self._check_money())
 
     def teardown(self) -> None:
-        """Time passes and troubles end: every order ends, and all is right."""
-        for trouble in self.world.troubles.values():
-            trouble.plan = []
-        self.world.do(self._all_end())
+        """End all faults and skip time, until every order is final. Then check all guarantees."""
+        for fault in self.shared.faults.values():
+            fault.plan = []
+        self.shared.run(self._finish_all())
         self.stock_is_conserved()
-        self.world.do(self._all_right())
+        self.shared.run(self._check_final_orders())
 
     async def _stock(self) -> tuple[int, int]:
         mongo = self.shop.mongo
 
         async def look(session: Session) -> tuple[int, int]:
-            """Both on one snapshot."""
+            """Read both in one snapshot."""
             product = await mongo.inventory.find_one({"_id": self.sku}, session=session)
             assert product is not None
             reserved = {"steps.reserve_inventory.status": "done", "steps.reserve_inventory.quantities.sku": self.sku}
@@ -181,21 +181,21 @@ class RandomOrders(RuleBasedStateMachine):
 
         return await mongo.run_transaction(look)
 
-    async def _money(self) -> None:
+    async def _check_money(self) -> None:
         for handle in self.handles:
             order = await self.shop.order(handle)
             assert await self.shop.net_money(order.order_id) in {0, order.total.amount}
 
-    async def _all_end(self) -> None:
-        await asyncio.gather(*(self._end(handle) for handle in self.handles))
+    async def _finish_all(self) -> None:
+        await asyncio.gather(*(self._finish(handle) for handle in self.handles))
 
-    async def _end(self, handle: Handle) -> None:
-        with suppress(RPCError):  # it has ended
-            await self.world.skipper.fast_forward(handle)
+    async def _finish(self, handle: Handle) -> None:
+        with suppress(RPCError):  # already closed
+            await self.shared.skipper.fast_forward(handle)
         with suppress(WorkflowFailureError):
             await handle.result()
 
-    async def _all_right(self) -> None:
+    async def _check_final_orders(self) -> None:
         for handle in self.handles:
             order = await self.shop.order(handle)
             assert order.status in TERMINAL
@@ -207,15 +207,15 @@ class RandomOrders(RuleBasedStateMachine):
 
 
 @pytest.fixture
-async def world(shop: Shop, skipper: TimeSkipper) -> Any:
-    world = World(shop, skipper, asyncio.get_running_loop())
-    async with world.restartable:
-        world.restartable.start()
-        yield world
+async def shared(shop: Shop, skipper: TimeSkipper) -> Any:
+    shared = SharedState(shop, skipper, asyncio.get_running_loop())
+    async with shared.restartable:
+        shared.restartable.start()
+        yield shared
 
 
-def test_random_orders_faults_and_resets_keep_the_guarantees(world: World) -> None:
-    machine = type("Machine", (RandomOrders,), {"world": world})
+def test_random_orders_faults_and_resets_keep_the_guarantees(shared: SharedState) -> None:
+    machine = type("Machine", (RandomOrders,), {"shared": shared})
     run_state_machine_as_test(
         machine,
         settings=settings(

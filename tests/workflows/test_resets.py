@@ -1,6 +1,6 @@
-"""`temporal workflow reset`, to any point, of an order in any state: stock and money come out right (G3 to G7).
+"""`temporal workflow reset` of orders in any state, to any point, keeps stock and money correct (G3 to G7).
 
-A run after a reset does not know what an earlier run began, so MongoDB has to.
+The run after a reset does not know the effects of the earlier run, so MongoDB has to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle, reset, reset_points
 
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 CARRIER_DOWN = {"shipping_address": {**ADDRESS, "postal_code": "99999"}}
 UNSERVICEABLE: dict[str, Any] = {"shipping_address": {**ADDRESS, "postal_code": "00000"}}
 
@@ -57,11 +57,11 @@ AFTER_RESET: dict[str, Then] = {"nothing": _nothing, "signal": _signal, "tempora
 
 @dataclass(frozen=True)
 class State:
-    """An order, the status at which it is reset, and what is done to get it there."""
+    """An order, the status at which its workflow is reset, and the actions that lead there."""
 
     status: OrderStatus
     order: dict[str, Any] = field(default_factory=dict)
-    at_first: Then = _nothing
+    before: Then = _nothing
     at: OrderStatus | None = None
     then: Then = _nothing
 
@@ -69,13 +69,13 @@ class State:
 STATES = {
     "completed": State(OrderStatus.COMPLETED),
     "completed, cancel refused": State(OrderStatus.COMPLETED, at=OrderStatus.COMPLETED, then=_signal),
-    "approved": State(OrderStatus.COMPLETED, {"price": LARGE}, at_first=_approve),
+    "approved": State(OrderStatus.COMPLETED, {"price": LARGE}, before=_approve),
     "declined": State(OrderStatus.FAILED, {"payment_method": "pm_card_declined"}),
     "unserviceable": State(OrderStatus.FAILED, UNSERVICEABLE),
     "awaiting approval": State(OrderStatus.AWAITING_APPROVAL, {"price": LARGE}),
     "charging": State(OrderStatus.RESERVED, {"payment_method": "pm_card_outage"}),
     "shipping": State(OrderStatus.CHARGED, CARRIER_DOWN),
-    "approved and shipping": State(OrderStatus.CHARGED, CARRIER_DOWN | {"price": LARGE}, at_first=_approve),
+    "approved and shipping": State(OrderStatus.CHARGED, CARRIER_DOWN | {"price": LARGE}, before=_approve),
     "cancelled": State(OrderStatus.CANCELLED, CARRIER_DOWN, at=OrderStatus.CHARGED, then=_signal),
     "cancelled by the API": State(OrderStatus.CANCELLED, CARRIER_DOWN, at=OrderStatus.CHARGED, then=_api),
 }
@@ -101,10 +101,10 @@ async def test_reset_to_any_point_keeps_stock_and_money_right(shop: Shop, worker
 
 async def _reach(shop: Shop, state: State) -> Handle:
     handle = await shop.start({"MUG": 1}, **state.order)
-    await state.at_first(shop, handle)
+    await state.before(shop, handle)
     if state.at:
         await shop.reaches(handle, state.at)
-        with suppress(Exception):  # a workflow that has closed takes no signal: that is a refusal, too
+        with suppress(Exception):  # a closed workflow refuses the signal
             await state.then(shop, handle)
     await shop.reaches(handle, state.status)
     if state.status in TERMINAL:
@@ -148,8 +148,8 @@ async def _check_end(shop: Shop, handle: Handle, state: State) -> None:
     assert result is order.status
 
 
-async def test_reset_during_compensation_compensates_to_the_end(shop: Shop) -> None:
-    """An attempt of the run before the reset is still in flight then."""
+async def test_reset_during_compensation_completes_it(shop: Shop) -> None:
+    """An attempt of the run before the reset is still running."""
     await shop.stock(available=10)
     refund = Pause()
     async with FaultyGateways(shop, RefundPayment=refund).worker():

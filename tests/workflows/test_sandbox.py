@@ -1,4 +1,4 @@
-"""Workflow code reaches nothing that could make a replay differ: no database, no settings, no web framework."""
+"""Workflow code cannot import nondeterministic modules: no database, no settings, no web framework."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from app.domain import OrderStatus
 from tests.kit.orders import ADDRESS
 from tests.kit.shop import Shop, build_shop_worker
-from tests.workflows.careless import CarelessWorkflow
+from tests.workflows.forbidden_import import ForbiddenImportWorkflow
 
-OUT_OF_REACH = ["motor", "app.mongo", "app.settings", "pydantic_settings", "fastapi", "app.gateways.sandbox"]
+FORBIDDEN = ["motor", "app.mongo", "app.settings", "pydantic_settings", "fastapi", "app.gateways.sandbox"]
 
 
 async def test_workflow_imports_no_database_settings_or_web_module() -> None:
-    code = f"import sys, app.workflows.order; print([name for name in {OUT_OF_REACH} if name in sys.modules])"
+    code = f"import sys, app.workflows.order; print([name for name in {FORBIDDEN} if name in sys.modules])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE, stderr=PIPE)
     output, errors = await process.communicate()
     assert output.decode().strip() == "[]", errors.decode()
 
 
 async def test_workflow_imports_only_passed_through_modules(shop: Shop) -> None:
-    """The worker's policy is to raise for an import that was not passed through on purpose; one that comes late is a
-    warning, which is an error here."""
+    """The worker refuses an import that is not passed through. A late import is a warning, which the tests treat as
+    an error."""
     await shop.stock()
     async with build_shop_worker(shop):
         completed = await shop.start()
@@ -36,12 +36,12 @@ async def test_workflow_imports_only_passed_through_modules(shop: Shop) -> None:
 
 async def test_unlisted_import_in_workflow_is_refused(shop: Shop) -> None:
     with pytest.raises(RuntimeError) as refused:
-        build_shop_worker(shop, workflows=[CarelessWorkflow])
+        build_shop_worker(shop, workflows=[ForbiddenImportWorkflow])
     assert "app.settings" in str(refused.value.__cause__)
 
 
 async def test_every_workflow_task_replays_on_a_new_worker(shop: Shop) -> None:
-    """Nothing is kept in memory between two workflow tasks: each is replayed from the history, on the way and back."""
+    """Without a cache, each workflow task replays the history, for a completed and for a compensated order."""
     await shop.stock()
     async with build_shop_worker(shop, max_cached_workflows=0):
         completed = await shop.start()

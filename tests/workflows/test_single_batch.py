@@ -1,8 +1,8 @@
-"""A cancel that the workflow learns of together with something else, also as the next SDK will tell of it (G3 to G6).
+"""A cancel in the same workflow task as another event, with and without the SDK's single-batch flag (G3 to G6).
 
-The SDK has a flag, off by default until older workers are gone, that hands all jobs of an activation to the workflow at
-once; `wait_condition` then raises Temporal's cancel in every task whose condition came true with it. Orders end alike
-with it and without: a failed order never closes as Canceled, nor a cancelled one as Completed with another status.
+The flag, which the SDK will enable by default later, applies all jobs of an activation in one batch. `wait_condition`
+then raises Temporal's cancel even if its condition became true in the same batch. Orders must end the same with and
+without the flag: a failed order never closes as Canceled, and a cancelled order never as Completed with another status.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from tests.kit.workflows import (
 
 SINGLE_BATCH = _WorkflowLogicFlag.PROCESS_WORKFLOW_ACTIVATION_JOBS_AS_SINGLE_BATCH
 STOCK, QUANTITY = 10, 2
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 DECLINED: dict[str, Any] = {"payment_method": "pm_card_declined"}
 UNSERVICEABLE: dict[str, Any] = {"shipping_address": {**ADDRESS, "postal_code": "00000"}}
 COMPLETED, FAILED, CANCELLED = OrderStatus.COMPLETED, OrderStatus.FAILED, OrderStatus.CANCELLED
 
 
-class Gateways(FaultyGateways):
+class SingleBatchGateways(FaultyGateways):
     def __init__(self, shop: Shop, *, single_batch: bool) -> None:
         super().__init__(shop)
         self._single_batch = single_batch
 
     def worker(self, **changes: Any) -> Worker:
-        # A stopped worker's tasks wait for it for so long: 10 s by default.
+        # The time that a workflow task waits for a stopped worker, 10 s by default.
         changes["sticky_queue_schedule_to_start_timeout"] = timedelta(seconds=0.5)
         worker = super().worker(**changes)
         if worker._workflow_worker is not None:
@@ -61,10 +61,10 @@ class Gateways(FaultyGateways):
         return worker
 
 
-class Trial:
-    """One order, its workers (one for activities, one for workflows), and the kind of cancel."""
+class SceneRun:
+    """One order, its activity worker and workflow worker, and the kind of cancel."""
 
-    def __init__(self, shop: Shop, gateways: Gateways, worker: RestartableWorker, how: str) -> None:
+    def __init__(self, shop: Shop, gateways: SingleBatchGateways, worker: RestartableWorker, how: str) -> None:
         self.shop, self.gateways, self._worker, self._how = shop, gateways, worker, how
         self.closes_as_cancelled = how == "temporal"
         self._updates: list[asyncio.Task[bool]] = []
@@ -74,22 +74,22 @@ class Trial:
         return await self.shop.start({"MUG": QUANTITY}, **order)
 
     def pause(self, activity: str) -> Pause:
-        """Let the next call of an activity wait."""
+        """Block the next call of an activity."""
         pause = self.gateways.faults[activity] = Pause()
         return pause
 
     @asynccontextmanager
     async def one_workflow_task(self, handle: Handle | None = None) -> AsyncIterator[None]:
-        """The workflow learns of all that happens here in one workflow task."""
+        """Deliver all events of the `async with` block to the workflow in one workflow task."""
 
-        async def waits() -> bool:  # for a paused activity or a person; a task that is cut off would cost 10 s
+        async def is_idle() -> bool:  # an interrupted workflow task would cost 10 s
             assert handle is not None
             raw = (await handle.describe()).raw_description
             paused = all(each.activity_type.name in self.gateways.faults for each in raw.pending_activities)
             return paused and not raw.HasField("pending_workflow_task")
 
         if handle is not None:
-            await eventually(waits)
+            await eventually(is_idle)
         await self._worker.stop()
         yield
         self._worker.start(activities=[])
@@ -97,12 +97,12 @@ class Trial:
     async def cancel(self, handle: Handle) -> None:
         await (handle.signal(OrderWorkflow.cancel) if self._how == "signal" else handle.cancel())
 
-    async def cancel_otherwise(self, handle: Handle) -> None:
-        """The cancel that counts, so that the other comes second."""
+    async def cancel_the_other_way(self, handle: Handle) -> None:
+        """Send the other kind of cancel first, so that it takes effect."""
         self.closes_as_cancelled = self._how == "signal"
         await (handle.cancel() if self._how == "signal" else handle.signal(OrderWorkflow.cancel))
 
-    async def cancel_at_the_end_of(self, activity: str, handle: Handle, pause: Pause) -> Handle:
+    async def cancel_as_activity_ends(self, activity: str, handle: Handle, pause: Pause) -> Handle:
         async def is_pending() -> bool:
             return any(each.activity_type.name == activity for each in await pending(handle))
 
@@ -114,7 +114,7 @@ class Trial:
         return handle
 
     async def change_address(self, handle: Handle) -> None:
-        """Send the update; its handler runs until the activity ends."""
+        """Send the update. Its handler runs until the activity ends."""
         order_id = handle.id.removeprefix("order-")
         address = Address.model_validate({**ADDRESS, "city": "Bath"})
         change = await self.shop.orders.propose_address(order_id, address)
@@ -123,100 +123,100 @@ class Trial:
         self._updates.append(asyncio.create_task(update))
 
     async def updates_answered(self) -> None:
-        with suppress(WorkflowUpdateFailedError):  # rejected: the cancel came first
+        with suppress(WorkflowUpdateFailedError):  # rejected, because the cancel came first
             await asyncio.gather(*self._updates)
 
 
-Scene = Callable[[Trial], Awaitable[Handle]]
+Scene = Callable[[SceneRun], Awaitable[Handle]]
 
 
 def end_of(activity: str, **order: Any) -> Scene:
-    """Cancelled together with the end of an activity."""
+    """A cancel in the same workflow task as the end of an activity."""
 
-    async def play(trial: Trial) -> Handle:
-        pause = trial.pause(activity)
-        return await trial.cancel_at_the_end_of(activity, await trial.start(**order), pause)
+    async def scene(run: SceneRun) -> Handle:
+        pause = run.pause(activity)
+        return await run.cancel_as_activity_ends(activity, await run.start(**order), pause)
 
-    return play
+    return scene
 
 
-async def _before_first_task(trial: Trial) -> Handle:
-    async with trial.one_workflow_task():
-        handle = await trial.start()
-        await trial.cancel(handle)
+async def _before_first_task(run: SceneRun) -> Handle:
+    async with run.one_workflow_task():
+        handle = await run.start()
+        await run.cancel(handle)
     return handle
 
 
-async def _with_last_write(trial: Trial) -> Handle:
-    release = trial.pause(RELEASE)
-    handle = await trial.start(**DECLINED)
+async def _with_last_write(run: SceneRun) -> Handle:
+    release = run.pause(RELEASE)
+    handle = await run.start(**DECLINED)
     await release.reached.wait()
-    write = trial.pause("UpdateOrderStatus")  # the next one, of `failed`
+    write = run.pause("UpdateOrderStatus")  # the next update, which writes `failed`
     release.go_on.set()
-    return await trial.cancel_at_the_end_of("UpdateOrderStatus", handle, write)
+    return await run.cancel_as_activity_ends("UpdateOrderStatus", handle, write)
 
 
-async def _as_declined_order_is_compensated(trial: Trial) -> Handle:
-    refund = trial.pause(REFUND)
-    handle = await trial.start(**UNSERVICEABLE)
+async def _as_declined_order_is_compensated(run: SceneRun) -> Handle:
+    refund = run.pause(REFUND)
+    handle = await run.start(**UNSERVICEABLE)
     await refund.reached.wait()
-    await trial.cancel(handle)
+    await run.cancel(handle)
     refund.go_on.set()
     return handle
 
 
-async def _second_cancel(trial: Trial) -> Handle:
-    """Together with the end of a compensation that the first cancel, of the other kind, has caused."""
-    ship, refund = trial.pause(SHIP), trial.pause(REFUND)
-    handle = await trial.start()
+async def _second_cancel(run: SceneRun) -> Handle:
+    """A second cancel in the task in which a compensation ends that the first cancel caused."""
+    ship, refund = run.pause(SHIP), run.pause(REFUND)
+    handle = await run.start()
     await ship.reached.wait()
-    await trial.cancel_otherwise(handle)
-    return await trial.cancel_at_the_end_of(REFUND, handle, refund)
+    await run.cancel_the_other_way(handle)
+    return await run.cancel_as_activity_ends(REFUND, handle, refund)
 
 
 def decided(*, approved: bool, cancel_first: bool = False) -> Scene:
-    async def play(trial: Trial) -> Handle:
-        handle = await trial.start(price=LARGE)
-        await trial.shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
-        async with trial.one_workflow_task(handle):
+    async def scene(run: SceneRun) -> Handle:
+        handle = await run.start(price=LARGE)
+        await run.shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        async with run.one_workflow_task(handle):
             if cancel_first:
-                await trial.cancel(handle)
+                await run.cancel(handle)
             await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=approved))
             if not cancel_first:
-                await trial.cancel(handle)
+                await run.cancel(handle)
         return handle
 
-    return play
+    return scene
 
 
-async def _with_address_change(trial: Trial) -> Handle:
-    charge = trial.pause(CHARGE)
-    handle = await trial.start()
+async def _with_address_change(run: SceneRun) -> Handle:
+    charge = run.pause(CHARGE)
+    handle = await run.start()
     await charge.reached.wait()
-    async with trial.one_workflow_task(handle):
-        await trial.change_address(handle)
-        await trial.cancel(handle)
+    async with run.one_workflow_task(handle):
+        await run.change_address(handle)
+        await run.cancel(handle)
     return handle
 
 
-async def _with_end_of_address_change(trial: Trial) -> Handle:
-    charge, change = trial.pause(CHARGE), trial.pause("ChangeShippingAddress")
-    handle = await trial.start()
+async def _with_end_of_address_change(run: SceneRun) -> Handle:
+    charge, change = run.pause(CHARGE), run.pause("ChangeShippingAddress")
+    handle = await run.start()
     await charge.reached.wait()
-    await trial.change_address(handle)
-    return await trial.cancel_at_the_end_of("ChangeShippingAddress", handle, change)
+    await run.change_address(handle)
+    return await run.cancel_as_activity_ends("ChangeShippingAddress", handle, change)
 
 
-async def _with_address_change_of_failed_order(trial: Trial) -> Handle:
-    """The saga is done, and the workflow waits for nothing but its handler."""
-    charge, change = trial.pause(CHARGE), trial.pause("ChangeShippingAddress")
-    handle = await trial.start(**DECLINED)
+async def _with_address_change_of_failed_order(run: SceneRun) -> Handle:
+    """The saga has ended, and the workflow waits only for its update handler."""
+    charge, change = run.pause(CHARGE), run.pause("ChangeShippingAddress")
+    handle = await run.start(**DECLINED)
     await charge.reached.wait()
-    await trial.change_address(handle)
+    await run.change_address(handle)
     await change.reached.wait()
     charge.go_on.set()
-    await trial.shop.reaches(handle, OrderStatus.FAILED)
-    return await trial.cancel_at_the_end_of("ChangeShippingAddress", handle, change)
+    await run.shop.reaches(handle, OrderStatus.FAILED)
+    return await run.cancel_as_activity_ends("ChangeShippingAddress", handle, change)
 
 
 SCENES: dict[str, tuple[Scene, set[OrderStatus]]] = {
@@ -234,7 +234,7 @@ SCENES: dict[str, tuple[Scene, set[OrderStatus]]] = {
     "with a compensation of a cancelled order": (_second_cancel, {CANCELLED}),
     "with an approval": (decided(approved=True), {CANCELLED}),
     "before an approval": (decided(approved=True, cancel_first=True), {CANCELLED}),
-    # Both are right: without the flag, a signal counts before Temporal's cancel, whichever came first.
+    # Both are correct: without the flag, a signal is applied before Temporal's cancel, in any order of arrival.
     "with a rejection": (decided(approved=False), {CANCELLED, FAILED}),
     "with an address change": (_with_address_change, {CANCELLED}),
     "with the end of an address change": (_with_end_of_address_change, {CANCELLED}),
@@ -247,37 +247,37 @@ def how(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[False, True], ids=["as now", "single batch"])
+@pytest.fixture(params=[False, True], ids=["default", "single batch"])
 def single_batch(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
 @pytest.fixture
-async def trial(shop: Shop, how: str, single_batch: bool) -> AsyncIterator[Trial]:
-    gateways = Gateways(shop, single_batch=single_batch)
+async def run(shop: Shop, how: str, single_batch: bool) -> AsyncIterator[SceneRun]:
+    gateways = SingleBatchGateways(shop, single_batch=single_batch)
     async with RestartableWorker(gateways) as worker:
         worker.start(workflows=[])
         worker.start(activities=[])
-        yield Trial(shop, gateways, worker, how)
+        yield SceneRun(shop, gateways, worker, how)
 
 
 @pytest.mark.parametrize("scene", SCENES)
-async def test_cancel_ends_the_same_with_all_jobs_in_one_batch(trial: Trial, single_batch: bool, scene: str) -> None:
-    play, statuses = SCENES[scene]
+async def test_cancel_ends_the_same_with_all_jobs_in_one_batch(run: SceneRun, single_batch: bool, scene: str) -> None:
+    run_scene, statuses = SCENES[scene]
     async with asyncio.timeout(30):
-        handle = await play(trial)
+        handle = await run_scene(run)
         with suppress(WorkflowFailureError):
             await handle.result()
-        await trial.updates_answered()
+        await run.updates_answered()
 
-    order = await trial.shop.order(handle)
+    order = await run.shop.order(handle)
     assert order.status in statuses
     if order.status is CANCELLED:
         assert order.failure is not None
         assert order.failure.code == "cancelled"
 
     description = await handle.describe()
-    if order.status is CANCELLED and trial.closes_as_cancelled:
+    if order.status is CANCELLED and run.closes_as_cancelled:
         assert description.status is WorkflowExecutionStatus.CANCELED
     else:
         assert description.status is WorkflowExecutionStatus.COMPLETED
@@ -288,15 +288,15 @@ async def test_cancel_ends_the_same_with_all_jobs_in_one_batch(trial: Trial, sin
     completed = order.status is COMPLETED
     assert {record.status for record in order.steps} <= ({"done"} if completed else {"compensated", "failed"})
     held = QUANTITY if completed else 0
-    assert (await trial.shop.available(), await trial.shop.held()) == (STOCK - held, held)
-    assert await trial.shop.net_money(order.order_id) == (order.total.amount if completed else 0)
-    parcel = await trial.shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    assert (await run.shop.available(), await run.shop.held()) == (STOCK - held, held)
+    assert await run.shop.net_money(order.order_id) == (order.total.amount if completed else 0)
+    parcel = await run.shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert parcel.get("shipped", False) - parcel.get("called_off", False) == completed
     await _check_history(handle, single_batch=single_batch)
 
 
 async def _check_history(handle: Handle, *, single_batch: bool) -> None:
-    """No workflow task failed, and the flag was in force if it was asked for."""
+    """Check that no workflow task failed, and that the flag was enabled if requested."""
     history = await handle.fetch_history()
     failed = [e for e in history.events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED]
     assert not failed, failed[0].workflow_task_failed_event_attributes.failure.message

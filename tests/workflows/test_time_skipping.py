@@ -1,7 +1,7 @@
-"""A day passes in a moment: the deadline of an approval, an outage that ends, one that outlasts all retries.
+"""Hours pass in a moment: the approval timeout, an outage that ends, and one that outlasts all retries.
 
-A workflow that `skipper.client` starts has a clock of its own on the real server. It jumps ahead whenever the workflow
-waits for nothing but time: for a timer, or for the next retry.
+A workflow started by `skipper.client` has its own clock on the real server. The clock jumps ahead whenever the workflow
+waits only for a timer or a retry.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.shop import Shop
 from tests.kit.workflows import CHARGE, Handle
 
-LARGE = 50_000  # needs an approval
+LARGE = 50_000  # needs approval
 
 
 async def elapsed(handle: Handle) -> timedelta:
-    """From start to end, on the workflow's own clock."""
+    """The time from start to close, on the workflow's own clock."""
     description = await handle.describe()
     assert description.close_time is not None
     return description.close_time - description.start_time
@@ -37,7 +37,7 @@ async def test_approval_timeout_counts_as_rejection(skipping: Shop, worker: None
 
 async def test_approval_within_timeout_counts(shop: Shop, worker: None, skipper: TimeSkipper) -> None:
     await shop.stock()
-    handle = await shop.start({"MUG": 1}, price=LARGE)  # in real time, until it is told to skip
+    handle = await shop.start({"MUG": 1}, price=LARGE)  # runs in real time until the test skips ahead
     await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
     await skipper.fast_forward(handle, timedelta(hours=23))
     await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
@@ -59,6 +59,6 @@ async def test_payment_outage_that_outlasts_all_retries_fails_the_order(skipping
         handle = await skipping.start()
         result = await handle.result()
     assert (result.status, result.failure_code) == (OrderStatus.FAILED, "payment_unavailable")
-    # Another retry would have come after the deadline, so the last one is not waited for.
+    # The next retry would start after the schedule-to-close timeout, so Temporal fails the step at once.
     assert await elapsed(handle) > charge.schedule_to_close - 2 * timedelta(seconds=30)
     assert (await skipping.available(), await skipping.held()) == (10, 0)

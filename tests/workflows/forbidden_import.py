@@ -1,4 +1,4 @@
-"""A workflow that reaches for what differs from one worker to the next."""
+"""A workflow with a forbidden import: settings differ between workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.settings import Settings
 
 
 @workflow.defn
-class CarelessWorkflow:
+class ForbiddenImportWorkflow:
     @workflow.run
     async def run(self) -> str:
         return Settings.load().task_queue
