@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 15) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 30) -> T:
     """Call `look` until `until` accepts its result, and return that. On a timeout, fail with the last result."""
     seen: T
     try:
