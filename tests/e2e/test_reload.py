@@ -116,9 +116,10 @@ async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.
     await reaches(http, order_id, "reserved")
     edit = Edit(dev, WORKFLOW)
     edit.replace(r'(    async def run\(.*?""".*?"""\n)', r"\1        await workflow.sleep(1)\n")
-    await dev.wait_for_output(*RESTARTED)
+    printed = await dev.wait_for_output(*RESTARTED)
     assert (await http.post(f"/orders/{order_id}/cancel", json={})).status_code == 202
-    printed = await dev.wait_for_output("workflow terminate")
+    if "workflow terminate" not in printed:  # the new worker may have had a task of the order before the cancel
+        printed = await dev.wait_for_output("workflow terminate")
     assert f"order-{order_id} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
     assert re.search(r"Undo the edit, put it behind workflow\.patched, or terminate the workflow", printed)
 
