@@ -10,7 +10,9 @@ from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
-FAILED_TASK = re.compile(r"""Failing workflow task \{'run_id': '([\w-]+)', .*?message: "(.*?)", source: """)
+# The fields of the SDK's message are in any order.
+RUN_ID = re.compile(r"'run_id': '([\w-]+)'")
+ERROR = re.compile(r'message: "(.*?)", source: ')
 
 
 async def report_failed_tasks(log: Path, temporal_address: str) -> NoReturn:
@@ -24,14 +26,14 @@ async def report_failed_tasks(log: Path, temporal_address: str) -> NoReturn:
         while True:
             *lines, partial = (partial + file.read()).split(b"\n")
             for line in lines:
-                if b"Failing workflow task" not in line or not (
-                    failed := FAILED_TASK.search(json.loads(line)["message"])
-                ):
+                if b"Failing workflow task" not in line:
                     continue
-                if failed.groups() not in reported:
-                    reported.add(failed.groups())
-                    workflow_id = await _workflow_id(client, failed[1])
-                    print(_explain(workflow_id, failed[2].replace("\\'", "'"), temporal_address), flush=True)
+                message = json.loads(line)["message"]
+                run_id, error = RUN_ID.search(message), ERROR.search(message)
+                if run_id and error and (run_id[1], error[1]) not in reported:
+                    reported.add((run_id[1], error[1]))
+                    workflow_id = await _workflow_id(client, run_id[1])
+                    print(_explain(workflow_id, error[1].replace("\\'", "'"), temporal_address), flush=True)
             await asyncio.sleep(0.5)
 
 
