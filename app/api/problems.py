@@ -88,9 +88,16 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Add the schemas that `responses` refers to. Call it after all endpoints are added."""
-    details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-    app.openapi()["components"]["schemas"] |= {**details.pop("$defs"), "ProblemDetails": details}
+    """Add the schemas that `responses` refers to, once the description is asked for: the start need not wait for it."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = generate()
+        details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        description["components"]["schemas"] |= {**details.pop("$defs"), "ProblemDetails": details}
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:

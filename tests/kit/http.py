@@ -7,36 +7,17 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from functools import cache
-from typing import Any
 from unittest.mock import patch
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
 
-from app.api import orders, problems, route
+from app.api import orders, route
 from app.api.main import create_app
 from app.settings import Settings
 from dev.servers import free_port
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # by default, each client reads all certificates of the system
-
-
-@cache
-def _description() -> dict[str, Any]:
-    return create_app(Settings()).openapi()
-
-
-def build_app(settings: Settings, temporal_address: str) -> FastAPI:
-    """The API. Its OpenAPI description is the same with any settings, and takes longer than most tests: made once."""
-
-    def describe(app: FastAPI) -> None:
-        app.openapi = lambda: description  # type: ignore[method-assign]
-
-    description = _description()
-    with patch.object(problems, "describe", describe):
-        return create_app(settings, target_host=temporal_address)
 
 
 @contextmanager
@@ -49,7 +30,7 @@ def long_deadlines() -> Iterator[None]:
 @asynccontextmanager
 async def serve(settings: Settings, temporal_address: str, *, patient: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """The API over real HTTP, in this process; not `patient` where a server is away."""
-    app = build_app(settings, temporal_address)
+    app = create_app(settings, target_host=temporal_address)
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
