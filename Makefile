@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo bench chaos test test-fast lint up lock replay pictures browser clean FORCE
+.PHONY: help dev demo bench chaos test test-fast lint up lock replay pictures test-tools clean FORCE
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -51,17 +51,21 @@ COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-
 replay: $(READY)  ## record the workflow histories that the tests replay
 	@$(PY) -m tests.replay.record
 
-pictures: $(READY) browser  ## take the pictures of the README from the running page
+pictures: $(READY) test-tools  ## take the pictures of the README from the running page
 	@$(PY) -m dev.pictures
 
-browser:  ## install Chromium for the browser tests
-	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null && exit; \
+test-tools:  ## install the tests' browser and proxy: Chromium and nginx
+	@missing=; \
+	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	if [ -z "$$missing" ]; then exit; fi; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  echo "installing chromium"; \
+	  echo "installing $$missing"; \
 	  export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; \
-	  apt-get -qq install --no-install-recommends chromium-headless-shell >/dev/null || \
-	  apt-get -qq install --no-install-recommends chromium >/dev/null; \
-	else echo "chromium is missing. On Debian: sudo apt-get install chromium" >&2; exit 1; fi
+	  smaller="$${missing/chromium/chromium-headless-shell}"; \
+	  apt-get -qq install --no-install-recommends $$smaller >/dev/null || \
+	  apt-get -qq install --no-install-recommends $$missing >/dev/null; \
+	else echo "missing: $$missing. On Debian: sudo apt-get install $$missing" >&2; exit 1; fi
 
 clean:  ## delete .venv, all caches and all data of `make dev`
 	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -77,7 +77,7 @@ async def pictures() -> int:
         None,
     )
     if chromium is None:
-        print("error: Chromium not found. `make browser` installs it")
+        print("error: Chromium not found. `make test-tools` installs it")
         return 1
     FOLDER.mkdir(exist_ok=True)
     async with running_or_new_stack() as api_url, async_playwright() as playwright:

@@ -34,8 +34,8 @@ def test_ci_runs_on_oldest_and_newest_python() -> None:
 
 def test_devcontainer_uses_make_and_forwards_every_port() -> None:
     targets = make_targets(DEVCONTAINER["postCreateCommand"])
-    assert targets == {"browser", ".venv/.ready"}
-    assert "browser:" in MAKEFILE
+    assert targets == {"test-tools", ".venv/.ready"}
+    assert "test-tools:" in MAKEFILE
     assert "READY := .venv/.ready" in MAKEFILE
     ports = [Config.api_port, Config.temporal_ui_port, Config.temporal_port, Config.mongodb_port]
     assert DEVCONTAINER["forwardPorts"] == ports
