@@ -27,6 +27,7 @@ from temporalio.workflow import SandboxImportNotificationPolicy
 
 from app import logs, temporal
 from app.activities.order_step import Dependencies
+from app.activities.redaction import RedactErrors
 from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
 from app.mongo import Mongo
@@ -73,7 +74,8 @@ def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: s
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
         "graceful_shutdown_timeout": GRACE,
     }
-    return Worker(client, task_queue=task_queue, **{**defaults, **options})
+    interceptors = [RedactErrors(), *options.pop("interceptors", [])]
+    return Worker(client, task_queue=task_queue, interceptors=interceptors, **{**defaults, **options})
 
 
 async def main() -> None:

@@ -205,10 +205,11 @@ NOT_APPROVED = "not_approved"
 
 
 class Decision(BaseModel):
-    """A person's decision on an order: an accepted cancel, or the first approval or rejection."""
+    """A decision on an order: an accepted cancel, or the first approval or rejection. `by` is the API's caller."""
 
     approved: bool = False
     reason: str | None = None
+    by: str | None = None
     at: datetime
 
 
@@ -253,6 +254,7 @@ class Order(Model):
     updated_at: Annotated[datetime, Field(strict=True)]
     steps: list[StepRecord] = []
     failure: Failure | None = None
+    placed_by: Annotated[str | None, Field(exclude=True)] = None  # the API's caller; None: another program
     cancellation: Annotated[Decision | None, Field(exclude=True)] = None  # from then on no step may take effect
     approval: Annotated[Decision | None, Field(exclude=True)] = None
 

@@ -31,25 +31,23 @@ class OrderRef(Message):
     order_id: str
 
 
-class CancelRequest(Message):
-    """`reason` is for cancels from Temporal's own tools; the API keeps reasons in MongoDB."""
-
-    reason: str | None = None
-
-
 class ApprovalDecision(Message):
-    """As with `CancelRequest`, the API keeps the reason in MongoDB."""
+    """The reason stays in MongoDB, as does that of a cancel: people write personal data into reasons."""
 
     approved: bool
-    reason: str | None = None
+    timed_out: bool = False
 
 
 class StatusUpdate(Message):
-    """A status that no step writes, or a decision on an approval."""
+    """A status that no step writes, or a decision on an approval.
+
+    `failure` is that of `step`, if it names one; MongoDB has the message that the gateway gave.
+    """
 
     order_id: str
     status: OrderStatus
     failure: Failure | None = None
+    step: StepName | None = None
     approval: ApprovalDecision | None = None
 
 

@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import Order
-from app.messages import AddressChange, ApprovalDecision, CancelRequest, OrderInput, OrderProgress, OrderResult
+from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
 from app.settings import Settings
 from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.validation import IDENTIFIER
@@ -52,7 +52,7 @@ class OrderWorkflows:
         """
         signal: dict[str, Any] = {}
         if order.cancellation:
-            signal = {"start_signal": "cancel", "start_signal_args": [CancelRequest()]}
+            signal = {"start_signal": "cancel"}
         elif order.approval:
             decision = ApprovalDecision(approved=order.approval.approved)
             signal = {"start_signal": "approve", "start_signal_args": [decision]}

@@ -7,7 +7,7 @@ together. Every write can be repeated, and none moves an order backwards.
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from bson import DatetimeMS
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
@@ -15,7 +15,7 @@ from pymongo.errors import DuplicateKeyError
 
 from app import domain
 from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepName, StepStatus
-from app.messages import AddressChange, ApprovalDecision, OrderState, StatusUpdate
+from app.messages import AddressChange, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
 
 # Writes are update pipelines: one atomic update checks and writes, by the server's clock.
@@ -29,9 +29,14 @@ MAX_TIME = 2**63 - 1  # the latest BSON date, in milliseconds
 
 
 class OrderRepository:
-    def __init__(self, mongo: Mongo) -> None:
+    def __init__(self, mongo: Mongo, customer: str | None = None) -> None:
         self._mongo = mongo
         self._orders = mongo.orders
+        self._owned: Document = {} if customer is None else {"customer_id": customer}
+
+    def of(self, customer: str | None) -> Self:
+        """Return a repository in which only this customer's orders exist; None: every order."""
+        return type(self)(self._mongo, customer)
 
     # --- reads
 
@@ -64,6 +69,7 @@ class OrderRepository:
         begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))
         wanted = {"status": status, "customer_id": customer_id}
         query: Document = {field: value for field, value in wanted.items() if value is not None}
+        query["$and"] = [self._owned]
         query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # not an array of dates
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
         documents = await newest.skip(int(skip)).limit(limit + 1).to_list(None)
@@ -77,7 +83,9 @@ class OrderRepository:
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
         """Yield the orders that changed since then, the oldest change first."""
-        async for document in self._orders.find({"updated_at": {"$gte": then}}).sort("updated_at", ASCENDING):
+        async for document in self._orders.find({**self._owned, "updated_at": {"$gte": then}}).sort(
+            "updated_at", ASCENDING
+        ):
             yield Order.from_any_document(document)
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
@@ -112,7 +120,9 @@ class OrderRepository:
             raise domain.KeyReused
         return Order.from_any_document(document)
 
-    async def add(self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str) -> Order | None:
+    async def add(
+        self, order_id: str, new: NewOrder, products: dict[str, Product], fingerprint: str, placed_by: str | None = None
+    ) -> Order | None:
         """Insert the order with the current prices; return None if its id is already taken.
 
         Raises:
@@ -134,6 +144,7 @@ class OrderRepository:
             "created_at": now,
             "updated_at": now,
             "fingerprint": fingerprint,
+            "placed_by": placed_by,
         }
         order = Order.from_document(document)
         try:
@@ -169,15 +180,17 @@ class OrderRepository:
 
     # --- requests of customers and approvers, decided before Temporal is called
 
-    async def request_cancellation(self, order_id: str, reason: str | None) -> Order:
+    async def request_cancellation(self, order_id: str, reason: str | None = None, by: str | None = None) -> Order:
         """Accept a cancel before the point of no return; `cancellation` of the returned order is the outcome."""
-        cancellation = {"$ifNull": ["$cancellation", {"reason": {"$literal": reason}, "at": NOW}]}
+        cancellation = {"$ifNull": ["$cancellation", _decision(False, reason, by)]}
         return await self._decide(order_id, {"cancellation": cancellation}, _in(domain.CANCELLABLE))
 
-    async def decide_approval(self, order_id: str, decision: ApprovalDecision) -> Order:
+    async def decide_approval(
+        self, order_id: str, approved: bool, reason: str | None = None, by: str | None = None
+    ) -> Order:
         """Record the first decision on an order awaiting approval; `approval` of the returned order is the outcome."""
         awaiting = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
-        return await self._decide(order_id, {"approval": _approval(decision)}, awaiting)
+        return await self._decide(order_id, {"approval": _decision(approved, reason, by)}, awaiting)
 
     async def propose_address(self, order_id: str, address: domain.Address) -> AddressChange | None:
         """Add a proposed address to the order document, for the saga to apply; return None if it is too late.
@@ -252,12 +265,16 @@ class OrderRepository:
         fields: Document = {"status": _forward(update.status), "updated_at": NOW}
         if update.approval is not None:
             awaits = {"$and": [{"$eq": ["$status", OrderStatus.AWAITING_APPROVAL.value]}, NOT_CANCELLED]}
-            decided = {"$cond": [awaits, _approval(update.approval), "$$REMOVE"]}
+            reason = "no decision in time" if update.approval.timed_out else None
+            decided = {"$cond": [awaits, _decision(update.approval.approved, reason, None), "$$REMOVE"]}
             fields["approval"] = {"$ifNull": ["$approval", decided]}
         if update.failure is not None:
             cancelled = {"code": domain.CANCELLED, "message": {"$ifNull": ["$cancellation.reason", domain.CANCELLED]}}
             code: Document = {"$literal": update.failure.code}
             message: Document = {"$literal": update.failure.message}
+            if update.step:
+                declined = f"$steps.{update.step}.failure"
+                message = {"$cond": [{"$eq": [f"{declined}.code", code]}, f"{declined}.message", message]}
             if update.failure.code == domain.NOT_APPROVED:
                 message = {"$ifNull": ["$approval.reason", message]}
             resolved = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
@@ -274,7 +291,7 @@ class OrderRepository:
         return Order.from_any_document(document or await self._find(order_id))
 
     async def _find(self, order_id: str) -> Document:
-        document = await self._orders.find_one({"_id": order_id})
+        document = await self._orders.find_one({**self._owned, "_id": order_id})
         if document is None:
             raise domain.NotFound(f"order {order_id}")
         return document
@@ -282,7 +299,7 @@ class OrderRepository:
     async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
         """Update atomically; return the document after it, or None if the guard does not match."""
         return await self._orders.find_one_and_update(
-            {"_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
+            {**self._owned, "_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
         )
 
 
@@ -326,5 +343,5 @@ def _in(statuses: Sequence[OrderStatus]) -> Document:
     return {"status": {"$in": [*statuses, *([None] if OrderStatus.PLACED in statuses else [])]}}
 
 
-def _approval(decision: ApprovalDecision) -> Document:
-    return {"approved": decision.approved, "reason": {"$literal": decision.reason}, "at": NOW}
+def _decision(approved: bool, reason: str | None, by: str | None) -> Document:
+    return {"approved": approved, "reason": {"$literal": reason}, "by": {"$literal": by}, "at": NOW}

@@ -1,18 +1,24 @@
-"""All settings, read from the environment once.
+"""All settings, read from the environment once: `Settings` by the worker, `ApiSettings` by the API.
 
 Temporal's address and credentials are not among them: `app.temporal` uses the SDK's own environment variables
 (TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_*), which the `temporal` command reads too.
 """
 
+import re
 from datetime import timedelta
+from enum import StrEnum
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from app.validation import IDENTIFIER
+
 DAY = timedelta(days=1)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def _seconds(timeout: object) -> object:
@@ -29,6 +35,51 @@ def _connection_string(uri: str) -> str:
     return uri
 
 
+class Scope(StrEnum):
+    """The permissions of a caller of the API. Roles, which map people to scopes, belong to the identity provider."""
+
+    ORDERS_READ = "orders:read"
+    ORDERS_WRITE = "orders:write"
+    ORDERS_APPROVE = "orders:approve"
+    ORDERS_ANY = "orders:any"  # orders of every customer; without it, of the caller's own
+    INVENTORY_READ = "inventory:read"
+    INVENTORY_WRITE = "inventory:write"
+
+
+def _random(key: str) -> str:
+    if len(set(key)) < 10 or re.search("secret|password|change.?me|example|default", key, re.IGNORECASE):
+        raise ValueError("must be random, for example from: openssl rand -hex 24")
+    return key
+
+
+def https_url(url: str) -> str:
+    """Return the URL; raises ValueError if it is neither https nor on this machine."""
+    parts = urlsplit(url)
+    if not url or parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        return url
+    raise ValueError("must be an https URL")
+
+
+Url = Annotated[str, AfterValidator(https_url)]
+
+
+class ApiKey(BaseModel):
+    """A caller with an API key. It sees and changes the orders of `customer` or, with `orders:any`, all orders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{24,200}$"), AfterValidator(_random)]
+    scopes: frozenset[Scope]
+    customer: Annotated[str, Field(pattern=IDENTIFIER)] | None = None
+
+    @model_validator(mode="after")
+    def _owns_orders(self) -> Self:
+        any_order, reaches_orders = Scope.ORDERS_ANY in self.scopes, any(s.startswith("orders:") for s in self.scopes)
+        if any_order == bool(self.customer) and reaches_orders:
+            raise ValueError("needs either a customer or the scope orders:any")
+        return self
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
@@ -42,13 +93,12 @@ class Settings(BaseSettings):
     # because Temporal has no timers of 10,000 years or more: the workflow task would fail and be retried for ever.
     approval_timeout: Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=3650 * DAY)] = DAY
 
-    # API keys by caller, {"shop": "its-secret"}; empty: the API is open. A key gives access to every order; only
-    # idempotency keys are separate for each caller.
-    api_keys: dict[str, Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]] = {}
     # The address of Temporal's Web UI, to which the order desk links; empty: no link.
     temporal_ui_url: str = ""
     # host:port of the worker's Prometheus metrics; empty: none. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
+    # Start the worker with the sandbox gateways, which charge no card and ship nothing.
+    sandbox_gateways: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
 
     @classmethod
@@ -61,7 +111,36 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)]
-            raise SystemExit("wrong setting: " + "; ".join(wrong)) from None
+            found = [(".".join(map(str, e["loc"])).upper(), e["msg"]) for e in error.errors(include_url=False)]
+            wrong = [f"{variable}: {message}" if variable else message for variable, message in found]
+            raise SystemExit("wrong setting: " + "; ".join(wrong).replace("Value error, ", "")) from None
         except ValueError as error:  # of pydantic-settings: API_KEYS is not JSON
             raise SystemExit(f"wrong setting: {error}") from None
+
+
+class ApiSettings(Settings):
+    """Settings of the API alone. It starts with API keys, with an issuer of tokens, or explicitly open."""
+
+    # API keys by caller: {"shop": {"key": "...", "scopes": ["orders:read", ...], "customer": "c-1"}}.
+    api_keys: dict[Annotated[str, Field(pattern=IDENTIFIER)], ApiKey] = {}
+    # The issuer of OpenID Connect access tokens, and the audience that they must name.
+    oidc_issuer: Url = ""
+    oidc_audience: str = ""
+    # The issuer's public keys; empty: the URL that its discovery document names.
+    oidc_jwks_url: Url = ""
+    # The claim with the customer whose orders the token is for, unless it has the scope orders:any.
+    oidc_customer_claim: Annotated[str, Field(min_length=1)] = "sub"
+    # Serve every caller, but only under loopback host names.
+    api_open: bool = False
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Self:
+        if self.api_open is bool(self.api_keys or self.oidc_issuer):
+            raise ValueError(
+                "set API_KEYS or OIDC_ISSUER, or else API_OPEN=true, which serves every caller on this machine"
+            )
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError("OIDC_AUDIENCE: required with OIDC_ISSUER: tokens for other services must be refused")
+        if len({caller.key for caller in self.api_keys.values()}) < len(self.api_keys):
+            raise ValueError("API_KEYS: two callers have the same key")
+        return self

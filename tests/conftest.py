@@ -19,7 +19,7 @@ from temporalio.testing import TimeSkipper
 
 from app import temporal
 from app.mongo import Mongo
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
 from tests.kit.http import serve
@@ -191,9 +191,10 @@ async def mongo(mongod: Server, drops: list[asyncio.Task[None]]) -> AsyncIterato
 
 
 @pytest.fixture
-def settings(mongod: Server, mongo: Mongo) -> Settings:
+def settings(mongod: Server, mongo: Mongo) -> ApiSettings:
     """Database and task queue of this test."""
-    return Settings(
+    return ApiSettings(
+        api_open=True,
         mongodb_uri=mongod.address,
         mongodb_database=mongo.database.name,
         task_queue=mongo.database.name,
@@ -203,7 +204,7 @@ def settings(mongod: Server, mongo: Mongo) -> Settings:
 
 
 @pytest.fixture
-async def shop(mongo: Mongo, settings: Settings, client: Client) -> Shop:
+async def shop(mongo: Mongo, settings: ApiSettings, client: Client) -> Shop:
     """Inserts orders into MongoDB and starts their workflows in real time. See `shop.with_client` to skip time."""
     return Shop(mongo, settings, client)
 
@@ -216,7 +217,7 @@ async def worker(shop: Shop) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def api(settings: Settings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
+async def api(settings: ApiSettings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
     """The API over HTTP, against this test's database and task queue."""
     async with serve(settings, temporal_server.address) as http:
         yield http

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from temporalio import activity
 
 from app.activities.group_commit import GroupCommit
-from app.activities.order_step import Dependencies, current_attempt, declined_error
-from app.domain import FENCED, Attempt, Failure, NotFound, StepChange, StepEvent, StepName, StepStatus
+from app.activities.order_step import Dependencies, current_attempt, declined_error, step_failed
+from app.domain import Attempt, Failure, NotFound, StepChange, StepEvent, StepName, StepStatus
 from app.messages import OrderRef
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Inventory:
         request = Request(ref.order_id, current_attempt(), quantities)
         record = order.step(STEP) or await self._requests.submit(request)
         if record.status is not StepStatus.DONE:
-            raise declined_error(record.failure or FENCED)
+            raise step_failed(record.failure)
 
     @activity.defn(name="ReleaseInventory")
     async def release(self, ref: OrderRef) -> None:

@@ -54,6 +54,11 @@ def declined_error(failure: Failure) -> ApplicationError:
     )
 
 
+def step_failed(failure: Failure | None) -> ApplicationError:
+    """Return the error of a declined step or, without a failure, of a fenced one. A service's text stays in MongoDB."""
+    return declined_error(Failure(code=failure.code, message="declined") if failure else domain.FENCED)
+
+
 async def irreversible(_: str) -> bool:
     return False
 
@@ -90,8 +95,8 @@ class OrderStep:
                 failure = Failure(code=declined.code, message=str(declined))
                 record, stop_reason = await self._record(order_id, StepEvent.DECLINED, failure.message, failure)
             except Misconfigured as error:
-                logger.error("order %s: %s: the service is misconfigured: %s", order_id, self._name, error)
-                raise declined_error(Failure(code="misconfigured", message="the service is misconfigured")) from error
+                logger.error("order %s: %s: misconfigured: %s", order_id, self._name, type(error).__name__)
+                raise declined_error(Failure(code="misconfigured", message="the service is misconfigured")) from None
             else:
                 record, stop_reason = await self._record(order_id, StepEvent.SUCCEEDED, detail)
                 if record.status is not StepStatus.DONE and await self._reverse(order_id):
@@ -100,7 +105,7 @@ class OrderStep:
             raise declined_error(stop_reason)
         assert record is not None
         if record.status is not StepStatus.DONE:
-            raise declined_error(record.failure or domain.FENCED)
+            raise step_failed(record.failure)
 
     async def compensate(self, order_id: str) -> None:
         """Reverse the step, or prevent it from taking effect later.

@@ -1,32 +1,120 @@
-"""API keys. If API_KEYS is set, requests need one, except for health, metrics and the page; else the API is open."""
+"""Callers and their scopes: API keys, and OpenID Connect access tokens.
+
+A caller with a customer sees and changes only that customer's orders; `app.api.dependencies` limits the repository.
+"""
 
 import hmac
-from typing import Annotated
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Depends
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from prometheus_client import Counter
 
-from app.api.dependencies import ClientsDep
 from app.api.problems import Problem
+from app.api.tokens import InvalidToken, Issuer, IssuerUnavailable
+from app.settings import ApiSettings, Scope
 
-ANYONE = "anyone"
+logger = logging.getLogger(__name__)
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, if the operator has set any")
+FAILURES = Counter("http_authentication_failures", "Requests answered with 401.", ["reason"])
+_bearer = HTTPBearer(auto_error=False, description="An API key or an access token. Without effect if the API is open")
 
 
-async def caller(clients: ClientsDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """Return the caller's name, to which its idempotency keys belong.
+@dataclass(frozen=True)
+class Caller:
+    """The sender of a request, to whom its idempotency keys belong.
+
+    `customer` is None for a caller that may reach every order. `expires_at` is that of its token, in Unix time.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    customer: str | None = None
+    expires_at: float | None = None
+
+
+ANYONE = Caller("(anyone)", frozenset(Scope))  # of an open API; no API key can have this name
+
+
+class Authenticator:
+    def __init__(self, settings: ApiSettings) -> None:
+        self._open = settings.api_open
+        self._keys = settings.api_keys
+        self._customer_claim = settings.oidc_customer_claim
+        self._issuer = Issuer(settings) if settings.oidc_issuer else None
+
+    async def identify(self, credentials: str | None) -> Caller:
+        """Return the caller with this API key or token.
+
+        Raises:
+            InvalidToken: the credentials are missing, unknown or not valid any more; its text is the reason.
+            IssuerUnavailable: the token cannot be verified at the moment.
+        """
+        if self._open:
+            return ANYONE
+        if credentials is None:
+            raise InvalidToken("no credentials")
+        for name, known in self._keys.items():
+            if hmac.compare_digest(credentials.encode(), known.key.encode()):
+                return Caller(name, known.scopes, known.customer)
+        if self._issuer is None or credentials.count(".") != 2:
+            raise InvalidToken("unknown API key")
+        return self._caller(await self._issuer.claims(credentials))
+
+    def _caller(self, claims: dict[str, Any]) -> Caller:
+        granted = claims.get("scope", claims.get("scp"))  # RFC 9068; Okta and Entra ID send `scp`
+        names = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
+        scopes = frozenset(scope for scope in Scope if scope in names)
+        customer = None if Scope.ORDERS_ANY in scopes else str(claims.get(self._customer_claim, ""))
+        if customer == "":
+            raise InvalidToken("no customer claim")
+        # The prefix keeps a subject from taking over the idempotency keys of an API key.
+        return Caller(f"oidc:{claims['sub']}", scopes, customer, float(claims["exp"]))
+
+
+async def authenticate(request: Request) -> Caller:
+    """Return the caller of this request. `ApiRoute` calls this before it reads the body.
 
     Raises:
-        Problem: 401; keys are set, and the request has none of them.
+        Problem: 401, or 503 while the issuer of its token is unavailable.
     """
-    if not clients.settings.api_keys:
-        return ANYONE
-    given = sent.credentials.encode() if sent else b""
-    for name, key in clients.settings.api_keys.items():
-        if hmac.compare_digest(given, key.encode()):
-            return name
-    raise Problem(401, "cannot authenticate: send an API key as Authorization: Bearer")
+    if not hasattr(request.state, "caller"):
+        sent = await _bearer(request)
+        try:
+            request.state.caller = await request.app.state.authenticator.identify(sent and sent.credentials)
+        except InvalidToken as error:
+            FAILURES.labels(str(error)).inc()
+            logger.warning("401: %s", error)  # never what was sent
+            how = "send an API key or a token as Authorization: Bearer"
+            raise Problem(401, f"cannot authenticate: {error}; {how}") from error
+        except IssuerUnavailable as error:
+            raise Problem(503, "cannot verify the token: its issuer is unavailable; try again") from error
+    caller: Caller = request.state.caller
+    return caller
 
 
-Caller = Annotated[str, Depends(caller)]
+async def authorize(
+    request: Request,
+    needed: SecurityScopes,
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],  # for the OpenAPI description
+) -> Caller:
+    """Return the caller, if it has the scopes that the endpoint needs.
+
+    Raises:
+        Problem: 403; also as `authenticate`.
+    """
+    caller = await authenticate(request)
+    for scope in needed.scopes:
+        if scope not in caller.scopes:
+            raise Problem(403, f"cannot authorize: the scope {scope} is missing")
+    return caller
+
+
+AnyCaller = Annotated[Caller, Security(authorize)]
+OrderReader = Annotated[Caller, Security(authorize, scopes=[Scope.ORDERS_READ])]
+OrderWriter = Annotated[Caller, Security(authorize, scopes=[Scope.ORDERS_WRITE])]
+Approver = Annotated[Caller, Security(authorize, scopes=[Scope.ORDERS_APPROVE])]
+InventoryReader = Annotated[Caller, Security(authorize, scopes=[Scope.INVENTORY_READ])]
+InventoryWriter = Annotated[Caller, Security(authorize, scopes=[Scope.INVENTORY_WRITE])]

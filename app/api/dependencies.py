@@ -9,19 +9,19 @@ from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
+from app.api.auth import authenticate
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
 from app.products import ProductRepository
-from app.settings import Settings
+from app.settings import ApiSettings
 from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
 
 
 class Clients:
     """The clients and repositories of this process, in `app.state.clients`."""
 
-    def __init__(self, settings: Settings, temporal: Client) -> None:
-        self.settings = settings
+    def __init__(self, settings: ApiSettings, temporal: Client) -> None:
         self.mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
         self.orders = OrderRepository(self.mongo)
         self.products = ProductRepository(self.mongo)
@@ -33,6 +33,14 @@ async def _clients(request: Request) -> Any:
 
 
 ClientsDep = Annotated[Clients, Depends(_clients)]
+
+
+async def _own_orders(request: Request, clients: ClientsDep) -> OrderRepository:
+    """Limit every query and update to the orders that the caller may reach: any other order does not exist for it."""
+    return clients.orders.of((await authenticate(request)).customer)
+
+
+OwnOrders = Annotated[OrderRepository, Depends(_own_orders)]
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
 TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once. Keys do not expire."
 IdempotencyKey = Annotated[

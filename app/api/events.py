@@ -17,8 +17,8 @@ from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, OrderId
+from app.api.auth import OrderReader
+from app.api.dependencies import OrderId, OwnOrders
 from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
@@ -148,24 +148,24 @@ async def _each(orders: Iterable[Order]) -> AsyncIterator[Order]:
 
 
 async def _of_all(
-    _: Caller,
-    clients: ClientsDep,
+    _: OrderReader,
+    orders: OwnOrders,
     request: Request,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)] = None,
 ) -> AsyncIterator[Messages]:
     async with request.app.state.hub.subscribe(None) as subscription:
         if last_event_id is None:
-            newest, _next = await clients.orders.page(None, None, INITIAL_ORDERS, None)
+            newest, _next = await orders.page(None, None, INITIAL_ORDERS, None)
             yield subscription.messages(_each(reversed(newest)))
         else:
             last_seen = datetime.fromtimestamp(int(last_event_id.split(".")[0]), UTC)
-            yield subscription.messages(clients.orders.changed_since(last_seen - OVERLAP))
+            yield subscription.messages(orders.changed_since(last_seen - OVERLAP))
 
 
-async def _of_one(_: Caller, order_id: OrderId, clients: ClientsDep, request: Request) -> AsyncIterator[Messages]:
-    await clients.orders.show(order_id)  # 404, before a change stream is opened
+async def _of_one(_: OrderReader, order_id: OrderId, orders: OwnOrders, request: Request) -> AsyncIterator[Messages]:
+    await orders.show(order_id)  # 404, before a change stream is opened
     async with request.app.state.hub.subscribe(order_id) as subscription:
-        yield subscription.messages(_each([await clients.orders.show(order_id)]))
+        yield subscription.messages(_each([await orders.show(order_id)]))
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=responses())

@@ -14,9 +14,10 @@ from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal
 from app.api import events, health, inventory, orders, problems, saga
+from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.health import MeasureRequests
-from app.settings import Settings
+from app.settings import ApiSettings
 
 CLOSE_TIMEOUT = 2.0  # seconds
 STATIC = Path(__file__).parent / "static"
@@ -26,7 +27,7 @@ PAGE_POLICY = (
 )
 
 
-def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
+def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
     """Create the API. It starts, and answers what it can, while MongoDB or Temporal is unavailable."""
 
     @asynccontextmanager
@@ -48,6 +49,7 @@ def create_app(settings: Settings, **temporal_options: Any) -> FastAPI:
         middleware=[Middleware(MeasureRequests)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
+    app.state.authenticator = Authenticator(settings)
     for module in (events, orders, inventory, saga, health):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
@@ -65,7 +67,7 @@ def __getattr__(name: str) -> FastAPI:
     """Create `app` on access, so that importing this module needs no environment."""
     if name != "app":
         raise AttributeError(name)
-    settings = Settings.load()
+    settings = ApiSettings.load()
     logs.configure(settings.log_level)
     temporal.configure_core()
     return create_app(settings)

@@ -6,12 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from app.api.auth import Caller
-from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, document_id, fingerprint
+from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
+from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, OwnOrders, document_id, fingerprint
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
-from app.messages import ApprovalDecision, OrderProgress
+from app.messages import OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import START_TIMEOUT, TemporalUnavailable
 from app.validation import CURSOR
@@ -41,11 +41,13 @@ class OrderStatusAnswer(OrderProgress):
 
 @router.post("", status_code=202, response_model=Order, responses=responses(*BODY_PROBLEMS))
 async def place(
-    new: NewOrder, response: Response, caller: Caller, clients: ClientsDep, key: IdempotencyKey = None
+    new: NewOrder, response: Response, caller: OrderWriter, clients: ClientsDep, key: IdempotencyKey = None
 ) -> Order:
     """Place an order. After a 202, it is stored and reaches a final status despite any failure."""
+    if caller.customer not in (None, new.customer_id):
+        raise invalid(in_body("foreign_customer", "must be your own customer id", "customer_id"))
     orders, body = clients.orders, fingerprint(new)
-    order_id = document_id("ord", caller, key)
+    order_id = document_id("ord", caller.name, key)
     response.headers["Location"] = f"/orders/{order_id}"
     order = await orders.placed(order_id, body) if key else None
     if order is None:
@@ -54,7 +56,7 @@ async def place(
         if unknown:
             raise invalid(*(in_body("unknown_product", "no such product", "lines", i, "sku") for i in unknown))
         try:
-            order = await orders.add(order_id, new, known, body)
+            order = await orders.add(order_id, new, known, body, caller.name)
         except ValueError as error:
             raise invalid(in_body("value_error", str(error), "lines")) from error
         if order is not None:
@@ -70,39 +72,41 @@ async def place(
 
 @router.get("", responses=responses())
 async def page(
-    _: Caller,
-    clients: ClientsDep,
+    _: OrderReader,
+    orders: OwnOrders,
     status: OrderStatus | None = None,
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=CURSOR)] = None,
 ) -> OrderPage:
     """List orders, newest first. Paging by cursor is stable while orders come in."""
-    items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
+    items, next_cursor = await orders.page(status, customer_id, limit, cursor)
     return OrderPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{order_id}", responses=responses(404))
-async def read(_: Caller, order_id: OrderId, clients: ClientsDep) -> Order:
+async def read(_: OrderReader, order_id: OrderId, orders: OwnOrders) -> Order:
     """Return the order from MongoDB, even while Temporal is unavailable and after it has deleted the workflow."""
-    return await clients.orders.show(order_id)
+    return await orders.show(order_id)
 
 
 @router.get("/{order_id}/status", responses=responses(404))
-async def status(_: Caller, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
+async def status(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> OrderStatusAnswer:
     """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
-    await clients.orders.show(order_id)
+    await orders.show(order_id)
     progress, attempt = await clients.workflows.progress(order_id)
     url = clients.workflows.workflow_url(order_id)
     return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
 
 
 @router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
-async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Reason | None = None) -> Order:
+async def cancel(
+    caller: OrderWriter, order_id: OrderId, orders: OwnOrders, clients: ClientsDep, request: Reason | None = None
+) -> Order:
     """Cancel the order. After a 202 it will be compensated; a 409 means that it is shipped or final."""
-    order = await clients.orders.show(order_id)
+    order = await orders.show(order_id)
     if order.status not in TERMINAL:
-        order = await clients.orders.request_cancellation(order_id, request.reason if request else None)
+        order = await orders.request_cancellation(order_id, request.reason if request else None, caller.name)
     if order.cancellation is None or order.status in TERMINAL:
         raise Problem(409, f"cannot cancel: the order is {order.status}")
     await clients.workflows.start(order)
@@ -110,9 +114,14 @@ async def cancel(_: Caller, order_id: OrderId, clients: ClientsDep, request: Rea
 
 
 @router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
-async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: ClientsDep) -> Order:
-    """Approve a large order, or reject it. The first decision counts."""
-    order = await clients.orders.decide_approval(order_id, ApprovalDecision(**decision.model_dump()))
+async def approve(
+    caller: Approver, order_id: OrderId, decision: Approval, orders: OwnOrders, clients: ClientsDep
+) -> Order:
+    """Approve a large order, or reject it, unless you placed it. The first decision counts."""
+    order = await orders.show(order_id)
+    if order.placed_by == caller.name != ANYONE.name:
+        raise Problem(403, "cannot decide: you placed this order, so another caller must decide")
+    order = await orders.decide_approval(order_id, decision.approved, decision.reason, caller.name)
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
         state = "cancelled" if order.cancellation else order.status
         raise Problem(409, f"cannot decide: the order does not await approval; it is {state}")
@@ -125,12 +134,14 @@ async def approve(_: Caller, order_id: OrderId, decision: Approval, clients: Cli
 
 
 @router.put("/{order_id}/shipping-address", responses=responses(404, 409, *BODY_PROBLEMS))
-async def change_shipping_address(_: Caller, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
+async def change_shipping_address(
+    _: OrderWriter, order_id: OrderId, address: Address, orders: OwnOrders, clients: ClientsDep
+) -> Order:
     """Change the shipping address until shipping begins. The workflow decides; the address stays out of Temporal."""
-    order = await clients.orders.show(order_id)
-    change = await clients.orders.propose_address(order_id, address)
+    order = await orders.show(order_id)
+    change = await orders.propose_address(order_id, address)
     applied = change is not None and await clients.workflows.change_address(order, change)
-    order = await clients.orders.show(order_id)
+    order = await orders.show(order_id)
     if not applied:
         state = "cancelled" if order.cancellation else order.status
         raise Problem(409, f"cannot change the address: the order is {state}")

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {  # a problem's type, which is stable and meant for programs, is derived from its title
-    401: "Unknown API key",
+    401: "Not authenticated",
+    403: "Not allowed",
     404: "Not found",
     409: "Not possible any more",
     413: "Request entity too large",
@@ -37,7 +38,7 @@ TITLES = {  # a problem's type, which is stable and meant for programs, is deriv
     503: "Temporarily unavailable",
 }
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
-COMMON_PROBLEMS = (401, 422, 503)  # of any request
+COMMON_PROBLEMS = (401, 403, 422, 503)  # of any request
 BODY_PROBLEMS = (413, 415)  # of any request with a body
 TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 

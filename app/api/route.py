@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
+from app.api.auth import authenticate
 from app.api.problems import TRY_AGAIN, Problem, answer, in_body, invalid
 
 MAX_BODY = 64 * 1024  # bytes; the largest valid order has about 10 KB
@@ -28,6 +29,7 @@ class ApiRoute(APIRoute):
             try:
                 async with asyncio.timeout(DEADLINE) as deadline:
                     if self.body_field:
+                        await authenticate(request)  # a stranger's body is not even parsed
                         await _read_body(request)
                     return await handle(request)
             except Exception as error:  # noqa: BLE001  (answered, and logged if it is unexpected)

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.api.auth import Caller
+from app.api.auth import OrderReader
 from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.domain import OrderStatus, StepName
@@ -27,7 +27,7 @@ class Saga(BaseModel):
 
 
 @router.get("", responses=responses())
-async def read(_: Caller) -> Saga:
+async def read(_: OrderReader) -> Saga:
     """Return the steps in the order in which they run; compensations run in reverse."""
     steps, before = [], OrderStatus.PLACED
     for step in STEPS:

@@ -29,7 +29,10 @@ class Unavailable(Exception):
 
 
 class Misconfigured(Exception):
-    """The service rejects the shop's credentials or settings: nothing happened, and a retry will not help."""
+    """The service rejects the shop's credentials or settings: nothing happened, and a retry will not help.
+
+    The log has the name of the exception, not its text: derive classes, such as `InvalidApiKey`.
+    """
 
 
 class PaymentGateway(Protocol):

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 # Statuses between two steps are not shown: each change costs a history event.
 NOT_SHOWN = {OrderStatus.PLACED, *(step.status for step in steps.STEPS)} - {OrderStatus.COMPLETED}
 
-TIMED_OUT = ApprovalDecision(approved=False, reason="no answer in time")
+TIMED_OUT = ApprovalDecision(approved=False, timed_out=True)
 
 
 def start(step: Step, order_id: str) -> workflow.ActivityHandle[Any]:

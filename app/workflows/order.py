@@ -29,7 +29,7 @@ class OrderWorkflow:
     def __init__(self, order: messages.OrderInput) -> None:
         self._order = order
         self._progress = messages.OrderProgress(order_id=order.order_id, status=OrderStatus.PLACED)
-        self._cancel: asyncio.Future[str | None] = asyncio.Future()
+        self._cancel: asyncio.Future[None] = asyncio.Future()
         self._decision: asyncio.Future[messages.ApprovalDecision] = asyncio.Future()
 
     @workflow.run
@@ -41,7 +41,7 @@ class OrderWorkflow:
                 await workflow.wait_condition(lambda: saga.done() and workflow.all_handlers_finished())
             except asyncio.CancelledError:  # raised in this task only: cannot interrupt a compensation
                 cancelled_by_temporal = not self._cancel.done()
-                self.cancel(workflow.cancellation_reason())
+                self.cancel()
         state = saga.result()
         if cancelled_by_temporal and state.status is OrderStatus.CANCELLED:
             raise asyncio.CancelledError
@@ -55,7 +55,7 @@ class OrderWorkflow:
             for step in REVERSIBLE_STEPS:
                 await self._run(step)
         except OrderStopped as stopped:
-            state = await self._update(OrderStatus.COMPENSATING, stopped.failure)
+            state = await self._update(OrderStatus.COMPENSATING, stopped.failure, step=stopped.step)
             self._progress.cancel_requested = state.failure_code == CANCELLED
             if state.status not in domain.IRREVERSIBLE:
                 return await self._compensate(state)
@@ -64,7 +64,7 @@ class OrderWorkflow:
             for step in FINAL_STEPS:
                 await self._run(step)
         except OrderStopped as stopped:
-            await self._update(OrderStatus.COMPLETED, stopped.failure)
+            await self._update(OrderStatus.COMPLETED, stopped.failure, step=stopped.step)
             raise ApplicationError(stopped.failure.message, type=stopped.failure.code) from stopped
         return messages.OrderState(status=OrderStatus.COMPLETED)
 
@@ -75,7 +75,7 @@ class OrderWorkflow:
         try:
             await activity
         except ActivityError as error:
-            raise OrderStopped(step.failure(error)) from error
+            raise OrderStopped(step.failure(error), step.name) from error
         self._enter(step.status)
 
     async def _wait_for_approval(self) -> None:
@@ -96,7 +96,7 @@ class OrderWorkflow:
         await workflow.wait([future, self._cancel], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._cancel.done():
             future.cancel()
-            raise OrderStopped(Failure(code=CANCELLED, message=self._cancel.result() or CANCELLED))
+            raise OrderStopped(Failure(code=CANCELLED, message=CANCELLED))
 
     async def _compensate(self, state: messages.OrderState) -> messages.OrderState:
         """Compensate every step, in reverse; one that keeps failing does not hold up the others."""
@@ -120,10 +120,10 @@ class OrderWorkflow:
         calls.show_status(status)
 
     @workflow.signal
-    def cancel(self, request: messages.CancelRequest | str | None = None) -> None:
-        """Cancel the order; has no effect once the shipment exists."""
+    def cancel(self, _: Any = None) -> None:
+        """Cancel the order; has no effect once the shipment exists. A reason belongs in MongoDB."""
         if self._progress.status in domain.CANCELLABLE and not self._cancel.done():
-            self._cancel.set_result(request.reason if isinstance(request, messages.CancelRequest) else request)
+            self._cancel.set_result(None)
             self._progress.cancel_requested = True
 
     @workflow.signal

@@ -34,8 +34,8 @@ def retry(maximum_interval: timedelta, maximum_attempts: int = 0) -> RetryPolicy
 class OrderStopped(Exception):
     """A step failed for good, an approval was refused, or a cancel was accepted."""
 
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
+    def __init__(self, failure: Failure, step: StepName | None = None) -> None:
+        self.failure, self.step = failure, step
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Step:
         return STATUS_AFTER[self.name]
 
     def failure(self, error: ActivityError) -> Failure:
-        """Return the order's failure. Its message is for customers: never the text of an exception that was retried."""
+        """Return the order's failure. MongoDB has the message of a service; an exception's text is never shown."""
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.non_retryable and cause.type:
             return Failure(code=cause.type, message=cause.message)

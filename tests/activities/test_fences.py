@@ -360,7 +360,8 @@ async def test_misconfigured_service_is_not_retried_and_only_logged(
     assert error.value.non_retryable
     assert (error.value.type, error.value.message) == ("misconfigured", "the service is misconfigured")
     (entry,) = caplog.records
-    assert all(word in entry.getMessage() for word in (order_id, harness.name, "wrong API key sk_live_…"))
+    assert all(word in entry.getMessage() for word in (order_id, harness.name, "Misconfigured"))
+    assert "sk_live" not in entry.getMessage()
     assert await harness.record(order_id) == {}  # the effect is unknown, so the compensation calls the service
 
     harness.services.compensation_errors = [Misconfigured("wrong API key"), Misconfigured("wrong API key")]

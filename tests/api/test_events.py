@@ -12,7 +12,7 @@ from pymongo.read_concern import ReadConcern
 
 from app.domain import OrderStatus
 from app.mongo import Mongo
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server
 from tests.kit.faults import failing
 from tests.kit.http import serve
@@ -142,7 +142,7 @@ async def test_reconnect_while_stream_lags_sends_late_events(api: httpx.AsyncCli
 
 
 async def test_reconnect_to_another_process_sends_all_missed_events(
-    settings: Settings, temporal_server: Server, shop: Shop
+    settings: ApiSettings, temporal_server: Server, shop: Shop
 ) -> None:
     await shop.mongo.create_indexes()
     old = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,9 +12,9 @@ import pytest
 
 from app.domain import OrderStatus
 from app.mongo import Mongo
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server
-from tests.kit.http import bearer, raw, serve
+from tests.kit.http import bearer, closed, key_of, raw, serve
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -159,10 +159,9 @@ async def test_failed_restock_leaves_its_key_unused(api: httpx.AsyncClient, shop
 
 
 @pytest.fixture
-async def keyed_api(settings: Settings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
+async def keyed_api(settings: ApiSettings, temporal_server: Server) -> AsyncIterator[httpx.AsyncClient]:
     """The API with two callers."""
-    keyed = settings.model_copy(update={"api_keys": {"shop": "secret-of-the-shop", "app": "secret-of-the-app"}})
-    async with serve(keyed, temporal_server.address) as http:
+    async with serve(closed(settings, "shop", "app"), temporal_server.address) as http:
         yield http
 
 
@@ -171,9 +170,7 @@ async def test_same_key_of_two_callers_makes_two_orders(
 ) -> None:
     await shop.stock()
     ids = [
-        (await keyed_api.post("/orders", json=order_body(), headers={**key, **bearer(f"secret-of-the-{name}")})).json()[
-            "order_id"
-        ]
+        (await keyed_api.post("/orders", json=order_body(), headers={**key, **bearer(key_of(name))})).json()["order_id"]
         for name in ("shop", "app", "shop")
     ]
     assert ids[0] == ids[2] != ids[1]

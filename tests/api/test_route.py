@@ -17,7 +17,7 @@ from app.api.health import MeasureRequests
 from app.api.main import create_app
 from app.api.problems import Problem
 from app.domain import Model
-from app.settings import Settings
+from app.settings import ApiSettings
 
 DEADLINE = 0.05
 Endpoint = Callable[..., Awaitable[object]]
@@ -29,7 +29,7 @@ def deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def api_with(endpoint: Endpoint) -> FastAPI:
-    app = create_app(Settings())
+    app = create_app(ApiSettings(api_open=True))
     router = APIRouter(route_class=route.ApiRoute)
     router.post("/", response_model=None)(endpoint)
     app.include_router(router)
@@ -163,7 +163,7 @@ async def test_unexpected_error_is_a_problem_and_logged_once(caplog: pytest.LogC
 
 
 async def test_unexpected_error_outside_a_route_is_a_problem() -> None:
-    app = create_app(Settings())
+    app = create_app(ApiSettings(api_open=True))
 
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
         raise KeyError("a secret")

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server
-from tests.kit.http import bearer, serve
+from tests.kit.http import bearer, closed, key_of, serve
 
 NAMES = ["step", "activity", "compensation", "starts_from", "status"]
 SAGA: list[list[str | None]] = [
@@ -36,11 +36,10 @@ async def test_saga_statuses_match_the_openapi_description(api: httpx.AsyncClien
 
 @pytest.mark.parametrize("headers", [{}, bearer("wrong")], ids=["none", "wrong"])
 async def test_saga_without_known_api_key_is_refused(
-    settings: Settings, temporal_server: Server, headers: dict[str, str]
+    settings: ApiSettings, temporal_server: Server, headers: dict[str, str]
 ) -> None:
-    keyed = settings.model_copy(update={"api_keys": {"shop": "secret"}})
-    async with serve(keyed, temporal_server.address) as api:
+    async with serve(closed(settings, "shop"), temporal_server.address) as api:
         refused = await api.get("/saga", headers=headers)
         assert refused.status_code == 401
         assert refused.headers["Content-Type"] == "application/problem+json"
-        assert (await api.get("/saga", headers=bearer("secret"))).status_code == 200
+        assert (await api.get("/saga", headers=bearer(key_of("shop")))).status_code == 200

@@ -15,7 +15,7 @@ import uvicorn
 from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright, expect
 
 from app.api.main import create_app
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server, free_port
 from tests.kit.http import long_deadlines
 from tests.kit.shop import Shop
@@ -57,7 +57,7 @@ async def browser() -> AsyncIterator[Browser]:
 class ApiServer:
     """The API over HTTP on a fixed port, so that it can stop and restart under the same address."""
 
-    def __init__(self, settings: Settings, temporal_address: str) -> None:
+    def __init__(self, settings: ApiSettings, temporal_address: str) -> None:
         self._settings = settings
         self._temporal_address = temporal_address
         self._port = free_port()
@@ -80,7 +80,7 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[ApiServer]:
+async def serving(settings: ApiSettings, temporal_address: str) -> AsyncIterator[ApiServer]:
     server = ApiServer(settings, temporal_address)
     await server.start()
     try:
@@ -91,7 +91,7 @@ async def serving(settings: Settings, temporal_address: str) -> AsyncIterator[Ap
 
 
 @pytest.fixture
-async def api_server(settings: Settings, temporal_server: Server, shop: Shop) -> AsyncIterator[ApiServer]:
+async def api_server(settings: ApiSettings, temporal_server: Server, shop: Shop) -> AsyncIterator[ApiServer]:
     """The API with two products in stock. Orders of the second, a bike, need approval."""
     await shop.stock("MUG", available=100, price=1_000)
     await shop.stock("BIKE", available=5, price=60_000)

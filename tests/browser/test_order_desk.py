@@ -10,9 +10,10 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from app.domain import OrderStatus
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server
 from tests.browser.conftest import ApiServer, Desk, a_desk, serving
+from tests.kit.http import closed, key_of
 from tests.kit.orders import order_document
 from tests.kit.shop import Shop
 
@@ -338,13 +339,13 @@ async def test_keyboard_confirms_and_leaves_dialog(desk: Desk) -> None:
 
 
 async def test_api_key_is_asked_for_and_sent(
-    browser: Browser, settings: Settings, temporal_server: Server, shop: Shop
+    browser: Browser, settings: ApiSettings, temporal_server: Server, shop: Shop
 ) -> None:
     await shop.stock()
-    locked = settings.model_copy(update={"api_keys": {"desk": "open-sesame"}})
+    locked = closed(settings, "desk")
     async with serving(locked, temporal_server.address) as server, a_desk(browser, server.url) as desk:
         await desk.page.goto(server.url)
-        for key in ("wrong", "open-sesame"):
+        for key in ("wrong", key_of("desk")):
             await desk.dialog.get_by_label("Key").fill(key)
             await desk.confirm("Use key")
         await expect(desk.page.locator("#connection")).to_have_text("Live")

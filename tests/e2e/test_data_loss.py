@@ -18,12 +18,11 @@ from temporalio.service import RPCError
 
 from app import relay, temporal
 from app.domain import TERMINAL, Order, OrderStatus
-from app.messages import ApprovalDecision
 from app.mongo import ChangeStream, Mongo, next_change
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.relay import OutboxRelay
-from app.settings import Settings
+from app.settings import ApiSettings, Settings
 from dev.servers import Server, free_port, start_temporal
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.http import serve
@@ -145,7 +144,7 @@ async def server(tmp_path: Path) -> AsyncIterator[TemporalWithData]:
 
 
 @pytest.fixture
-async def shop(mongo: Mongo, settings: Settings, server: TemporalWithData) -> Shop:
+async def shop(mongo: Mongo, settings: ApiSettings, server: TemporalWithData) -> Shop:
     await mongo.create_indexes()
     shop = Shop(mongo, settings, await temporal.connect(target_host=server.address))
     await shop.stock(available=STOCK)
@@ -153,7 +152,7 @@ async def shop(mongo: Mongo, settings: Settings, server: TemporalWithData) -> Sh
 
 
 @pytest.fixture
-async def customers(shop: Shop, settings: Settings, server: TemporalWithData) -> AsyncIterator[Customers]:
+async def customers(shop: Shop, settings: ApiSettings, server: TemporalWithData) -> AsyncIterator[Customers]:
     async with serve(settings, server.address) as api:
         yield Customers(api, shop)
 
@@ -265,7 +264,7 @@ async def _decide_during_outage(orders: Orders, customers: Customers, shop: Shop
     """Approve and cancel while Temporal is down. The API answers 503, but MongoDB keeps the decision."""
     assert await customers.post(orders.awaiting[0], "approval", approved=True) == 503
     # These stand for an API that was killed before it signalled Temporal.
-    await shop.orders.decide_approval(orders.awaiting[1], ApprovalDecision(approved=True))
+    await shop.orders.decide_approval(orders.awaiting[1], approved=True)
     await shop.orders.request_cancellation(orders.shipping[0], "enough")
     changed = await shop.place()  # made final by another program before a relay could start it
     await shop.mongo.orders.update_one({"_id": changed.order_id}, {"$set": {"status": "cancelled"}})

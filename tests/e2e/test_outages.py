@@ -18,7 +18,7 @@ import pytest
 from app import temporal
 from app.domain import OrderStatus
 from app.mongo import Mongo
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from tests.kit.http import serve
 from tests.kit.listening import Listener
@@ -34,8 +34,10 @@ class OutageStack:
         self._folder = folder
         self._mongodb_port = free_port()
         self._temporal_port = free_port()
-        self.settings = Settings(
-            mongodb_uri=f"mongodb://127.0.0.1:{self._mongodb_port}/?replicaSet=rs0", mongodb_database="orders"
+        self.settings = ApiSettings(
+            api_open=True,
+            mongodb_uri=f"mongodb://127.0.0.1:{self._mongodb_port}/?replicaSet=rs0",
+            mongodb_database="orders",
         )
         self.temporal_address = f"127.0.0.1:{self._temporal_port}"
         self.mongod: Server

@@ -16,7 +16,7 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
 from app import temporal
 from app.domain import OrderStatus
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import Server, free_port
 from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET, order_body
 from tests.kit.shop import Shop
@@ -50,7 +50,7 @@ async def test_invalid_setting_is_reported_in_one_line(program: str) -> None:
 
 
 async def test_debug_logs_contain_no_personal_data(
-    settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
+    settings: ApiSettings, temporal_server: Server, shop: Shop, tmp_path: Path
 ) -> None:
     port = free_port()
     environment = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.api.health import MeasureRequests
-from app.settings import Settings
+from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port
 from dev.stack import ROOT
 from tests.kit.certificates import Authority
@@ -75,7 +75,7 @@ def received() -> Iterator[list[Any]]:
 
 @pytest.fixture
 async def proxy(
-    settings: Settings, temporal_server: Server, received: list[Any], tmp_path: Path
+    settings: ApiSettings, temporal_server: Server, received: list[Any], tmp_path: Path
 ) -> AsyncIterator[Proxy]:
     authority = Authority(tmp_path)
     own = authority.issue(NAME)

@@ -14,7 +14,7 @@ import uvicorn
 
 from app.api import orders, route
 from app.api.main import create_app
-from app.settings import Settings
+from app.settings import ApiKey, ApiSettings, Scope
 from dev.servers import free_port
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # by default, each client reads all certificates of the system
@@ -28,7 +28,9 @@ def long_deadlines() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, temporal_address: str, *, patient: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+async def serve(
+    settings: ApiSettings, temporal_address: str, *, patient: bool = True
+) -> AsyncIterator[httpx.AsyncClient]:
     """The API over real HTTP, in this process; not `patient` where a server is away."""
     app = create_app(settings, target_host=temporal_address)
     port = free_port()
@@ -63,3 +65,17 @@ async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
         return int(head.split()[1]), body
     finally:
         writer.close()
+
+
+def key_of(caller: str) -> str:
+    return f"8c1e0b7d4a63-of-{caller}-5f2a9d0b37c1"
+
+
+def closed(settings: ApiSettings, *callers: str, **limited: ApiKey) -> ApiSettings:
+    """The settings of an API that is not open. Each of `callers` has every scope; `limited` has those of its key."""
+    keys = {caller: ApiKey(key=key_of(caller), scopes=frozenset(Scope)) for caller in callers}
+    return ApiSettings.model_validate({**settings.model_dump(), "api_open": False, "api_keys": {**keys, **limited}})
+
+
+def limited_to(caller: str, *scopes: Scope, customer: str | None = None) -> ApiKey:
+    return ApiKey(key=key_of(caller), scopes=frozenset(scopes), customer=customer)

@@ -24,7 +24,7 @@ from temporalio.client import Client, WorkflowFailureError
 
 from app import temporal
 from app.domain import Address, OrderStatus
-from app.messages import ApprovalDecision, CancelRequest
+from app.messages import ApprovalDecision
 from app.mongo import Mongo
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
@@ -93,7 +93,7 @@ async def retried(shop: Shop) -> Handle:
 @path
 async def cancelled_before_the_first_task(shop: Shop) -> Handle:
     handle = await shop.start()
-    await handle.signal(OrderWorkflow.cancel, CancelRequest(reason="changed my mind"))
+    await handle.signal(OrderWorkflow.cancel)
     async with FaultyGateways(shop).worker():
         return await ended(handle)
 
@@ -188,7 +188,7 @@ async def not_approved(shop: Shop) -> Handle:
     async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
-        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False, reason="too much"))
+        await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
         return await ended(handle)
 
 

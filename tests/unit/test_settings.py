@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
 
-from app.settings import Settings
+from app.settings import ApiSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,6 @@ def test_invalid_approval_timeout_is_refused_in_one_line(text: str, monkeypatch:
     [
         ("APPROVAL_THRESHOLD", "much"),
         ("LOG_LEVEL", "loud"),
-        ("API_KEYS", "["),
-        ("API_KEYS", '{"shop": ""}'),
-        ("API_KEYS", '{"shop": "with space"}'),
         ("MONGODB_URI", "localhost"),
         ("MONGODB_URI", "mongodb://user:pass@word@127.0.0.1/"),
         ("MONGODB_DATABASE", "a.b"),
@@ -68,3 +66,82 @@ def test_invalid_setting_is_one_line_without_its_value(
     assert "\n" not in message
     assert "pass" not in message
     assert "with space" not in message
+
+
+# --- settings of the API
+
+KEY = "8c1e0b7d4a635f2a9d0b37c1"
+TOKENS = {"OIDC_ISSUER": "https://issuer.test", "OIDC_AUDIENCE": "orders"}
+
+
+def key(**fields: object) -> dict[str, str]:
+    return {"API_KEYS": json.dumps({"shop": {"key": KEY, "scopes": ["orders:read", "orders:any"], **fields}})}
+
+
+def load_api_settings(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> ApiSettings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return ApiSettings.load()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"API_OPEN": "true"},
+        TOKENS,
+        {**TOKENS, "OIDC_ISSUER": "http://127.0.0.1:9000", "OIDC_JWKS_URL": "http://localhost:9000/keys"},
+        key(),
+        {**TOKENS, **key(), "API_OPEN": "false"},
+        key(scopes=["orders:read", "orders:write"], customer="c-1"),
+        key(scopes=["inventory:write"]),
+    ],
+)
+def test_api_starts_with_keys_or_issuer_or_explicitly_open(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_api_settings(monkeypatch, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({}, "API_OPEN"),
+        ({"API_KEYS": "{}"}, "API_OPEN"),
+        ({"API_KEYS": "null"}, "API_KEYS"),
+        ({"API_KEYS": ""}, "API_KEYS"),
+        ({"API_KEYS": "["}, "API_KEYS"),
+        ({"API_KEYS": '{"shop": "with space"}'}, "API_KEYS.SHOP"),
+        ({"API_OPEN": "perhaps"}, "API_OPEN"),
+        ({**key(), "API_OPEN": "true"}, "API_OPEN"),
+        ({**TOKENS, "API_OPEN": "true"}, "API_OPEN"),
+        (key(key=""), "API_KEYS.SHOP.KEY"),
+        (key(key="x"), "API_KEYS.SHOP.KEY"),
+        (key(key="with space " * 3), "API_KEYS.SHOP.KEY"),
+        (key(key="a" * 32), "API_KEYS.SHOP.KEY"),
+        (key(key="change-me-please-0123456789"), "API_KEYS.SHOP.KEY"),
+        (key(key="<openssl rand -hex 24>"), "API_KEYS.SHOP.KEY"),
+        (key(key="its-secret-0123456789-abcdef"), "API_KEYS.SHOP.KEY"),
+        (key(scopes=["orders:all"]), "API_KEYS.SHOP.SCOPES"),
+        (key(scopes=["orders:read"]), "orders:any"),
+        (key(customer="c-1"), "orders:any"),
+        (key(customer="not an identifier"), "API_KEYS.SHOP.CUSTOMER"),
+        (key(role="admin"), "API_KEYS.SHOP.ROLE"),
+        ({"API_KEYS": json.dumps({"(anyone)": json.loads(key()["API_KEYS"])["shop"]})}, "API_KEYS"),
+        ({"API_KEYS": json.dumps({name: json.loads(key()["API_KEYS"])["shop"] for name in ("a", "b")})}, "API_KEYS"),
+        ({**TOKENS, "OIDC_AUDIENCE": ""}, "OIDC_AUDIENCE"),
+        ({**TOKENS, "OIDC_ISSUER": "http://issuer.test"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_ISSUER": "issuer.test"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_JWKS_URL": "file:///etc/passwd"}, "OIDC_JWKS_URL"),
+    ],
+)
+def test_api_does_not_start_open_by_accident_or_with_a_weak_key(
+    environment: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        load_api_settings(monkeypatch, environment)
+    message = str(error.value)
+    assert message.startswith("wrong setting: ")
+    assert named.upper() in message.upper()
+    assert "\n" not in message
+    for secret in (KEY, "with space", "change-me", "its-secret", "aaaa"):
+        assert secret not in message

@@ -48,25 +48,18 @@ async def charging(shop: Shop) -> AsyncIterator[Handle]:
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ([], "cancelled"),
-        (["--input", "null"], "cancelled"),
-        (["--input", "{}"], "cancelled"),
-        (["--input", '{"reason": "changed my mind"}'], "changed my mind"),
-        (["--input", '{"reason": "changed my mind", "by": "me"}'], "changed my mind"),
-        (["--input", '"changed my mind"'], "changed my mind"),
-    ],
-    ids=["no input", "null", "empty", "reason", "more than a reason", "text"],
+    "words",
+    [[], ["--input", '{"reason": "changed my mind"}'], ["--input", '"changed my mind"']],
+    ids=["no input", "reason", "text"],
 )
 async def test_temporal_workflow_signal_cancels_the_order(
-    shop: Shop, charging: Handle, temporal_command: Temporal, words: list[str], reason: str
+    shop: Shop, charging: Handle, temporal_command: Temporal, words: list[str]
 ) -> None:
     await temporal_command("signal", "--workflow-id", charging.id, "--name", "cancel", *words)
     result = await charging.result()
     order = await shop.order(charging)
     assert order.failure is not None
-    assert (result.status, order.failure.message) == (OrderStatus.CANCELLED, reason)
+    assert (result.status, order.failure.message) == (OrderStatus.CANCELLED, "cancelled")
     assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)
 
 

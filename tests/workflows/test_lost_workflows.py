@@ -103,7 +103,7 @@ async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, frequent_
     async with build_shop_worker(shop):
         handle = await shop.start({"MUG": 1}, price=LARGE)
         order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
-        await shop.orders.decide_approval(order.order_id, ApprovalDecision(approved=True, reason="a good customer"))
+        await shop.orders.decide_approval(order.order_id, approved=True, reason="a good customer")
         await delete_workflow(shop, handle)
         async with running_relay(
             shop
@@ -151,5 +151,5 @@ async def test_lost_signal_is_repeated(shop: Shop, frequent_sweeps: None, decisi
         if decision == "cancel":
             await shop.orders.request_cancellation(order.order_id, "enough")
         else:
-            await shop.orders.decide_approval(order.order_id, ApprovalDecision(approved=True))
+            await shop.orders.decide_approval(order.order_id, approved=True)
         await shop.reaches(handle, OrderStatus.CANCELLED if decision == "cancel" else OrderStatus.COMPLETED)
