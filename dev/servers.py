@@ -28,7 +28,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 HOST = "127.0.0.1"
-NOT_INITIATED = 94  # MongoDB's error code for a replica set without a configuration
+NOT_INITIATED = (94, 13)  # MongoDB's error codes for a replica set without a configuration; 13 if it has access control
 
 # Libraries that mongod links against, and their Debian packages.
 DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "libssl3", "liblzma": "liblzma5"}
@@ -239,16 +239,23 @@ def _message(line: str) -> tuple[str, bool]:
 
 
 async def start_mongod(
-    data_dir: Path, port: int, *, test_commands: bool = False, log_dir: Path | None = None
+    data_dir: Path,
+    port: int,
+    *,
+    test_commands: bool = False,
+    log_dir: Path | None = None,
+    options: Sequence[str | Path] = (),
 ) -> Server:
     """Start mongod as the only member of replica set `rs0`, and wait until it accepts writes.
 
     Data persists in `data_dir`. `test_commands` allows `configureFailPoint`. The log is `mongod.log` in `log_dir`, by
-    default the parent of `data_dir`.
+    default the parent of `data_dir`. `options` are further options of mongod.
     """
     log = (log_dir or data_dir.parent) / "mongod.log"
     address = f"mongodb://{HOST}:{port}/?replicaSet=rs0"
-    server = await _start_member("mongod", data_dir, port, address=address, log=log, test_commands=test_commands)
+    server = await _start_member(
+        "mongod", data_dir, port, address=address, log=log, test_commands=test_commands, options=options
+    )
 
     async def accepts_writes() -> bool:
         try:
@@ -262,7 +269,14 @@ async def start_mongod(
 
 
 async def _start_member(
-    name: str, data_dir: Path, port: int, *, address: str, log: Path, test_commands: bool = False
+    name: str,
+    data_dir: Path,
+    port: int,
+    *,
+    address: str,
+    log: Path,
+    test_commands: bool = False,
+    options: Sequence[str | Path] = (),
 ) -> Server:
     """Start one mongod of replica set `rs0`, and wait until it accepts connections."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -277,6 +291,7 @@ async def _start_member(
             find_mongod(), "--dbpath", data_dir, "--bind_ip", HOST, "--port", str(port), "--nounixsocket",
             "--replSet", "rs0", "--oplogSize", "200", "--wiredTigerCacheSizeGB", "0.25", "--quiet",
             *(word for name, value in parameters.items() for word in ("--setParameter", f"{name}={value}")),
+            *options,
         ],
         address=address,
         log=log,
@@ -302,7 +317,7 @@ async def _become_primary(client: AsyncMongoClient[dict[str, Any]], address: str
     try:
         config = (await client.admin.command("replSetGetConfig"))["config"]
     except OperationFailure as error:
-        if error.code != NOT_INITIATED:
+        if error.code not in NOT_INITIATED:
             raise
         await client.admin.command("replSetInitiate", config)
     else:

@@ -17,7 +17,7 @@ from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port
 from dev.stack import ROOT
 from tests.kit.certificates import Authority
-from tests.kit.http import serve
+from tests.kit.http import closed, key_of, serve
 from tests.kit.nginx import needs_nginx, running_nginx
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
@@ -25,8 +25,7 @@ from tests.kit.shop import Shop
 pytestmark = needs_nginx
 
 NAME = "shop.example"
-SECRET = "3f1c9a7e5b2d8460c1e7f0a9"
-KEY = f"Bearer {SECRET}"
+KEY = f"Bearer {key_of('shop')}"
 
 
 class Proxy:
@@ -81,8 +80,7 @@ async def proxy(
     own = authority.issue(NAME)
     port = free_port()
     site = (ROOT / "deploy/nginx.conf").read_text()
-    with_key = settings.model_copy(update={"api_keys": {"shop": SECRET}})
-    async with serve(with_key, temporal_server.address) as api:
+    async with serve(closed(settings, "shop"), temporal_server.address) as api:
         for written, here in {
             "127.0.0.1:8000": f"{HOST}:{api.base_url.port}",
             "listen 443 ssl": f"listen {HOST}:{port} ssl",

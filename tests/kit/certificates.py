@@ -37,10 +37,7 @@ class Authority:
 
     def issue(self, name: str) -> Certificate:
         key = ec.generate_private_key(ec.SECP256R1())
-        # MongoDB's name of an X.509 user: the whole subject.
-        subject = x509.Name(
-            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "shop"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-        )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = [x509.DNSName(name), x509.IPAddress(ip_address("127.0.0.1"))]
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         issued = (
