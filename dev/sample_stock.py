@@ -38,7 +38,8 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
     request = urllib.request.Request(  # noqa: S310 - always an http address
         url,
         data=json.dumps(body).encode() if body else None,
-        headers={"Content-Type": "application/json", **authorization()},
+        # An open API answers under localhost only; in docker-compose.yml, this container reaches it as `api`.
+        headers={"Host": "localhost", "Content-Type": "application/json", **authorization()},
         method="PUT" if body else "GET",
     )
     with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310

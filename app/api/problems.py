@@ -33,6 +33,7 @@ TITLES = {  # a problem's type, which is stable and meant for programs, is deriv
     409: "Not possible any more",
     413: "Request entity too large",
     415: "Not JSON",
+    421: "Wrong host name",
     422: "Invalid request",
     500: "Internal error",
     503: "Temporarily unavailable",

@@ -257,7 +257,7 @@ async def test_deeply_nested_body_answers_422(api: httpx.AsyncClient, caplog: py
 async def test_body_aborted_by_client_logs_no_error(api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     before = REGISTRY.get_sample_value(*ANSWERED_422) or 0
     _, writer = await asyncio.open_connection(api.base_url.host, api.base_url.port)
-    writer.write(b"POST /orders HTTP/1.1\r\nHost: api\r\nContent-Length: 100\r\n\r\n{")
+    writer.write(b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     await writer.drain()
     writer.close()
 

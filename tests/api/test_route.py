@@ -38,7 +38,7 @@ def api_with(endpoint: Endpoint) -> FastAPI:
 
 async def post(endpoint: Endpoint, body: bytes = b"") -> httpx.Response:
     transport = httpx.ASGITransport(app=api_with(endpoint))
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.post("/", content=body, headers={"Content-Type": "application/json"})
 
 
@@ -129,7 +129,7 @@ async def test_body_that_misses_the_deadline_answers_503() -> None:
         yield b"}"
 
     read.__annotations__["body"] = Model
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api_with(read)), base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api_with(read)), base_url="http://localhost") as client:
         assert_problem(await client.post("/", content=slow(), headers={"Content-Type": "application/json"}), 503)
 
 
@@ -170,7 +170,7 @@ async def test_unexpected_error_outside_a_route_is_a_problem() -> None:
 
     app.mount("/broken", fail)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert_problem(await client.get("/broken/page"), 500)
 
 

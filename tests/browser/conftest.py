@@ -23,7 +23,9 @@ from tests.kit.shop import Shop
 # The headless shell is Chromium without browser windows. It needs a third less CPU time for the same page.
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
+EVIL = "evil.test"  # resolves to this machine: the host name of another site, and of DNS rebinding
 FLAGS = [
+    f"--host-resolver-rules=MAP {EVIL} 127.0.0.1",
     "--no-sandbox",
     "--disable-gpu",
     "--no-first-run",

@@ -37,7 +37,7 @@ class Listener:
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if slow else 1 << 20)
         listener = cls(reader, writer)
         resume = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: api\r\n{resume}\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{resume}\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *others = head.strip().split("\r\n")
         listener.status = int(first.split()[1])

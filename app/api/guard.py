@@ -1,0 +1,76 @@
+"""Protects the API from web pages of other sites, which act with the rights and the network access of the person who
+has them open.
+"""
+
+import re
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import Problem, answer
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+LOOPBACK = re.compile(rb"(([a-z0-9-]+\.)*localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = [  # of every response
+    (b"content-security-policy", POLICY),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+NOT_STORED = (b"cache-control", b"no-store")  # no cache may keep the orders; the files of the page have an ETag
+
+
+class Guard:
+    """Middleware: refuses requests that other sites' pages make, and sets the headers that browsers obey.
+
+    An `open` API, which asks for no key, answers to loopback names only: else a page whose own name is made to resolve
+    to this address (DNS rebinding) could read everything, because the browser takes the API for the page's own site.
+    """
+
+    def __init__(self, app: ASGIApp, *, open: bool) -> None:  # noqa: A002
+        self._app, self._open = app, open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = [*HEADERS] if scope["path"].startswith("/static/") else [*HEADERS, NOT_STORED]
+        names = dict(headers)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                others = [header for header in message.get("headers", ()) if header[0].lower() not in names]
+                message = {**message, "headers": others + headers}
+            await send(message)
+
+        app = self._app
+        if problem := self._problem(scope):
+            app = await answer(Request(scope), problem)
+        await app(scope, receive, send_guarded)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        """Return a problem for an unsafe request of another origin, by the rule of Go's http.CrossOriginProtection.
+
+        Browsers send Sec-Fetch-Site, except old ones and those that reach the API by plain HTTP under another name than
+        localhost; they send Origin. Without either, the client is no browser.
+        """
+        hosts, sites, origins = (
+            [value.lower() for name, value in scope["headers"] if name == wanted]
+            for wanted in (b"host", b"sec-fetch-site", b"origin")
+        )
+        if self._open and not (len(hosts) == 1 and LOOPBACK.fullmatch(hosts[0])):
+            detail = (
+                "cannot answer under this host name: an open API answers under localhost only; to open it to others"
+            )
+            return Problem(421, f"{detail}, replace API_OPEN by API_KEYS")
+        if scope["method"] in SAFE_METHODS:
+            return None
+        if sites:
+            is_same = {*sites} <= {b"same-origin", b"none"}
+        else:
+            is_same = all([origin.partition(b"://")[2]] == hosts for origin in origins)
+        return None if is_same else Problem(403, "cannot accept a change that a page of another origin requests")
