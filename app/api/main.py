@@ -2,18 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal
-from app.api import events, health, inventory, orders, problems, saga
+from app.api import events, health, inventory, orders, pages, problems, saga
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
@@ -21,7 +19,6 @@ from app.api.health import MeasureRequests
 from app.settings import ApiSettings
 
 CLOSE_TIMEOUT = 2.0  # seconds
-STATIC = Path(__file__).parent / "static"
 
 
 def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
@@ -42,19 +39,15 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         title="Order saga",
         version="1.0.0",
         lifespan=lifespan,
+        openapi_url=None,  # `pages` has it, for callers only
         redirect_slashes=False,
         middleware=[Middleware(MeasureRequests), Middleware(Guard, open=settings.api_open)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
     app.state.authenticator = Authenticator(settings)
-    for module in (events, orders, inventory, saga, health):  # /orders/events before /orders/{order_id}
+    for module in (events, orders, inventory, saga, health, pages):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        """Serve the order desk."""
-        return FileResponse(STATIC / "index.html")
+    app.mount("/static", StaticFiles(directory=pages.STATIC, check_dir=False), name="static")
 
     problems.describe(app)
     return app

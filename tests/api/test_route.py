@@ -129,7 +129,9 @@ async def test_body_that_misses_the_deadline_answers_503() -> None:
         yield b"}"
 
     read.__annotations__["body"] = Model
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api_with(read)), base_url="http://localhost") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=api_with(read)), base_url="http://localhost"
+    ) as client:
         assert_problem(await client.post("/", content=slow(), headers={"Content-Type": "application/json"}), 503)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -64,6 +65,14 @@ async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk,
     assert await desk.page.evaluate("touched.size") == 25  # unchanged rows are not touched
 
 
+async def check_page(desk: Desk, rules: dict[str, Any] | None = None) -> None:
+    """Check that axe finds no violation, and that nothing is wider than the screen."""
+    await desk.page.evaluate("Promise.all(document.getAnimations().map((a) => a.finish?.() ?? a))")
+    found = await desk.page.evaluate("(rules) => axe.run({ resultTypes: ['violations'], ...rules })", rules or {})
+    assert [(finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]] == []
+    assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     ("context", "rules"),
@@ -77,16 +86,10 @@ async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk,
 async def test_axe_finds_no_violation(
     browser: Browser, api_server: ApiServer, shop: Shop, context: dict[str, Any], rules: dict[str, Any]
 ) -> None:
-    """Run axe on every state of the page: all rules once, then only those that depend on colours or layout.
-
-    Also check that nothing is wider than the screen.
-    """
+    """Run axe on every state of the page: all rules once, then only those that depend on colours or layout."""
 
     async def check() -> None:
-        await desk.page.evaluate("Promise.all(document.getAnimations().map((a) => a.finish?.() ?? a))")
-        found = await desk.page.evaluate("(rules) => axe.run({ resultTypes: ['violations'], ...rules })", rules)
-        assert [(finding["id"], node["html"]) for finding in found["violations"] for node in finding["nodes"]] == []
-        assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await check_page(desk, rules)
 
     compensated = {"status": "compensated", "at": datetime.now(UTC), "compensated_at": datetime.now(UTC), "detail": "-"}
     interrupted = {"status": "failed", "at": datetime.now(UTC), "detail": "-"}
@@ -118,3 +121,30 @@ async def test_axe_finds_no_violation(
         await desk.page.goto(f"{desk.url}/#/orders")
         await expect(desk.rows).to_have_count(3)
         await check()
+
+
+async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
+    browser: Browser, api_server: ApiServer, shop: Shop
+) -> None:
+    for context in ({"viewport": WIDE, "color_scheme": "light"}, {"viewport": PHONE, "color_scheme": "dark"}):
+        async with a_desk(browser, api_server.url, **context) as desk:  # fails on any error in the console
+            requests: list[str] = []
+            desk.page.on("request", lambda request, requests=requests: requests.append(request.url))
+            await desk.page.goto(f"{desk.url}/docs")
+            await expect(desk.page.locator("article#ProblemDetails")).to_be_attached()  # the last one
+            shown = await desk.page.locator("article h3").all_inner_texts()
+            described = await desk.page.evaluate("fetch('/openapi.json').then((response) => response.json())")
+            paths = described["paths"]
+            assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
+            assert {*described["components"]["schemas"]} <= {*shown}
+            assert all(url.startswith(desk.url) for url in requests)
+            await desk.page.evaluate(AXE)
+            await check_page(desk)
+            command = await desk.page.locator("article", has_text="POST /orders").first.locator("pre").inner_text()
+            await desk.page.get_by_role("link", name="NewOrder").first.click()
+            await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
+
+    await shop.stock("MUG-BLUE")
+    curl = await asyncio.create_subprocess_shell(f"{command} -si", stdout=asyncio.subprocess.PIPE)
+    answer, _ = await curl.communicate()
+    assert answer.startswith(b"HTTP/1.1 202")

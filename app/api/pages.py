@@ -1,0 +1,28 @@
+"""The pages: the order desk, and the description of the API. `app.api.guard` limits them to their own origin."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse
+
+from app.api.auth import AnyCaller
+from app.api.route import ApiRoute
+
+router = APIRouter(include_in_schema=False, route_class=ApiRoute)
+
+STATIC = Path(__file__).parent / "static"
+
+
+@router.get("/")
+async def order_desk() -> FileResponse:
+    return FileResponse(STATIC / "index.html")
+
+
+@router.get("/docs")
+async def docs(_: AnyCaller) -> FileResponse:
+    return FileResponse(STATIC / "docs.html")
+
+
+@router.get("/openapi.json")
+async def openapi(_: AnyCaller, request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
