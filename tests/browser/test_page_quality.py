@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Response, expect
+from playwright.async_api import Browser, Request, Response, expect
 
 from tests.browser.conftest import PHONE, WIDE, ApiServer, Desk, a_desk
 from tests.browser.test_order_desk import fill_with_orders
@@ -126,10 +126,14 @@ async def test_axe_finds_no_violation(
 async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
     browser: Browser, api_server: ApiServer, shop: Shop
 ) -> None:
+    requests: list[Request] = []
+
+    def keep(request: Request) -> None:
+        requests.append(request)
+
     for context in ({"viewport": WIDE, "color_scheme": "light"}, {"viewport": PHONE, "color_scheme": "dark"}):
         async with a_desk(browser, api_server.url, **context) as desk:  # fails on any error in the console
-            requests: list[str] = []
-            desk.page.on("request", lambda request, requests=requests: requests.append(request.url))
+            desk.page.on("request", keep)
             await desk.page.goto(f"{desk.url}/docs")
             await expect(desk.page.locator("article#ProblemDetails")).to_be_attached()  # the last one
             shown = await desk.page.locator("article h3").all_inner_texts()
@@ -137,7 +141,7 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
             paths = described["paths"]
             assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
             assert {*described["components"]["schemas"]} <= {*shown}
-            assert all(url.startswith(desk.url) for url in requests)
+            assert all(request.url.startswith(desk.url) for request in requests)
             await desk.page.evaluate(AXE)
             await check_page(desk)
             command = await desk.page.locator("article", has_text="POST /orders").first.locator("pre").inner_text()
