@@ -177,6 +177,8 @@ async def test_forged_token_is_refused(
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert token not in caplog.text + answer.text
     assert await status(api, issuer.token()) == 200
+    monkeypatch.undo()
+    assert await status(api, unsigned(issuer)) == 401  # not 503: it needs no fetch
 
 
 @pytest.mark.parametrize("forgery", [with_key_of_another_type, with_encryption_key])
