@@ -160,6 +160,8 @@ FORGERIES: dict[str, Forgery] = {
     "other audience": lambda issuer: issuer.token(aud="billing"),
     "other issuer": lambda issuer: issuer.token(iss="https://issuer.test"),
     "not valid yet": lambda issuer: issuer.token(nbf=int(time.time()) + 60),
+    "no algorithm": lambda issuer: f"{segment({'kid': 'ES256'})}.{segment(issuer.claims())}.x",
+    "algorithm is a list": lambda issuer: f"{segment({'alg': ['ES256']})}.{segment(issuer.claims())}.x",
     "no JSON": lambda issuer: f"{segment('x')}.{segment('y')}.z",
     "not base64": lambda _: "not.base.64!",
     **{f"no {claim}": lambda issuer, claim=claim: issuer.token(**{claim: None}) for claim in tokens.CLAIMS},  # type: ignore[misc]
@@ -262,7 +264,7 @@ async def test_cold_or_broken_issuer_is_503(api: httpx.AsyncClient, issuer: Issu
         case "other issuer":
             issuer.discovery["issuer"] = "https://issuer.test"
         case "keys elsewhere":
-            issuer.discovery["jwks_uri"] = "http://192.0.2.1/keys"
+            issuer.discovery["jwks_uri"] = f"http://127.1:{issuer.port}/keys"  # reached, if it were asked
     assert await status(api, issuer.token()) == 503
 
 
