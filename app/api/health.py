@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from pymongo.errors import PyMongoError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.auth import AnyCaller
 from app.api.dependencies import ClientsDep
+from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.order_workflows import TemporalUnavailable
 
@@ -63,8 +65,8 @@ async def _check(ping: Callable[[], Awaitable[object]]) -> str:
     return "ok"
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics() -> Response:
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
+async def metrics(_: AnyCaller) -> Response:
     """Return the Prometheus metrics of this API process; for those of the worker, see WORKER_METRICS_ADDRESS."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
