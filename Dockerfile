@@ -1,16 +1,16 @@
 # One image for both processes: the API by default, the worker with `python worker.py`.
+# Pin the base image by its digest in your own copy (python:3.13-slim-bookworm@sha256:...): Dependabot then updates both.
 FROM python:3.13-slim-bookworm AS build
 COPY requirements.lock .
 # Wheels only, so neither image needs a compiler.
 RUN pip install --no-cache-dir --only-binary=:all: --require-hashes --prefix=/packages -r requirements.lock
 
 FROM python:3.13-slim-bookworm
-RUN useradd --system --no-create-home app
 COPY --from=build /packages /usr/local
 WORKDIR /srv
 COPY worker.py .
 COPY app app
-USER app
+USER 10001:10001
 ENV PYTHONUNBUFFERED=1
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s \

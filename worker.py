@@ -113,15 +113,29 @@ def _exit_by_force() -> None:
 async def serve(settings: Settings) -> None:
     """Connect, then run the worker and the relay until cancelled."""
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-    temporal.configure_core(settings.worker_metrics_address)
-    client = await wait_for("Temporal", temporal.connect)
-    await check_search_attribute(client)
-    await wait_for("MongoDB", mongo.create_indexes)
-    relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
     # Put your own gateways here, in place of `sandbox`.
-    async with sandbox(mongo) as gateways, build_worker(client, mongo, gateways, settings.task_queue):
-        logger.info("worker ready: task queue %s", settings.task_queue)
-        await relay.run()
+    async with sandbox(mongo) as gateways:
+        check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
+        temporal.configure_core(settings.worker_metrics_address)
+        client = await wait_for("Temporal", temporal.connect)
+        await check_search_attribute(client)
+        await wait_for("MongoDB", mongo.create_indexes)
+        relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
+        async with build_worker(client, mongo, gateways, settings.task_queue):
+            logger.info("worker ready: task queue %s", settings.task_queue)
+            await relay.run()
+
+
+def check_gateways(gateways: Gateways, *, allow_sandbox: bool) -> None:
+    """Raises SystemExit if some are sandboxes, which must not replace real ones by accident."""
+    sandboxes = [name for name, gateway in vars(gateways).items() if type(gateway).__module__ == "app.gateways.sandbox"]
+    if sandboxes and not allow_sandbox:
+        raise SystemExit(
+            f"{', '.join(sandboxes)}: only a sandbox. Put your own gateways into worker.py (docs/make-it-yours.md), "
+            "or, for development, set SANDBOX_GATEWAYS=true"
+        )
+    if sandboxes:
+        logger.warning("%s: a sandbox, which charges no card, ships nothing and sends no mail", ", ".join(sandboxes))
 
 
 async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
@@ -27,11 +28,14 @@ def _seconds(timeout: object) -> object:
 
 
 def _connection_string(uri: str) -> str:
+    without_dns = re.sub(r"\+srv(?=://)|srv(MaxHosts|ServiceName)=[^&]*&?", "", uri)  # `+srv` would query it
     try:
-        if not uri.startswith("mongodb+srv://"):  # parsing it would query the DNS
-            parse_uri(uri)
+        parse_uri(without_dns)
+        MongoClient[dict[str, object]](without_dns, connect=False).close()  # reads its certificates, too
+    except OSError as error:
+        raise ValueError(f"a certificate cannot be used: {error}") from error
     except (PyMongoError, ValueError) as error:  # its text may contain part of the password
-        raise ValueError("must be a MongoDB connection string (mongodb://...)") from error
+        raise ValueError("must be a MongoDB connection string (mongodb://...), a certificate with its key") from error
     return uri
 
 

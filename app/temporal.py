@@ -1,13 +1,16 @@
 """Temporal: client, data converter, search attributes."""
 
 import logging
+import os
+import ssl
 from typing import Any
 
 from temporalio import runtime
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.service import TLSConfig
 
 # The status of orders that wait, are compensated or have ended, for Temporal's Web UI and for
 # `temporal workflow list --query 'OrderStatus="failed"'`. Any other order is `in_progress`: each change costs an event.
@@ -26,16 +29,52 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
         SystemExit: a setting is wrong (a wrong address: not raised when lazy).
     """
-    config = ClientConfig.load_client_connect_config()
-    config.setdefault("target_host", "127.0.0.1:7233")
+    config = {"target_host": "127.0.0.1:7233", **load_config(), "data_converter": pydantic_data_converter, "lazy": lazy}
     try:
-        return await Client.connect(**{**config, "data_converter": pydantic_data_converter, "lazy": lazy, **options})
+        return await Client.connect(**{**config, **options})
     except ValueError as error:
-        raise SystemExit(f"wrong setting: TEMPORAL_ADDRESS: {error}") from None
+        raise _wrong("ADDRESS", error) from None
+
+
+def load_config() -> ClientConnectConfig:
+    """Read the SDK's environment variables, and check the files that they name.
+
+    The SDK itself reports a file without a certificate as a server that does not answer.
+
+    Raises:
+        SystemExit: a setting is wrong.
+    """
+    try:
+        config = ClientConfig.load_client_connect_config()
+    except OSError as error:
+        names = (name for name in os.environ if name.startswith("TEMPORAL_") and os.environ[name] == error.filename)
+        raise _wrong(next(names, "CONFIG_FILE"), f"{error.filename}: {error.strerror}") from None
+    except RuntimeError as error:
+        raise _wrong("CONFIG_FILE", error) from None
+    tls = config.get("tls")
+    if isinstance(tls, TLSConfig):
+        for name, pem in ("SERVER_CA_CERT", tls.server_root_ca_cert), ("CLIENT_CERT", tls.client_cert):
+            try:
+                if pem is not None:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode())
+            except (ssl.SSLError, ValueError):
+                raise _wrong(f"TLS_{name}_PATH", "must be a certificate in PEM format") from None
+        if (tls.client_cert is not None) is not (b"PRIVATE KEY-----" in (tls.client_private_key or b"")):
+            raise _wrong("TLS_CLIENT_KEY_PATH", "must be the private key of TEMPORAL_TLS_CLIENT_CERT_PATH, as PEM")
+    return config
+
+
+def _wrong(variable: str, reason: object) -> SystemExit:
+    return SystemExit(f"wrong setting: TEMPORAL_{variable.removeprefix('TEMPORAL_')}: {str(reason).splitlines()[0]}")
 
 
 def configure_core(metrics_address: str = "") -> None:
-    """Set up the SDK's core, once per process: it logs to Python's logging, and serves its metrics at host:port."""
+    """Set up the SDK's core, once per process: it logs to Python's logging, and serves its metrics at host:port.
+
+    Raises:
+        SystemExit: a setting is wrong.
+    """
+    load_config()  # before the API starts: an error in its start-up would be a traceback
     metrics = runtime.PrometheusConfig(
         bind_address=metrics_address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
     )

@@ -6,6 +6,7 @@ Uses only the standard library, because docker-compose.yml runs this file alone 
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -19,13 +20,23 @@ SAMPLE_STOCK = {
 
 
 def authorization() -> dict[str, str]:
-    """The Authorization header for the first of API_KEYS, or no header if that is not set."""
-    keys: dict[str, str] = json.loads(os.environ.get("API_KEYS") or "{}")
-    return {"Authorization": f"Bearer {next(iter(keys.values()))}"} if keys else {}
+    """The Authorization header for the key of API_KEYS with the most scopes, or no header if there are no keys."""
+    keys = json.loads(os.environ.get("API_KEYS") or "{}").values()
+    strongest = max(keys, key=lambda key: len(key["scopes"]), default=None)
+    return {"Authorization": f"Bearer {strongest['key']}"} if strongest else {}
 
 
 def load_sample_stock(api_url: str) -> None:
-    """Add the sample products if the inventory is empty."""
+    """Add the sample products if the inventory is empty. Says so if that is not permitted."""
+    try:
+        _load(api_url)
+    except urllib.error.HTTPError as error:
+        if error.code not in {401, 403}:
+            raise
+        print("no sample products: no key of API_KEYS has the scopes inventory:read and inventory:write", flush=True)
+
+
+def _load(api_url: str) -> None:
     if call(f"{api_url}/inventory")["items"]:
         return
     for sku, (name, price, available) in SAMPLE_STOCK.items():

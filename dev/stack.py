@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 # once the process has run for longer than MAX_RESTART_DELAY.
 INITIAL_RESTART_DELAY = 1
 MAX_RESTART_DELAY = 30
+# Without one of these, `make dev` starts an open API. It listens on 127.0.0.1 only.
+AUTHENTICATION = ("API_KEYS", "OIDC_ISSUER", "API_OPEN")
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class Stack:
                 "MONGODB_URI": self.mongodb_uri,
                 "TEMPORAL_ADDRESS": self.temporal_address,
                 "API_PORT": str(self.config.api_port),
+                "SANDBOX_GATEWAYS": "true",
+                **({} if any(map(os.environ.get, AUTHENTICATION)) else {"API_OPEN": "true"}),
                 **({"TEMPORAL_UI_URL": self.temporal_ui_url} if self.temporal_ui_url else {}),
                 **self.config.settings,
             },

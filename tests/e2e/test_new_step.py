@@ -150,6 +150,8 @@ def environment(settings: Settings, own_temporal: Server) -> dict[str, str]:
         "MONGODB_DATABASE": settings.mongodb_database,
         "TASK_QUEUE": settings.task_queue,
         "TEMPORAL_ADDRESS": own_temporal.address,
+        "API_OPEN": "true",
+        "SANDBOX_GATEWAYS": "true",
     }
 
 

@@ -16,8 +16,9 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
 from app import temporal
 from app.domain import OrderStatus
-from app.settings import ApiSettings
+from app.settings import ApiSettings, Scope
 from dev.servers import Server, free_port
+from tests.kit.http import key_of
 from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET, order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -27,16 +28,29 @@ COMMANDS = {
     "worker": ["worker.py"],
     "api": ["-m", "uvicorn", "app.api.main:app", "--host", "127.0.0.1", "--timeout-graceful-shutdown", "2"],
 }
-SECRET = "secret-of-the-shop"
+SECRET = key_of("shop")
 CARD = "pm_card_4242424242424242"
 
 
-@pytest.mark.parametrize("program", COMMANDS)
-async def test_invalid_setting_is_reported_in_one_line(program: str) -> None:
-    """Which settings are invalid: tests/unit/test_settings.py."""
+REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
+    ("worker", {}, r"payments, carrier, mailer: only a sandbox.* SANDBOX_GATEWAYS=true"),
+    ("worker", {"MONGODB_URI": "mongodb://h/?tlsCAFile=/no.pem"}, "wrong setting: MONGODB_URI: .*'/no.pem'"),
+    ("api", {"API_KEYS": '{"shop": "with space"}'}, "wrong setting: API_KEYS.SHOP: .*"),
+    (
+        "api",
+        {"API_OPEN": "true", "TEMPORAL_TLS_SERVER_CA_CERT_PATH": "/no.pem"},
+        "wrong setting: TEMPORAL_TLS_.*/no.pem.*",
+    ),
+]
+
+
+@pytest.mark.parametrize(("program", "environment", "line"), REFUSALS)
+async def test_process_that_must_not_start_says_why_in_one_line(
+    program: str, environment: dict[str, str], line: str
+) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, *COMMANDS[program],
-        cwd=ROOT, env={**os.environ, "API_KEYS": '{"shop": "with space"}'}, stdin=asyncio.subprocess.DEVNULL,
+        cwd=ROOT, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -46,7 +60,7 @@ async def test_invalid_setting_is_reported_in_one_line(program: str) -> None:
         if process.returncode is None:
             process.kill()
     assert process.returncode == 1, output
-    assert re.fullmatch(r"wrong setting: API_KEYS.SHOP: .*\n", output.decode())
+    assert re.fullmatch(f"{line}\n", output.decode())
 
 
 async def test_debug_logs_contain_no_personal_data(
@@ -58,7 +72,8 @@ async def test_debug_logs_contain_no_personal_data(
         "MONGODB_DATABASE": settings.mongodb_database,
         "TASK_QUEUE": settings.task_queue,
         "TEMPORAL_ADDRESS": temporal_server.address,
-        "API_KEYS": json.dumps({"shop": SECRET}),
+        "API_KEYS": json.dumps({"shop": {"key": SECRET, "scopes": list(Scope)}}),
+        "SANDBOX_GATEWAYS": "true",
         "LOG_LEVEL": "DEBUG",
     }
     processes = [
@@ -133,6 +148,7 @@ async def test_worker_without_search_attribute_names_the_remedy(temporal_server:
     request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))
     await client.workflow_service.register_namespace(request)
     environment = {**os.environ, "TEMPORAL_ADDRESS": temporal_server.address, "TEMPORAL_NAMESPACE": "bare"}
+    environment["SANDBOX_GATEWAYS"] = "true"
 
     async def start() -> str:
         process = await asyncio.create_subprocess_exec(

@@ -84,6 +84,8 @@ async def start_programs(
         "MONGODB_DATABASE": settings.mongodb_database,
         "TEMPORAL_ADDRESS": temporal_server.address,
         "TASK_QUEUE": settings.task_queue,
+        "API_OPEN": "true",
+        "SANDBOX_GATEWAYS": "true",
     }
     port = free_port()
     here = {"python": sys.executable, "0.0.0.0": "127.0.0.1", "8000": str(port)}  # noqa: S104
