@@ -14,16 +14,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, computed_field, field_validator
 
-from app.validation import COUNTRY_CODE, CURRENCY_CODE, EMAIL, IDENTIFIER, PRINTABLE, READABLE, STORED_EMAIL, explain
+from app.validation import COUNTRY_CODE, CURRENCY_CODE, EMAIL, IDENTIFIER, READABLE, explain
 
 logger = logging.getLogger(__name__)
 
-# Text from a caller: readable, bounded, trimmed. An earlier version, which allowed more, may have stored other text.
+# Text from a caller: readable, bounded, trimmed.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=READABLE)]
-StoredText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=PRINTABLE)]
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Email = Annotated[str, StringConstraints(max_length=254, pattern=EMAIL)]
-StoredEmail = Annotated[str, StringConstraints(max_length=254, pattern=STORED_EMAIL)]
 MAX_QUANTITY = 1_000
 MAX_STOCK = 1_000_000_000  # keeps every sum far within MongoDB's 64-bit integers
 MAX_PRICE = 1_000_000_000
@@ -151,18 +149,11 @@ class Money(Model):
 
 
 class Address(Model):
-    name: StoredText
-    street: StoredText
-    city: StoredText
-    postal_code: Annotated[StoredText, StringConstraints(max_length=16)]
-    country: Annotated[str, StringConstraints(pattern=COUNTRY_CODE, to_upper=True)]
-
-
-class NewAddress(Address):
     name: Text
     street: Text
     city: Text
     postal_code: Annotated[Text, StringConstraints(max_length=16)]
+    country: Annotated[str, StringConstraints(pattern=COUNTRY_CODE, to_upper=True)]
 
 
 class UnitPrice(Money):
@@ -183,7 +174,7 @@ class NewOrder(Model):
     email: Email
     payment_method: Identifier
     lines: Annotated[list[OrderedLine], Field(min_length=1, max_length=50)]
-    shipping_address: NewAddress
+    shipping_address: Address
 
     @field_validator("lines")
     @classmethod
@@ -197,7 +188,7 @@ class NewOrder(Model):
 class Line(OrderedLine):
     """A product of an order, with the unit price at the time the order was placed."""
 
-    name: StoredText
+    name: Text
     unit_price: UnitPrice
 
 
@@ -258,7 +249,7 @@ class Order(Model):
     lines: Annotated[list[Line], Field(min_length=1, max_length=50)]
     payment_method: Identifier
     shipping_address: Address
-    email: Annotated[StoredEmail, Field(exclude=True)]
+    email: Annotated[Email, Field(exclude=True)]
     created_at: Annotated[datetime, Field(strict=True)]  # lists are sorted by it, so text is not accepted
     updated_at: Annotated[datetime, Field(strict=True)]
     steps: list[StepRecord] = []
@@ -362,7 +353,7 @@ class Product(Model):
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     sku: Annotated[Identifier, Field(validation_alias="_id")]
-    name: StoredText
+    name: Text
     unit_price: UnitPrice
     available: Annotated[int, Field(strict=True, ge=0)]  # no maximum: a release must always fit
 

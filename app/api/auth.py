@@ -4,21 +4,16 @@ A caller with a customer sees and changes only that customer's orders; `app.api.
 """
 
 import hmac
-import logging
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
-from prometheus_client import Counter
 
 from app.api.problems import Problem
-from app.api.tokens import InvalidToken, Issuer, IssuerUnavailable
+from app.api.tokens import Issuer, Unauthenticated
 from app.settings import ApiSettings, Scope
 
-logger = logging.getLogger(__name__)
-
-FAILURES = Counter("http_authentication_failures", "Requests answered with 401.", ["reason"])
 _bearer = HTTPBearer(auto_error=False, description="An API key or an access token. Without effect if the API is open")
 
 
@@ -49,18 +44,18 @@ class Authenticator:
         """Return the caller with this API key or token.
 
         Raises:
-            InvalidToken: the credentials are missing, unknown or not valid any more; its text is the reason.
+            Unauthenticated
             IssuerUnavailable: the token cannot be verified at the moment.
         """
         if self._open:
             return ANYONE
         if credentials is None:
-            raise InvalidToken("no credentials")
+            raise Unauthenticated("no credentials")
         for name, known in self._keys.items():
             if hmac.compare_digest(credentials.encode(), known.key.encode()):
                 return Caller(name, known.scopes, known.customer)
         if self._issuer is None or credentials.count(".") != 2:
-            raise InvalidToken("unknown API key")
+            raise Unauthenticated("unknown API key")
         return self._caller(await self._issuer.claims(credentials))
 
     def _caller(self, claims: dict[str, Any]) -> Caller:
@@ -69,7 +64,7 @@ class Authenticator:
         scopes = frozenset(scope for scope in Scope if scope in names)
         customer = None if Scope.ORDERS_ANY in scopes else str(claims.get(self._customer_claim, ""))
         if customer == "":
-            raise InvalidToken("no customer claim")
+            raise Unauthenticated("no customer claim")
         # The prefix keeps a subject from taking over the idempotency keys of an API key.
         return Caller(f"oidc:{claims['sub']}", scopes, customer, float(claims["exp"]))
 
@@ -78,19 +73,12 @@ async def authenticate(request: Request) -> Caller:
     """Return the caller of this request. `ApiRoute` calls this before it reads the body.
 
     Raises:
-        Problem: 401, or 503 while the issuer of its token is unavailable.
+        Unauthenticated
+        IssuerUnavailable
     """
     if not hasattr(request.state, "caller"):
         sent = await _bearer(request)
-        try:
-            request.state.caller = await request.app.state.authenticator.identify(sent and sent.credentials)
-        except InvalidToken as error:
-            FAILURES.labels(str(error)).inc()
-            logger.warning("401: %s", error)  # never what was sent
-            how = "send an API key or a token as Authorization: Bearer"
-            raise Problem(401, f"cannot authenticate: {error}; {how}") from error
-        except IssuerUnavailable as error:
-            raise Problem(503, "cannot verify the token: its issuer is unavailable; try again") from error
+        request.state.caller = await request.app.state.authenticator.identify(sent and sent.credentials)
     caller: Caller = request.state.caller
     return caller
 
@@ -103,7 +91,7 @@ async def authorize(
     """Return the caller, if it has the scopes that the endpoint needs.
 
     Raises:
-        Problem: 403; also as `authenticate`.
+        Problem: 403; also what `authenticate` raises.
     """
     caller = await authenticate(request)
     for scope in needed.scopes:

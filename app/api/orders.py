@@ -10,7 +10,7 @@ from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, OwnOrders, document_id, fingerprint
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
-from app.domain import TERMINAL, Identifier, Model, NewAddress, NewOrder, Order, OrderStatus, Text
+from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import START_TIMEOUT, TemporalUnavailable
@@ -135,7 +135,7 @@ async def approve(
 
 @router.put("/{order_id}/shipping-address", responses=responses(404, 409, *BODY_PROBLEMS))
 async def change_shipping_address(
-    _: OrderWriter, order_id: OrderId, address: NewAddress, orders: OwnOrders, clients: ClientsDep
+    _: OrderWriter, order_id: OrderId, address: Address, orders: OwnOrders, clients: ClientsDep
 ) -> Order:
     """Change the shipping address until shipping begins. The workflow decides; the address stays out of Temporal."""
     order = await orders.show(order_id)

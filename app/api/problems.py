@@ -11,12 +11,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import Counter
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.api.tokens import IssuerUnavailable, Unauthenticated
 from app.domain import MAX_STOCK, KeyReused, NotFound
 from app.mongo import is_unavailable
 from app.order_workflows import TemporalUnavailable
@@ -24,6 +26,8 @@ from app.products import StockLimitReached
 from app.validation import explain
 
 logger = logging.getLogger(__name__)
+
+UNAUTHENTICATED = Counter("http_unauthenticated", "Requests answered with 401.", ["reason"])
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {  # a problem's type, which is stable and meant for programs, is derived from its title
@@ -128,6 +132,12 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
             return Problem(404, f"{error} does not exist")
         case StockLimitReached():
             return Problem(409, f"cannot restock: the stock of a product is at most {MAX_STOCK}")
+        case Unauthenticated():
+            UNAUTHENTICATED.labels(str(error)).inc()
+            logger.warning("401: %s", error)
+            return Problem(401, f"cannot authenticate: {error}; send an API key or a token as Authorization: Bearer")
+        case IssuerUnavailable():
+            return Problem(503, "cannot verify the token: its issuer is unavailable; try again")
         case TemporalUnavailable():
             return Problem(503, "Temporal or the worker is unavailable; try again")
         case PyMongoError() if is_unavailable(error):

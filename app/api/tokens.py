@@ -26,8 +26,8 @@ FETCH_TIMEOUT = 5.0
 PATIENCE = 2.0  # for a fetch that a request needs; shorter than the deadline of a request
 
 
-class InvalidToken(Exception):
-    """The caller cannot be authenticated. The text is the reason, without what was sent."""
+class Unauthenticated(Exception):
+    """The credentials are missing, unknown or not valid any more. The text is the reason, without what was sent."""
 
 
 class IssuerUnavailable(Exception):
@@ -46,23 +46,23 @@ class Issuer:
         """Verify the token and return its claims.
 
         Raises:
-            InvalidToken
+            Unauthenticated
             IssuerUnavailable
         """
         try:
             header = jwt.get_unverified_header(token)
             algorithm, key_id = str(header["alg"]), header.get("kid")
             if algorithm not in ALGORITHMS:
-                raise InvalidToken("token refused: its algorithm is not accepted")
+                raise Unauthenticated("token refused: its algorithm is not accepted")
             key = await self._key(key_id, algorithm)
             if key is None:
-                raise InvalidToken("token refused: its issuer does not know its key")
+                raise Unauthenticated("token refused: its issuer does not know its key")
             options: Any = {"require": CLAIMS, "enforce_minimum_key_length": True}
             return jwt.decode(
                 token, key, [algorithm], audience=self._audience, issuer=self._issuer, leeway=LEEWAY, options=options
             )
         except jwt.PyJWTError as error:
-            raise InvalidToken(f"token refused: {type(error).__name__}") from error
+            raise Unauthenticated(f"token refused: {type(error).__name__}") from error
 
     async def _key(self, key_id: str | None, algorithm: str) -> PyJWK | None:
         """Return the key, or None if the issuer does not have it; fetch the keys if necessary."""

@@ -57,7 +57,7 @@ def caller(name: str) -> dict[str, str]:
 
 
 def failures(reason: str) -> float:
-    return REGISTRY.get_sample_value("http_authentication_failures_total", {"reason": reason}) or 0
+    return REGISTRY.get_sample_value("http_unauthenticated_total", {"reason": reason}) or 0
 
 
 # --- scopes
@@ -116,7 +116,7 @@ async def test_refused_credentials_are_counted_and_logged_without_what_was_sent(
     await api.get("/orders", headers=bearer("a-guess-of-a-stranger"))
     await api.get("/orders?customer_id=a-guess-of-a-stranger")
     assert (failures("unknown API key"), failures("no credentials")) == (before[0] + 1, before[1] + 1)
-    assert [record.message for record in caplog.records if record.name == "app.api.auth"] == [
+    assert [record.message for record in caplog.records if record.name == "app.api.problems"] == [
         "401: unknown API key",
         "401: no credentials",
     ]
