@@ -253,11 +253,10 @@ async def test_types_and_failure_matrix_follow_the_new_step(copy: Copy) -> None:
         shutil.copytree(cache, copy.folder / ".mypy_cache")
     matrix = ("pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/workflows/test_failure_matrix.py")
     (types, mistakes), (code, output) = await asyncio.gather(
-        copy.run("-m", "mypy", "app", within=170),
-        copy.run("-m", *matrix, "-k", "NotifyWarehouse and signal", within=170),
+        copy.run("-m", "mypy", "app", within=170), copy.run("-m", *matrix, "-k", "NotifyWarehouse", within=170)
     )
     assert types == 0, mistakes
     assert code == 0, output
     passed = re.search(r"(\d+) passed", output)
     assert passed is not None
-    assert int(passed[1]) > 15, output
+    assert int(passed[1]) >= 6, output  # at least one case for each fault

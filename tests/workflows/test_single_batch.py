@@ -8,6 +8,7 @@ without the flag: a failed order never closes as Canceled, and a cancelled order
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -24,6 +25,7 @@ from app.messages import AddressChange, ApprovalDecision
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.orders import ADDRESS
+from tests.kit.pairs import case, covering_all_pairs
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import (
@@ -242,14 +244,8 @@ SCENES: dict[str, tuple[Scene, set[OrderStatus]]] = {
 }
 
 
-@pytest.fixture(params=["signal", "temporal"])
-def how(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[False, True], ids=["default", "single batch"])
-def single_batch(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+COMBINATIONS = list(itertools.product(SCENES, ["signal", "temporal"], [False, True]))
+CHOSEN = covering_all_pairs(COMBINATIONS)
 
 
 @pytest.fixture
@@ -261,7 +257,9 @@ async def run(shop: Shop, how: str, single_batch: bool) -> AsyncIterator[SceneRu
         yield SceneRun(shop, gateways, worker, how)
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(
+    ("scene", "how", "single_batch"), [case(*each, chosen=each in CHOSEN) for each in COMBINATIONS]
+)
 async def test_cancel_ends_the_same_with_all_jobs_in_one_batch(run: SceneRun, single_batch: bool, scene: str) -> None:
     run_scene, statuses = SCENES[scene]
     async with asyncio.timeout(30):
