@@ -3,6 +3,7 @@
 import logging
 import os
 import ssl
+from pathlib import Path
 from typing import Any
 
 from temporalio import runtime
@@ -33,7 +34,7 @@ async def connect(*, lazy: bool = False, **options: Any) -> Client:
     try:
         return await Client.connect(**{**config, **options})
     except ValueError as error:
-        raise _wrong("ADDRESS", error) from None
+        raise _wrong("TEMPORAL_ADDRESS", error) from None
 
 
 def load_config() -> ClientConnectConfig:
@@ -47,10 +48,11 @@ def load_config() -> ClientConnectConfig:
     try:
         config = ClientConfig.load_client_connect_config()
     except OSError as error:
-        names = (name for name in os.environ if name.startswith("TEMPORAL_") and os.environ[name] == error.filename)
-        raise _wrong(next(names, "CONFIG_FILE"), f"{error.filename}: {error.strerror}") from None
+        path = Path(error.filename)
+        names = (n for n in os.environ if n.startswith("TEMPORAL_TLS_") and Path(os.environ[n]) == path)
+        raise _wrong(next(names, "TEMPORAL_CONFIG_FILE"), f"{path}: {error.strerror}") from None
     except RuntimeError as error:
-        raise _wrong("CONFIG_FILE", error) from None
+        raise _wrong("TEMPORAL_CONFIG_FILE", error) from None
     tls = config.get("tls")
     if isinstance(tls, TLSConfig):
         for name, pem in ("SERVER_CA_CERT", tls.server_root_ca_cert), ("CLIENT_CERT", tls.client_cert):
@@ -58,14 +60,14 @@ def load_config() -> ClientConnectConfig:
                 if pem is not None:
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode())
             except (ssl.SSLError, ValueError):
-                raise _wrong(f"TLS_{name}_PATH", "must be a certificate in PEM format") from None
+                raise _wrong(f"TEMPORAL_TLS_{name}_PATH", "must be a certificate in PEM format") from None
         if (tls.client_cert is not None) is not (b"PRIVATE KEY-----" in (tls.client_private_key or b"")):
-            raise _wrong("TLS_CLIENT_KEY_PATH", "must be the private key of TEMPORAL_TLS_CLIENT_CERT_PATH, as PEM")
+            raise _wrong("TEMPORAL_TLS_CLIENT_KEY_PATH", "must be the key of TEMPORAL_TLS_CLIENT_CERT_PATH, as PEM")
     return config
 
 
 def _wrong(variable: str, reason: object) -> SystemExit:
-    return SystemExit(f"wrong setting: TEMPORAL_{variable.removeprefix('TEMPORAL_')}: {str(reason).splitlines()[0]}")
+    return SystemExit(f"wrong setting: {variable}: {str(reason).splitlines()[0]}")
 
 
 def configure_core(metrics_address: str = "") -> None:
