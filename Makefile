@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo bench chaos test test-fast lint up lock replay pictures test-tools clean FORCE
+.PHONY: help dev token demo bench chaos test test-fast lint up lock replay pictures test-tools clean FORCE
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -12,6 +12,9 @@ help:  ## list the commands
 
 dev: $(READY)  ## run Temporal, MongoDB, worker and API in the foreground
 	@$(PY) -m dev.stack
+
+token: $(READY)  ## print an access token for the API of `API_OPEN=false make dev`; ARGS="--scopes orders:read"
+	@$(PY) -m dev.issuer $(ARGS)
 
 demo: $(READY)  ## a guided tour: orders that complete, fail, are cancelled or await approval
 	@$(PY) -m dev.demo

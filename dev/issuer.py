@@ -24,12 +24,12 @@ LIFETIME = 3600  # seconds
 KEY_ID = "dev"
 
 
-def issuer_port() -> int:
+def port() -> int:
     return int(os.environ.get("ISSUER_PORT") or 8400)
 
 
-def issuer_url() -> str:
-    return f"http://{HOST}:{issuer_port()}"
+def url() -> str:
+    return f"http://{HOST}:{port()}"
 
 
 def private_key() -> EllipticCurvePrivateKey:
@@ -49,7 +49,7 @@ def private_key() -> EllipticCurvePrivateKey:
 def make_token(subject: str, scopes: list[str], **claims: Any) -> str:
     """Return an access token for an hour."""
     now = int(time.time())
-    standard = {"iss": issuer_url(), "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + LIFETIME}
+    standard = {"iss": url(), "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + LIFETIME}
     return jwt.encode(
         {**standard, "scope": " ".join(scopes), **claims}, private_key(), "ES256", headers={"kid": KEY_ID}
     )
@@ -60,7 +60,7 @@ def create_app() -> FastAPI:
 
     @app.get("/.well-known/openid-configuration")
     async def discover() -> dict[str, str]:
-        return {"issuer": issuer_url(), "jwks_uri": f"{issuer_url()}/keys"}
+        return {"issuer": url(), "jwks_uri": f"{url()}/keys"}
 
     @app.get("/keys")
     async def keys() -> dict[str, list[dict[str, str]]]:

@@ -20,10 +20,9 @@ SAMPLE_STOCK = {
 
 
 def authorization() -> dict[str, str]:
-    """The Authorization header for the key of API_KEYS with the most scopes, or no header if there are no keys."""
-    keys = json.loads(os.environ.get("API_KEYS") or "{}").values()
-    strongest = max(keys, key=lambda key: len(key["scopes"]), default=None)
-    return {"Authorization": f"Bearer {strongest['key']}"} if strongest else {}
+    """The Authorization header with API_TOKEN, an API key or a token, or no header if that is not set."""
+    token = os.environ.get("API_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def load_sample_stock(api_url: str) -> None:
@@ -33,7 +32,9 @@ def load_sample_stock(api_url: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code not in {401, 403}:
             raise
-        print("no sample products: no key of API_KEYS has the scopes inventory:read and inventory:write", flush=True)
+        print(
+            "no sample products: API_TOKEN must be a key or a token with inventory:read and inventory:write", flush=True
+        )
 
 
 def _load(api_url: str) -> None:
@@ -49,8 +50,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
     request = urllib.request.Request(  # noqa: S310 - always an http address
         url,
         data=json.dumps(body).encode() if body else None,
-        # An open API answers under localhost only; in docker-compose.yml, this container reaches it as `api`.
-        headers={"Host": "localhost", "Content-Type": "application/json", **authorization()},
+        headers={"Content-Type": "application/json", **authorization()},
         method="PUT" if body else "GET",
     )
     with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, Self
 
 import httpx
 
+from app.settings import Scope
+from dev import issuer
 from dev.failed_tasks import report_failed_tasks
 from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
@@ -30,8 +32,9 @@ ROOT = Path(__file__).parent.parent
 # once the process has run for longer than MAX_RESTART_DELAY.
 INITIAL_RESTART_DELAY = 1
 MAX_RESTART_DELAY = 30
-# Without one of these, `make dev` starts an open API. It listens on 127.0.0.1 only.
-AUTHENTICATION = ("API_KEYS", "OIDC_ISSUER", "API_OPEN")
+UVICORN = ("-m", "uvicorn", "--host", HOST, "--no-access-log", "--timeout-graceful-shutdown", "2")
+# For the API alone. Without the first three, `make dev` starts an open API, which listens on 127.0.0.1 only.
+AUTHENTICATION = ("API_KEYS", "OIDC_ISSUER", "API_OPEN", "OIDC_AUDIENCE")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,15 @@ class Stack:
         self.apps = ["api", *self.workers]
         external = {"temporal": config.temporal_address, "mongod": config.mongodb_uri}
         self.servers = [name for name, address in external.items() if not address]
+        # Popped, so that the other processes do not inherit them.
+        given = {name: os.environ.pop(name, "") for name in AUTHENTICATION} | {**config.settings}
+        self.authentication = {name: given[name] for name in AUTHENTICATION if given[name]}
+        if not self.authentication:
+            self.authentication = {"API_OPEN": "true"}
+        if self.authentication == {"API_OPEN": "false"}:  # accept tokens of an issuer on this machine
+            self.servers.append("issuer")
+            self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
+            os.environ.setdefault("API_TOKEN", issuer.make_token("make-dev", list(Scope)))  # for the sample products
         self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
         self._sources = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
@@ -153,6 +165,8 @@ class Stack:
                 start = start_temporal(
                     config.temporal_port, ui_port=config.temporal_ui_port, db_file=self.temporal_data, log_dir=self.logs
                 )
+            case "issuer":
+                start = self._start_issuer()
             case "api":
                 start = self._start_api()
             case _:
@@ -168,24 +182,18 @@ class Stack:
 
         return await server.wait_until(ready, timeout=45)  # longer than a server, whose error then comes first
 
+    async def _start_issuer(self) -> Server:
+        port = str(issuer.port())
+        server = await self._python("issuer", *UVICORN, "--factory", "dev.issuer:create_app", "--port", port)
+        return await _until_it_answers(server, f"{issuer.url()}/keys", timeout=30)
+
     async def _start_api(self) -> Server:
         port = str(self.config.api_port)
-        server = await self._python(
-            "api", "-m", "uvicorn", "app.api.main:app", "--host", HOST, "--port", port,
-            "--no-access-log", "--timeout-graceful-shutdown", "2",
-        )  # fmt: skip
+        server = await self._python("api", *UVICORN, "app.api.main:app", "--port", port, **self.authentication)
+        # Longer than the worker, whose error is more specific.
+        return await _until_it_answers(server, f"{self.api_url}/readyz", timeout=60)
 
-        async with httpx.AsyncClient(base_url=self.api_url) as http:
-
-            async def ready() -> bool:
-                try:
-                    return (await http.get("/readyz")).is_success
-                except httpx.TransportError:
-                    return False
-
-            return await server.wait_until(ready, timeout=60)  # longer than the worker, whose error is more specific
-
-    async def _python(self, name: str, *arguments: str) -> Server:
+    async def _python(self, name: str, *arguments: str, **environment: str) -> Server:
         return await Server.start(
             name,
             [sys.executable, *arguments],
@@ -197,9 +205,9 @@ class Stack:
                 "TEMPORAL_ADDRESS": self.temporal_address,
                 "API_PORT": str(self.config.api_port),
                 "SANDBOX_GATEWAYS": "true",
-                **({} if any(map(os.environ.get, AUTHENTICATION)) else {"API_OPEN": "true"}),
                 **({"TEMPORAL_UI_URL": self.temporal_ui_url} if self.temporal_ui_url else {}),
                 **self.config.settings,
+                **environment,
             },
         )
 
@@ -253,6 +261,18 @@ class Stack:
 
     async def _stop(self, name: str) -> None:
         await self.processes[name].stop(timeout=15)  # the worker waits up to 10 s for running activities
+
+
+async def _until_it_answers(server: Server, url: str, timeout: float) -> Server:
+    async with httpx.AsyncClient() as http:
+
+        async def ready() -> bool:
+            try:
+                return (await http.get(url)).is_success
+            except httpx.TransportError:
+                return False
+
+        return await server.wait_until(ready, timeout=timeout)
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def test_ports_are_published_on_loopback_with_variables_of_make_dev() -> None:
 def test_credentials_of_the_api_reach_the_api_alone() -> None:
     own = {name.upper() for name in ApiSettings.model_fields.keys() - Settings.model_fields.keys()}
     given = {name: own & service.get("environment", {}).keys() for name, service in SERVICES.items()}
-    assert given == {"temporal": set(), "mongodb": set(), "worker": set(), "api": own, "stock": {"API_KEYS"}}
+    assert given == {"temporal": set(), "mongodb": set(), "worker": set(), "api": own, "stock": set()}
     assert "env_file" not in (ROOT / "docker-compose.yml").read_text()
 
 
