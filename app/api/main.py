@@ -1,5 +1,6 @@
 """The API: `uvicorn app.api.main:app`."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from threading import Thread
@@ -17,6 +18,8 @@ from app.api.dependencies import Clients
 from app.api.guard import Guard
 from app.api.health import MeasureRequests
 from app.settings import ApiSettings
+
+logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0  # seconds
 
@@ -60,4 +63,6 @@ def __getattr__(name: str) -> FastAPI:
     settings = ApiSettings.load()
     logs.configure(settings.log_level)
     temporal.configure_core()
+    if settings.api_open:
+        logger.warning("the API is open: it serves every caller, under loopback host names only")
     return create_app(settings)

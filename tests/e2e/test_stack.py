@@ -62,6 +62,8 @@ async def test_start_prints_one_table_of_addresses_that_answer(dev: Dev, http: h
     assert {log.name for log in Path(table["Logs"]).iterdir()} == {
         *("api.log", "worker.log", "temporal.log", "mongod.log")
     }
+    assert "the API is open" in Path(table["Logs"], "api.log").read_text()
+    assert "a sandbox, which charges no card" in Path(table["Logs"], "worker.log").read_text()
     assert len((await http.get("/inventory")).json()["items"]) >= 5
 
 
@@ -77,7 +79,7 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
     assert '"exitCode":0' in logs["mongod"].splitlines()[-1]  # a clean exit, not a kill
     # The order of stopping was right: no process lost a server that it depends on.
     lines = (logs["api"] + logs["worker"]).splitlines()
-    expected = re.compile("waiting for|a sandbox, which charges no card|Completing activity as failed")
+    expected = re.compile("waiting for|a sandbox, which charges no card|the API is open|Completing activity as failed")
     assert [line for line in lines if re.search("WARN|ERROR", line) and not expected.search(line)] == []
 
     await dev.start()
