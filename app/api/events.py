@@ -1,11 +1,14 @@
 """Live progress as server-sent events. One change stream per process feeds all subscriptions.
 
 Every event carries the whole state, so a duplicate is harmless, and a subscription that fell behind needs only the
-latest. The event's id is MongoDB's time of the change; a `Last-Event-ID` brings all orders that changed since.
+latest. The event's id is MongoDB's time of the change; a `Last-Event-ID` brings all orders that changed since, if that
+was within the last hour. A caller receives only what it may read, until its token expires.
 """
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +20,13 @@ from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.api.auth import OrderReader
+from app.api.auth import Caller, OrderReader
 from app.api.dependencies import OrderId, OwnOrders
-from app.api.problems import responses
+from app.api.problems import Problem, responses
 from app.api.route import ApiRoute
 from app.domain import TERMINAL, Order, Product
 from app.mongo import Document, Mongo, is_unavailable, next_change
+from app.settings import Scope
 from app.validation import EVENT_ID
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,11 @@ router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 Messages = AsyncIterator[ServerSentEvent]
 
+MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 60 KB
+MAX_STREAMS_OF_CALLER = 1_000
+MAX_AGE = timedelta(hours=1)  # of a Last-Event-ID: an older one would bring a large part of the orders
+DAY = 86_400.0  # seconds, after which a stream ends in any case
+SLICE, BREAK = 8, 0.004  # so many subscriptions receive an event at once; then, for so many seconds, others run
 MAX_QUEUED = 256  # events; a subscription further behind is ended, and reconnects with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # the maximum difference of `updated_at` and MongoDB's time of the change
 COLLECTIONS = {"$in": ["orders", "inventory"]}
@@ -54,20 +63,28 @@ class Event:
 class Subscription:
     """To one order or to all. Changes up to `since` are in the current state, which the subscriber reads itself."""
 
-    def __init__(self, order_id: str | None, since: Timestamp) -> None:
-        self.order_id, self.since = order_id, since
+    def __init__(self, order_id: str | None, caller: Caller) -> None:
+        self.order_id, self.since = order_id, Timestamp(0, 0)
+        self._caller = caller
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_QUEUED)
+        self._has_ended = False
 
-    def offer(self, event: Event) -> None:
-        """Queue an event, if it is relevant. A subscription that is too far behind is ended."""
-        is_relevant = self.order_id is None or self.order_id == getattr(event.state, "order_id", None)
-        if is_relevant and event.at > self.since:
-            if self._queue.full():
-                self.end()
-            else:
-                self._queue.put_nowait(event)
+    def _accepts(self, state: Order | Product) -> bool:
+        if isinstance(state, Product):
+            return self.order_id is None and Scope.INVENTORY_READ in self._caller.scopes
+        return self.order_id in {None, state.order_id} and self._caller.customer in {None, state.customer_id}
+
+    def offer(self, event: Event) -> bool:
+        """Queue an event, if the subscriber may receive it. A subscription that is too far behind is ended."""
+        is_accepted = not self._has_ended and event.at > self.since and self._accepts(event.state)
+        if is_accepted and self._queue.full():
+            self.end()
+        elif is_accepted:
+            self._queue.put_nowait(event)
+        return is_accepted
 
     def end(self) -> None:
+        self._has_ended = True
         while not self._queue.empty():
             self._queue.get_nowait()
         self._queue.put_nowait(None)
@@ -79,10 +96,10 @@ class Subscription:
         """
         event: Event | None = None
         async for order in current:
-            if event:
+            if event and not self._has_ended:
                 yield event.message.model_copy(update={"id": None})
             event = Event(order, self.since)
-        event = event or await self._queue.get()
+        event = (not self._has_ended and event) or await self._queue.get()
         while event:
             yield event.message
             if self.order_id and isinstance(event.state, Order) and event.state.status in TERMINAL:
@@ -96,20 +113,33 @@ class Hub:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._subscriptions: set[Subscription] = set()
+        self._streams = Counter[str]()  # by the caller's name
         self._running: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def subscribe(self, order_id: str | None) -> AsyncIterator[Subscription]:
-        """Subscribe from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing."""
-        subscription = Subscription(order_id, await self._mongo.ping())
-        self._subscriptions.add(subscription)
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run(subscription.since))
+    async def subscribe(self, order_id: str | None, caller: Caller) -> AsyncIterator[Subscription]:
+        """Subscribe from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing.
+
+        Raises:
+            Problem: 503; there are too many streams.
+        """
+        if self._streams[caller.name] >= MAX_STREAMS_OF_CALLER or self._streams.total() >= MAX_STREAMS:
+            raise Problem(503, "cannot open another event stream: too many are open; close some, or try again later")
+        subscription = Subscription(order_id, caller)
+        lasts = DAY if caller.expires_at is None else min(DAY, caller.expires_at - time.time())
+        expiry = asyncio.get_running_loop().call_later(lasts, subscription.end)
+        self._streams[caller.name] += 1
         try:
+            subscription.since = await self._mongo.ping()
+            self._subscriptions.add(subscription)
+            if self._running is None or self._running.done():
+                self._running = asyncio.create_task(self._run(subscription.since))
             yield subscription
         finally:
+            expiry.cancel()
+            self._streams -= Counter([caller.name])
             self._subscriptions.discard(subscription)
-            if not self._subscriptions:
+            if self._running is not None and not self._subscriptions:
                 self._running.cancel()
                 self._running = None
 
@@ -119,7 +149,7 @@ class Hub:
             try:
                 async with self._mongo.watch(self._mongo.database, PIPELINE, **begin) as changes:
                     while True:
-                        self._dispatch(await next_change(changes))
+                        await self._dispatch(await next_change(changes))
                         begin = {"resume_after": changes.resume_token, "full_document": "updateLookup"}
             except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
                 logger.warning("live events interrupted: %s", type(error).__name__)
@@ -129,14 +159,18 @@ class Hub:
         for subscription in self._subscriptions:  # they reconnect, and read the orders again
             subscription.end()
 
-    def _dispatch(self, change: Document | None) -> None:
+    async def _dispatch(self, change: Document | None) -> None:
         if not change or not change["fullDocument"]:  # none at the moment, or deleted in the meantime
             return
         read = Order.from_any_document if change["ns"]["coll"] == "orders" else Product.from_document
         if state := read(change["fullDocument"]):
             event = Event(state, change["clusterTime"])
-            for subscription in self._subscriptions:
-                subscription.offer(event)
+            accepted = 0
+            for subscription in list(self._subscriptions):
+                accepted += subscription.offer(event)
+                if accepted == SLICE:
+                    accepted = 0
+                    await asyncio.sleep(BREAK)
 
 
 async def _each(orders: Iterable[Order]) -> AsyncIterator[Order]:
@@ -148,23 +182,32 @@ async def _each(orders: Iterable[Order]) -> AsyncIterator[Order]:
 
 
 async def _of_all(
-    _: OrderReader,
+    caller: OrderReader,
     orders: OwnOrders,
     request: Request,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)] = None,
 ) -> AsyncIterator[Messages]:
-    async with request.app.state.hub.subscribe(None) as subscription:
-        if last_event_id is None:
-            newest, _next = await orders.page(None, None, INITIAL_ORDERS, None)
-            yield subscription.messages(_each(reversed(newest)))
-        else:
-            last_seen = datetime.fromtimestamp(int(last_event_id.split(".")[0]), UTC)
+    async with request.app.state.hub.subscribe(None, caller) as subscription:
+        last_seen = datetime.fromtimestamp(int((last_event_id or "0").split(".")[0]), UTC)
+        if abs(subscription.since.as_datetime() - last_seen) < MAX_AGE:
             yield subscription.messages(orders.changed_since(last_seen - OVERLAP))
+        else:
+            newest, _next = await orders.page(None, None, INITIAL_ORDERS, None)
+            yield _begin(subscription.messages(_each(reversed(newest))), reset=last_event_id is not None)
 
 
-async def _of_one(_: OrderReader, order_id: OrderId, orders: OwnOrders, request: Request) -> AsyncIterator[Messages]:
+async def _begin(messages: Messages, *, reset: bool) -> Messages:
+    if reset:
+        yield ServerSentEvent(event="reset", raw_data="{}")
+    async for message in messages:
+        yield message
+
+
+async def _of_one(
+    caller: OrderReader, order_id: OrderId, orders: OwnOrders, request: Request
+) -> AsyncIterator[Messages]:
     await orders.show(order_id)  # 404, before a change stream is opened
-    async with request.app.state.hub.subscribe(order_id) as subscription:
+    async with request.app.state.hub.subscribe(order_id, caller) as subscription:
         yield subscription.messages(_each([await orders.show(order_id)]))
 
 
@@ -173,7 +216,8 @@ async def of_all(messages: Annotated[Messages, Depends(_of_all)]) -> Messages:
     """Send one `order` event for each change of an order, and one `stock` event for each change of a product.
 
     Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Only the last of these has an
-    id: a client that leaves before it has not received all of them.
+    id: a client that leaves before it has not received all of them. If the id is more than an hour old, a `reset` event
+    comes first: forget all orders; the newest follow. Products need `inventory:read`.
     """
     async for message in messages:
         yield message

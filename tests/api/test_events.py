@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from datetime import UTC, datetime
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from fastapi.sse import ServerSentEvent
 from pymongo.read_concern import ReadConcern
 
+from app.api import auth, events, route
+from app.api.main import create_app
 from app.domain import OrderStatus
 from app.mongo import Mongo
-from app.settings import ApiSettings
+from app.settings import ApiSettings, Scope
 from dev.servers import Server
 from tests.kit.faults import failing
-from tests.kit.http import serve
+from tests.kit.http import bearer, closed, key_of, limited_to, serve
 from tests.kit.listening import Event, Listener
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
@@ -42,24 +49,28 @@ async def move(shop: Shop, order_id: str, status: str) -> None:
     await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
 
 
+def event_id(age: timedelta) -> str:
+    return f"{int((datetime.now(UTC) - age).timestamp())}.1"
+
+
 async def test_order_events_end_with_its_final_status(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = (await api.post("/orders", json=order_body(payment_method="pm_card_flaky"))).json()["order_id"]
     listener = await Listener.connect(api, f"/orders/{order_id}/events")
     assert (listener.status, listener.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    events: list[Event] = []
+    received: list[Event] = []
     while event := await listener.next():  # the stream ends after a final status
-        events.append(event)
-    statuses = [event.data["status"] for event in events]
-    assert {event.name for event in events} == {"order"}
+        received.append(event)
+    statuses = [event.data["status"] for event in received]
+    assert {event.name for event in received} == {"order"}
     assert statuses[-1] == "completed"
     assert {"reserved", "charged"} & set(statuses)
-    assert events[-1].data == (await api.get(f"/orders/{order_id}")).json()
+    assert received[-1].data == (await api.get(f"/orders/{order_id}")).json()
 
     late = await Listener.connect(api, f"/orders/{order_id}/events")
     only = await late.next()
     assert only is not None
-    assert only.data == events[-1].data
+    assert only.data == received[-1].data
     assert await late.next() is None
     assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
 
@@ -113,12 +124,13 @@ async def test_disconnect_during_catch_up_repeats_it(api: httpx.AsyncClient, sho
     await shop.mongo.create_indexes()
     orders = [await shop.place() for _ in range(5)]
     connected = await Listener.connect(api, "/orders/events")
-    disconnecting = await Listener.connect(api, "/orders/events", "1.1")
+    recent = event_id(timedelta(minutes=50))
+    disconnecting = await Listener.connect(api, "/orders/events", recent)
     first = await disconnecting.next()
     disconnecting.disconnect()
     assert first is not None
-    assert first.id == ""
-    reconnected = await Listener.connect(api, "/orders/events", first.id or "1.1")
+    assert (first.name, first.id) == ("order", "")
+    reconnected = await Listener.connect(api, "/orders/events", first.id or recent)
     again = [await reconnected.next() for _ in orders]
     assert [received and received.data["order_id"] for received in again] == [order.order_id for order in orders]
     assert [bool(received and received.id) for received in again] == [False, False, False, False, True]
@@ -163,6 +175,120 @@ async def test_reconnect_to_another_process_sends_all_missed_events(
         await move(shop, orders[5].order_id, "completed")
         await reconnected.wait_for(orders[5].order_id, "completed")
         reconnected.disconnect()
+
+
+async def test_last_event_id_older_than_an_hour_begins_anew(api: httpx.AsyncClient, shop: Shop) -> None:
+    orders = [await shop.place() for _ in range(3)]
+    for old in ("1.1", event_id(timedelta(minutes=61)), event_id(timedelta(days=-1))):
+        listener = await Listener.connect(api, "/orders/events", old)
+        received = [event for _ in range(4) if (event := await listener.next())]
+        listener.disconnect()
+        assert [event.name for event in received] == ["reset", "order", "order", "order"]
+        assert (received[0].data, received[0].id) == ({}, "")
+        assert [event.data["order_id"] for event in received[1:]] == [order.order_id for order in orders]
+        assert [bool(event.id) for event in received] == [False, False, False, True]
+
+    listener = await Listener.connect(api, "/orders/events", received[-1].id)
+    await move(shop, orders[0].order_id, "reserved")
+    again = await listener.wait_for(orders[0].order_id, "reserved")
+    assert again.id
+    listener.disconnect()
+
+
+async def test_too_many_streams_are_refused_until_one_ends(
+    settings: ApiSettings, temporal_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_STREAMS_OF_CALLER", 2)
+    monkeypatch.setattr(events, "MAX_STREAMS", 3)
+    async with serve(closed(settings, "shop", "desk", "till"), temporal_server.address) as api:
+
+        async def connect(caller: str) -> Listener:
+            stream = await Listener.connect(api, "/orders/events", caller=caller)
+            if stream.status != 200:
+                stream.disconnect()
+            return stream
+
+        streams = [await connect(caller) for caller in ("shop", "shop", "shop", "desk", "till")]
+        assert [stream.status for stream in streams] == [200, 200, 503, 200, 503]
+        assert streams[2].headers["retry-after"] == streams[4].headers["retry-after"] == "2"
+        answer = await api.get("/orders/events", headers=bearer(key_of("till")))
+        assert answer.json()["detail"].startswith("cannot open another event stream")
+
+        streams.pop(0).disconnect()
+        streams.append(await eventually(lambda: connect("till"), lambda stream: stream.status == 200))
+        assert (await connect("shop")).status == 503
+        for stream in streams:
+            stream.disconnect()
+
+
+async def test_stream_sends_only_what_its_caller_may_read(
+    settings: ApiSettings, temporal_server: Server, shop: Shop
+) -> None:
+    await shop.stock()
+    ann, bob = [await shop.place(customer_id=f"cus_{name}") for name in ("ann", "bob")]
+    limited = {
+        "ann": limited_to("ann", Scope.ORDERS_READ, customer="cus_ann"),
+        "clerk": limited_to("clerk", Scope.ORDERS_READ, Scope.ORDERS_ANY),
+        "store": limited_to("store", Scope.ORDERS_READ, Scope.INVENTORY_READ, customer="cus_store"),
+    }
+    expected = {"ann": ["ann"], "clerk": ["bob", "ann"], "store": ["stock", "last"]}
+    async with serve(closed(settings, **limited), temporal_server.address) as api:
+        listeners = {name: await Listener.connect(api, "/orders/events", caller=name) for name in limited}
+        begins = {"ann": 1, "clerk": 2, "store": 0}  # the orders that each sees
+        for name, listener in listeners.items():
+            assert len([await listener.next() for _ in range(begins[name])]) == begins[name]
+        await shop.stock(available=1)
+        await move(shop, bob.order_id, "reserved")
+        await move(shop, ann.order_id, "reserved")
+        last = await shop.place(customer_id="cus_store")
+        named = {ann.order_id: "ann", bob.order_id: "bob", last.order_id: "last"}
+        for name, listener in listeners.items():
+            received = [event for _ in expected[name] if (event := await listener.next())]
+            assert [named.get(event.data.get("order_id", ""), event.name) for event in received] == expected[name]
+            listener.disconnect()
+
+
+async def test_stream_ends_with_the_token_of_its_caller(
+    api: httpx.AsyncClient, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it waits for the subscriber, which must not get what comes afterwards."""
+    order = await shop.place()
+    monkeypatch.setattr(auth, "ANYONE", replace(auth.ANYONE, expires_at=time.time() + 0.5))
+    listeners = [await Listener.connect(api, path) for path in ("/orders/events", f"/orders/{order.order_id}/events")]
+    for listener in listeners:
+        assert await listener.next() is not None
+        assert await listener.next() is None
+    late = await Listener.connect(api, "/orders/events")  # as a token in its leeway
+    assert await late.next() is None
+
+
+async def test_1000_listeners_leave_turns_to_other_requests(
+    settings: ApiSettings, temporal_server: Server, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "DEADLINE", 30.0)
+    await shop.stock()
+    received = turns = 0
+
+    async def read(messages: AsyncIterator[ServerSentEvent]) -> None:
+        nonlocal received
+        await anext(messages)
+        received += 1
+
+    app = create_app(settings, target_host=temporal_server.address)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as api,
+        AsyncExitStack() as streams,
+    ):
+        hub = app.state.hub
+        all_orders = [await streams.enter_async_context(hub.subscribe(None, auth.ANYONE)) for _ in range(1_000)]
+        reading = [asyncio.create_task(read(each.messages(events._each([])))) for each in all_orders]
+        assert (await api.post("/orders", json=order_body())).status_code == 202
+        while received < len(all_orders):
+            turns += received > 0
+            await asyncio.sleep(0)
+        await asyncio.gather(*reading)
+    assert turns >= 100
 
 
 async def test_slow_listener_is_disconnected_without_delaying_others(api: httpx.AsyncClient, shop: Shop) -> None:

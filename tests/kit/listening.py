@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import httpx
 
+from tests.kit.http import key_of
+
 
 @dataclass(frozen=True)
 class Event:
@@ -27,7 +29,9 @@ class Listener:
         self.comments = 0
 
     @classmethod
-    async def connect(cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, slow: bool = False) -> Self:
+    async def connect(
+        cls, api: httpx.AsyncClient, path: str, last_event_id: str = "", *, caller: str = "", slow: bool = False
+    ) -> Self:
         """Connect to a stream. A `slow` listener has a tiny buffer and reads only when `next` is called."""
         sock = socket.socket()
         sock.setblocking(False)
@@ -37,7 +41,8 @@ class Listener:
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if slow else 1 << 20)
         listener = cls(reader, writer)
         resume = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{resume}\r\n".encode())
+        key = f"Authorization: Bearer {key_of(caller)}\r\n" if caller else ""
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{resume}{key}\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *others = head.strip().split("\r\n")
         listener.status = int(first.split()[1])
