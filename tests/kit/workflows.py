@@ -13,8 +13,13 @@ from temporalio.api.activity.v1 import ActivityOptions
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, UpdateActivityOptionsRequest
-from temporalio.client import WorkflowHandle
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    ResetWorkflowExecutionRequest,
+    UpdateActivityOptionsRequest,
+)
+from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from app.messages import OrderResult
@@ -142,3 +147,20 @@ async def activities_of(handle: Handle) -> list[str]:
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
     ]
     return [name for name in names if name != "UpdateOrderStatus"]
+
+
+async def delete_workflow(client: Client, handle: Handle) -> None:
+    """Delete the workflow with its history, as if Temporal had lost its data."""
+    request = DeleteWorkflowExecutionRequest(
+        namespace=client.namespace, workflow_execution=WorkflowExecution(workflow_id=handle.id)
+    )
+    await client.workflow_service.delete_workflow_execution(request)
+
+    async def is_lost() -> bool:
+        try:
+            await handle.describe()
+        except RPCError as error:
+            return error.status is RPCStatusCode.NOT_FOUND
+        return False
+
+    await eventually(is_lost)

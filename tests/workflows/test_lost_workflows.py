@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError
 
 from app import relay
 from app.domain import OrderStatus
-from app.messages import ApprovalDecision, OrderResult
+from app.messages import ApprovalDecision
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.orders import ADDRESS
 from tests.kit.shop import Shop, build_shop_worker, running_relay
 from tests.kit.waiting import eventually
-from tests.kit.workflows import Handle
+from tests.kit.workflows import Handle, delete_workflow
 
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 LARGE = 50_000
@@ -28,23 +26,6 @@ KEPT_AT: dict[OrderStatus, dict[str, Any]] = {
     OrderStatus.RESERVED: {"payment_method": "pm_card_outage"},
     OrderStatus.CHARGED: {"shipping_address": CARRIER_DOWN},
 }
-
-
-async def delete_workflow(shop: Shop, handle: WorkflowHandle[Any, OrderResult]) -> None:
-    """Delete the workflow with its history, as if Temporal had lost its data."""
-    request = DeleteWorkflowExecutionRequest(
-        namespace=shop.client.namespace, workflow_execution=WorkflowExecution(workflow_id=handle.id)
-    )
-    await shop.client.workflow_service.delete_workflow_execution(request)
-
-    async def is_lost() -> bool:
-        try:
-            await handle.describe()
-        except RPCError as error:
-            return error.status is RPCStatusCode.NOT_FOUND
-        return False
-
-    await eventually(is_lost)
 
 
 async def is_running(handle: Handle) -> bool:
@@ -70,7 +51,7 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
             await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
             await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, status)
-        await delete_workflow(shop, handle)
+        await delete_workflow(shop.client, handle)
 
         await shop.workflows.start(await shop.orders.request_cancellation(order.order_id, "enough"))
         assert (await handle.result()).status is OrderStatus.CANCELLED
@@ -88,7 +69,7 @@ async def test_lost_workflow_of_approved_order_continues_without_new_approval(
         await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         order = await shop.reaches(handle, OrderStatus.CHARGED)
-        await (delete_workflow(shop, handle) if how == "deleted" else handle.terminate())
+        await (delete_workflow(shop.client, handle) if how == "deleted" else handle.terminate())
         await eventually(lambda: is_running(handle))
 
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
@@ -104,7 +85,7 @@ async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, frequent_
         handle = await shop.start({"MUG": 1}, price=LARGE)
         order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
         await shop.orders.decide_approval(order.order_id, approved=True, reason="a good customer")
-        await delete_workflow(shop, handle)
+        await delete_workflow(shop.client, handle)
         async with running_relay(
             shop
         ):  # started only now, because its sweep would deliver the decision to the first workflow
@@ -119,7 +100,7 @@ async def test_workflow_lost_during_compensation_completes_it(shop: Shop, freque
         handle = await shop.start({"MUG": 1}, shipping_address={**ADDRESS, "postal_code": "00000"})
         order = await shop.reaches(handle, OrderStatus.COMPENSATING)
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
-        await delete_workflow(shop, handle)
+        await delete_workflow(shop.client, handle)
         refund.times = 0
         order = await shop.reaches(handle, OrderStatus.FAILED)
     assert order.failure is not None
