@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.settings import ApiSettings
 from dev.servers import Server
@@ -16,19 +17,27 @@ from tests.kit.http import bearer, closed, key_of, serve
 from tests.kit.shop import Shop
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
-CASES = 800
+CASES = 600
 KEY = key_of("shop")
 
 
 async def test_generated_requests_are_answered_as_described(
-    settings: ApiSettings, temporal_server: Server, shop: Shop, worker: None, tmp_path: Path
+    pytestconfig: pytest.Config,
+    settings: ApiSettings,
+    temporal_server: Server,
+    shop: Shop,
+    worker: None,
+    tmp_path: Path,
 ) -> None:
     await shop.mongo.create_indexes()
     await shop.stock("0", available=1_000_000)  # a SKU that the generator often produces
     async with serve(closed(settings, "shop"), temporal_server.address) as api:
+        description = tmp_path / "openapi.json"
+        description.write_text((await api.get("/openapi.json", headers=bearer(KEY))).text)
         process = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("schemathesis"),
-            *("--config-file", CONFIG, "run", f"{api.base_url}/openapi.json", "--no-color"),
+            *("--config-file", CONFIG, "run", description, "--no-color"),
+            *(("--max-examples", "100") if pytestconfig.getoption("exhaustive") else ()),
             cwd=tmp_path,
             env={**os.environ, "API_URL": str(api.base_url), "API_KEY": KEY},
             stdin=asyncio.subprocess.DEVNULL,

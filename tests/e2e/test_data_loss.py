@@ -92,12 +92,12 @@ class Customers:
 
     @asynccontextmanager
     async def traffic(self) -> AsyncIterator[None]:
-        """An order every quarter of a second, each accepted."""
+        """An order each second, each accepted."""
 
         async def keep_placing() -> None:
             while True:
                 self.accepted.append(await self.place())
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(1)
 
         async with _in_background(keep_placing()):
             yield

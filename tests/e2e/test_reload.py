@@ -64,30 +64,23 @@ async def title(http: httpx.AsyncClient) -> str:
     return str((await http.get("/openapi.json")).json()["info"]["title"])
 
 
-async def test_edit_is_loaded_and_order_in_progress_completes(dev: Dev, http: httpx.AsyncClient) -> None:
-    order_id = await place(http, payment_method="pm_card_slow")
-    await reaches(http, order_id, "reserved")
-    before = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
-    edit = Edit(dev, API)
-    edit.replace('title="[^"]*"', 'title="Edited"')
-    await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
-    assert not {*before} & dev.processes().keys()
-    assert await title(http) == "Edited"
-    await reaches(http, order_id, "completed")
-
-
-async def test_syntax_error_is_reported_and_old_code_keeps_running(dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_syntax_error_is_reported_and_mended_edit_is_loaded(dev: Dev, http: httpx.AsyncClient) -> None:
     before = dev.processes().keys()
+    programs = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
     edit = Edit(dev, API)
     edit.append("x = (")
     printed = await dev.wait_for_output("next edit")
     assert printed.strip() == (f"{API}:{edit.line}: '(' was never closed. Not restarted: waiting for the next edit")
     await reaches(http, await place(http), "completed")
-    assert dev.processes().keys() == before
+    assert dev.processes().keys() == before  # the old code keeps running
 
-    edit.replace('title="[^"]*"', 'title="Mended"')
-    await dev.wait_for_output(*RESTARTED)
-    assert await title(http) == "Mended"
+    order_id = await place(http, payment_method="pm_card_slow")
+    await reaches(http, order_id, "reserved")
+    edit.replace('title="[^"]*"', 'title="Edited"')
+    await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
+    assert not {*programs} & dev.processes().keys()
+    assert await title(http) == "Edited"
+    await reaches(http, order_id, "completed")
 
 
 async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: httpx.AsyncClient) -> None:
@@ -102,12 +95,13 @@ async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: 
     await reaches(http, order_id, "completed")
 
 
-@pytest.mark.parametrize(("name", "command"), [("worker", "worker.py"), ("api", "uvicorn")])
-async def test_killed_process_is_restarted(name: str, command: str, dev: Dev, http: httpx.AsyncClient) -> None:
+async def test_killed_processes_are_restarted(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_flaky")
-    os.kill(dev.pid_of(command), signal.SIGKILL)
-    printed = await dev.wait_for_output(f"{name} restarted")
-    assert f"{name} was killed by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); restarting in 1 s" in printed
+    os.kill(dev.pid_of("worker.py"), signal.SIGKILL)
+    os.kill(dev.pid_of("uvicorn"), signal.SIGKILL)
+    printed = await dev.wait_for_output(*RESTARTED)
+    for name in ("worker", "api"):
+        assert f"{name} was killed by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); restarting in 1 s" in printed
     await reaches(http, order_id, "completed", within=60)  # an interrupted step is retried after its timeout
 
 

@@ -23,18 +23,22 @@ UNUSABLE = {
 }
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def create_clone(folder: Path) -> Path:
     """The files of a fresh clone that the set-up uses, and a folder `bin` for PATH without a Python."""
     for name in ("Makefile", "dev/setup.sh", "requirements-dev.lock"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "bin").mkdir()
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "bin").mkdir()
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found, tool
-        (tmp_path / "bin" / tool).symlink_to(found)
-    return tmp_path
+        (folder / "bin" / tool).symlink_to(found)
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    return create_clone(tmp_path)
 
 
 def program(path: Path, script: str) -> Path:
@@ -50,17 +54,19 @@ def fake_python(path: Path, change: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that `python -m venv` created, shared because that takes seconds."""
-    folder = tmp_path_factory.mktemp("made") / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    return folder
+def first_clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the set-up created .venv. The tests share it, because that takes seconds."""
+    clone = create_clone(tmp_path_factory.mktemp("first"))
+    fake_python(clone / "bin" / "python3", "sys.version_info = (3, 10)")
+    (clone / "bin" / "python3.13").symlink_to(sys.executable)
+    assert set_up(clone) == (2, NO_NETWORK)
+    return clone
 
 
 @pytest.fixture
-def python3(clone: Path, made_environment: Path) -> Path:
-    """Put a Python on PATH that copies `made_environment` instead of creating a new one."""
-    copy = f"{shutil.which('rm')} -rf .venv; exec {shutil.which('cp')} -a {made_environment} .venv"
+def python3(clone: Path, first_clone: Path) -> Path:
+    """Put a Python on PATH that copies the .venv of `first_clone` instead of creating a new one."""
+    copy = f"{shutil.which('rm')} -rf .venv; exec {shutil.which('cp')} -a {first_clone / '.venv'} .venv"
     return program(clone / "bin" / "python3", f'[ "$1 $2" != "-m venv" ] || {{ {copy}; }}; exec {sys.executable} "$@"')
 
 
@@ -94,11 +100,9 @@ REMEDY = """
   or choose one: make PYTHON=/path/to/python"""
 
 
-def test_setup_skips_unusable_python_and_reports_missing_network(clone: Path) -> None:
-    fake_python(clone / "bin" / "python3", "sys.version_info = (3, 10)")
-    (clone / "bin" / "python3.13").symlink_to(sys.executable)
-    assert set_up(clone) == (2, NO_NETWORK)
-    assert set_up(clone) == (2, NO_NETWORK)  # again, because .venv now exists without packages
+def test_setup_skips_unusable_python_and_reports_missing_network(first_clone: Path) -> None:
+    assert list((first_clone / ".venv").glob("lib/python*/site-packages/pip"))
+    assert set_up(first_clone) == (2, NO_NETWORK)  # again, because .venv now exists without packages
 
 
 def test_setup_without_python_names_supported_versions(clone: Path) -> None:
