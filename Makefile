@@ -4,6 +4,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help dev token demo bench chaos test test-fast lint up lock replay pictures test-tools clean FORCE
 
+# Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
+unexport PYTHONDONTWRITEBYTECODE
+
 PY := .venv/bin/python
 READY := .venv/.ready
 
@@ -30,6 +33,10 @@ test: $(READY)  ## all tests, in three processes; ARGS="-k cancel" or ARGS=path 
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
 	@$(PY) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+
+.PHONY: test-exhaustive
+test-exhaustive: $(READY)  ## all tests, with every combination in those that otherwise test every pair
+	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
 PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
