@@ -34,7 +34,6 @@ CARD = "pm_card_4242424242424242"
 
 REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
     ("worker", {}, r"payments, carrier, mailer: only a sandbox.* SANDBOX_GATEWAYS=true"),
-    ("worker", {"MONGODB_URI": "mongodb://h/?tlsCAFile=/no.pem"}, "wrong setting: MONGODB_URI: .*'/no.pem'"),
     ("api", {"API_KEYS": '{"shop": "with space"}'}, "wrong setting: API_KEYS.SHOP: .*"),
     (
         "api",

@@ -137,13 +137,24 @@ async def test_client_without_credentials_or_trust_does_not_connect(
 
 
 @needs_nginx
-async def test_api_with_wrong_key_for_temporal_says_so(
-    secured: Secured, settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"TEMPORAL_API_KEY": "wrong"}, "credentials rejected"), ({CA: "strangers.pem"}, "untrusted certificate")],
+)
+async def test_api_without_credentials_or_trust_says_so(
+    secured: Secured,
+    settings: ApiSettings,
+    changes: Mapping[str, str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    set_environment(monkeypatch, {**secured.by_key, "TEMPORAL_API_KEY": "wrong"})
+    Authority(tmp_path, "strangers")
+    monkeypatch.chdir(tmp_path)
+    set_environment(monkeypatch, {**secured.by_key, **changes})
     async with serve(settings, secured.by_key["TEMPORAL_ADDRESS"]) as api:
         checks = (await api.get("/readyz")).json()["checks"]
-    assert checks == {"mongodb": "ok", "temporal": "unavailable: credentials rejected"}
+    assert checks == {"mongodb": "ok", "temporal": f"unavailable: {reason}"}
 
 
 # --- files that hold no certificate
