@@ -7,6 +7,7 @@ from pymongo.errors import DuplicateKeyError
 
 from app.domain import MAX_STOCK, KeyReused, NotFound, Product
 from app.mongo import Mongo, NotReplicated, Session
+from app.validation import IDENTIFIER
 
 
 class StockLimitReached(Exception):
@@ -19,10 +20,17 @@ class ProductRepository:
         self._products = mongo.inventory
         self._restocks = mongo.restocks
 
-    async def by_sku(self, skus: Iterable[str] | None = None) -> dict[str, Product]:
-        """Return products by SKU: all, or those of `skus` that exist."""
-        found = self._products.find({} if skus is None else {"_id": {"$in": list(skus)}}).sort("_id", 1)
+    async def by_sku(self, skus: Iterable[str]) -> dict[str, Product]:
+        """Return those of the products that exist, by SKU."""
+        found = self._products.find({"_id": {"$in": list(skus)}})
         return {product.sku: product async for document in found if (product := Product.from_document(document))}
+
+    async def page(self, limit: int, after: str | None) -> tuple[list[Product], str | None]:
+        """Return a page of products by SKU, and the SKU after which the next page begins."""
+        query = {"_id": {"$gt": after or "", "$regex": IDENTIFIER}}  # another program may have written other ids
+        documents = await self._products.find(query).sort("_id", 1).limit(limit + 1).to_list(None)
+        last = documents[limit - 1]["_id"] if len(documents) > limit else None
+        return [product for document in documents[:limit] if (product := Product.from_document(document))], last
 
     async def get(self, sku: str) -> Product:
         """Raises: NotFound."""

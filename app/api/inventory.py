@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import InventoryReader, InventoryWriter
@@ -10,6 +10,7 @@ from app.api.dependencies import ClientsDep, IdempotencyKey, document_id, finger
 from app.api.problems import BODY_PROBLEMS, responses
 from app.api.route import ApiRoute
 from app.domain import MAX_STOCK, Identifier, Model, Product, Text, UnitPrice
+from app.validation import IDENTIFIER
 
 router = APIRouter(prefix="/inventory", tags=["inventory"], route_class=ApiRoute)
 
@@ -24,13 +25,21 @@ class Restock(Model):
     quantity: Annotated[int, Field(strict=True, ge=1, le=MAX_STOCK)]
 
 
-class Inventory(BaseModel):
+class ProductPage(BaseModel):
     items: list[Product]
+    next_cursor: str | None
 
 
 @router.get("", responses=responses())
-async def inventory(_: InventoryReader, clients: ClientsDep) -> Inventory:
-    return Inventory(items=list((await clients.products.by_sku()).values()))
+async def page(
+    _: InventoryReader,
+    clients: ClientsDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(pattern=IDENTIFIER)] = None,
+) -> ProductPage:
+    """List products by SKU. A page may have fewer than `limit`: a malformed product counts, but is not listed."""
+    items, next_cursor = await clients.products.page(limit, cursor)
+    return ProductPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{sku}", responses=responses(404))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -145,6 +146,34 @@ async def test_malformed_document_does_not_hide_other_orders(api: httpx.AsyncCli
         assert (order["status"], order["failure"]["code"]) == ("failed", "malformed")
         assert order == shown[order_id]
         assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
+
+
+# --- products
+
+
+async def test_inventory_pages_by_sku_while_the_api_stays_ready(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    price = {"amount": 1, "currency": "EUR"}
+    skus = [f"{prefix}{number:04}" for prefix in ("A-", "a.", "b_") for number in range(1_000)]
+    malformed: list[Document] = [{"_id": f"A-0{number:03}x", "name": ""} for number in range(200)]
+    malformed += [{"_id": "a b"}, {"_id": 5}]
+    products = [{"_id": sku, "name": "n" * 200, "unit_price": price, "available": 1} for sku in reversed(skus)]
+    await mongo.inventory.insert_many([*products, *malformed])
+    first = await api.get("/inventory")
+    assert [product["sku"] for product in first.json()["items"]] == skus[:25]  # the other 25 are malformed
+
+    found, ready, cursor = [], [], ""
+    while cursor is not None:
+        query = {"limit": "200"} | ({"cursor": cursor} if cursor else {})
+        page, readiness = await asyncio.gather(api.get("/inventory", params=query), api.get("/readyz"))
+        assert len(page.content) < 200 * 400
+        found += [product["sku"] for product in page.json()["items"]]
+        ready.append(readiness.status_code)
+        cursor = page.json()["next_cursor"]
+    assert found == skus
+    assert ready == [200] * 16
+
+    for query in ({"limit": "0"}, {"limit": "201"}, {"cursor": "a b"}, {"cursor": "$gt"}, {"cursor": ""}):
+        assert (await api.get("/inventory", params=query)).status_code == 422, query
 
 
 # --- query plans

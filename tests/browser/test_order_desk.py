@@ -10,10 +10,10 @@ import pytest
 from playwright.async_api import Browser, Route, expect
 
 from app.domain import OrderStatus
-from app.settings import ApiSettings
+from app.settings import ApiSettings, Scope
 from dev.servers import Server
 from tests.browser.conftest import ApiServer, Desk, a_desk, serving
-from tests.kit.http import closed, key_of
+from tests.kit.http import closed, key_of, limited_to
 from tests.kit.orders import order_document
 from tests.kit.shop import Shop
 
@@ -342,13 +342,47 @@ async def test_api_key_is_asked_for_and_sent(
     browser: Browser, settings: ApiSettings, temporal_server: Server, shop: Shop
 ) -> None:
     await shop.stock()
-    locked = closed(settings, "desk")
+    limited = {
+        "store": limited_to("store", Scope.INVENTORY_READ),
+        "auditor": limited_to("auditor", Scope.ORDERS_READ, Scope.ORDERS_ANY),
+    }
+    locked = closed(settings, "desk", **limited)
+
+    async def use(key: str) -> None:
+        await desk.dialog.get_by_label("Key").fill(key)
+        await desk.confirm("Use key")
+
     async with serving(locked, temporal_server.address) as server, a_desk(browser, server.url) as desk:
         await desk.page.goto(server.url)
-        for key in ("wrong", key_of("desk")):
-            await desk.dialog.get_by_label("Key").fill(key)
-            await desk.confirm("Use key")
+        await use("not \u00e4scii")
+        await expect(desk.dialog.locator(".error")).to_contain_text("ASCII")
+        await use("wrong")
+        await expect(desk.dialog).to_contain_text("This key was not accepted.")
+        await use("Bearer eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")  # a token
+        await expect(desk.dialog).to_contain_text("This key was not accepted.")
+        await use(key_of("store"))
+        lost = desk.page.get_by_role("alert").filter(has_text="Not connected")
+        await expect(lost).to_contain_text("lacks the scope orders:read")
+        await desk.press("Use another key")
+        await use(key_of("auditor"))
         await expect(desk.page.locator("#connection")).to_have_text("Live")
+        await expect(desk.form.get_by_text("The products cannot be shown")).to_contain_text("inventory:read")
+        await desk.press("Place order")
+        await expect(desk.form.get_by_role("alert")).to_contain_text("lacks the scope orders:write")
+
+        async def expire(route: Route) -> None:
+            """Answer as the API does to a token that has expired."""
+            problem = {
+                "detail": "cannot authenticate: token refused: ExpiredSignatureError; send an API key or a token"
+            }
+            await route.fulfill(status=401, json=problem)
+
+        await desk.page.route("**/orders", expire, times=1)
+        await desk.press("Place order")
+        await expect(desk.dialog).to_contain_text("The token has expired.")
+        await use(key_of("desk"))
+        await desk.page.reload()
+        await desk.open()
         await desk.place()
         await desk.shows("Completed")
 

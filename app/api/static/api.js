@@ -30,11 +30,18 @@ export async function open(path, options) {
     throw new Problem({ detail: "The API does not answer. Try again in a moment." });
   }
   if (response.ok) return response;
-  if (response.status === 401) {
-    const { haveNewKey } = await import("./api-key.js");
-    if (await haveNewKey(apiKey)) return open(path, options);
-  }
   // A proxy in between may answer without a problem document, or without JSON.
   const problem = await response.json().catch(() => ({}));
-  throw new Problem({ title: response.statusText || `Error ${response.status}`, ...problem, status: response.status });
+  if (response.status === 401) {
+    const { haveNewKey } = await import("./api-key.js");
+    if (await haveNewKey(apiKey, problem.detail)) return open(path, options);
+  }
+  throw new Problem({ title: response.statusText || `Error ${response.status}`, ...problem, ...inWords(response.status, problem), status: response.status });
+}
+
+/** What the person can do about a refusal; the API's own words are for programmers. */
+function inWords(status, { detail = "" }) {
+  const [, scope] = /the scope (\S+) is missing/.exec(detail) ?? [];
+  if (status === 401) return { detail: "The API requires a valid key or access token." };
+  return scope ? { detail: `Your key or token does not permit this: it lacks the scope ${scope}.` } : {};
 }

@@ -6,8 +6,8 @@ const SILENCE = 45_000; // ms without even a keep-alive comment, after which a c
 const LONGEST_WAIT = 10_000; // ms between two attempts to reconnect
 
 /**
- * Calls `opened()` each time the stream opens, then `handlers[event](data)` for every event, and `lost()` each time it
- * goes down. Events wait until `opened` is done; if it throws, the stream counts as down. Reconnects by itself, and resumes
+ * Calls `opened()` each time the stream opens, then `handlers[event](data)` for every event, and `lost(problem)` each time
+ * it goes down, with the API's problem if there is one. Events wait until `opened` is done; if it throws, the stream counts as down. Reconnects by itself, and resumes
  * after the last event that it saw. Returns a function that reconnects at once.
  */
 export function follow(path, { opened, lost, handlers }) {
@@ -18,6 +18,7 @@ export function follow(path, { opened, lost, handlers }) {
   async function run() {
     for (;;) {
       const connection = new AbortController();
+      let problem;
       try {
         const headers = { Accept: "text/event-stream" };
         if (lastEventId) headers["Last-Event-ID"] = lastEventId;
@@ -32,11 +33,11 @@ export function follow(path, { opened, lost, handlers }) {
             reportError(error); // an error in one handler must not lose the next event
           }
         }
-      } catch {
-        // Refused, cut or silent: in each case the stream is down.
+      } catch (error) {
+        problem = error; // refused, cut or silent: in each case the stream is down
       }
       connection.abort();
-      lost();
+      lost(problem);
       // Jitter, so that a thousand pages do not reconnect at the same moment after a restart.
       const wait = Math.min(LONGEST_WAIT, 500 * 2 ** failures++) * (0.5 + Math.random() / 2);
       await new Promise((resolve) => {

@@ -3,7 +3,7 @@
 import { notify, setText, set } from "./dom.js";
 import { follow } from "./live.js";
 import * as orderList from "./order-list.js";
-import { keep, onChange } from "./order-store.js";
+import { forget, keep, onChange } from "./order-store.js";
 import * as orderView from "./order-view.js";
 import "./place-order.js";
 import { steps } from "./saga.js";
@@ -11,6 +11,7 @@ import * as stock from "./stock.js";
 
 const connection = document.getElementById("connection");
 const banner = document.getElementById("lost");
+const [tryNow, useAnotherKey] = banner.querySelectorAll("button");
 
 // The address bar selects the view: #/new, #/orders or #/orders/ord_…
 function route() {
@@ -44,7 +45,13 @@ const reconnect = follow("/orders/events", {
       performance.measure("live update", { start });
       performance.clearMeasures("live update"); // observers have it, and the buffer must not grow
     },
-    stock: stock.show,
+    stock: stock.change,
+    // This page was away for too long to be told what it has missed.
+    reset() {
+      forget();
+      orderList.restart();
+      orderView.load();
+    },
   },
   // The stream opens first, then the rest is loaded, then the events are handled, so that no change is missed.
   async opened() {
@@ -57,7 +64,10 @@ const reconnect = follow("/orders/events", {
     lostAt = null;
     notify(missed ? `Reconnected. ${missed} order${missed > 1 ? "s" : ""} changed in the meantime.` : "Reconnected. Nothing changed in the meantime.");
   },
-  lost() {
+  lost(problem) {
+    const isRefused = [401, 403].includes(problem?.status);
+    setText(banner.querySelector("p"), isRefused ? `Not connected. ${problem.message}` : "Connection lost: this page may be out of date. Trying to reconnect.");
+    useAnotherKey.hidden = !isRefused;
     lostAt ??= Date.now();
     missed = 0;
     set(connection, "data-tone", "bad");
@@ -66,6 +76,10 @@ const reconnect = follow("/orders/events", {
   },
 });
 
-banner.querySelector("button").addEventListener("click", reconnect);
+tryNow.addEventListener("click", reconnect);
+useAnotherKey.addEventListener("click", async () => {
+  const { askForKey } = await import("./api-key.js");
+  if (await askForKey("It is kept until the tab is closed.")) reconnect();
+});
 
 route();

@@ -64,11 +64,14 @@ async function loadPage(signal) {
 
 const showLoadError = (problem) => problem.name === "AbortError" || notify(`The orders could not be loaded. ${problem.message}`);
 
-filter.addEventListener("change", () => {
+/** Begins anew with the newest orders. */
+export function restart() {
   for (const orderId of [...rows.keys()]) remove(orderId);
   oldest = Infinity;
   load().catch(showLoadError);
-});
+}
+
+filter.addEventListener("change", restart);
 
 let loadingOlder = false;
 older.addEventListener("click", async () => {

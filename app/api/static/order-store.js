@@ -11,6 +11,9 @@ export const linkTo = ({ order_id }) => `#/orders/${encodeURIComponent(order_id)
 
 export const get = (orderId) => orders.get(orderId);
 
+/** Forgets all orders: what comes next may be older, for example from a backup. */
+export const forget = () => orders.clear();
+
 /**
  * Stores an order unless a newer version is stored already: responses and events overtake each other. Of two versions with
  * the same time, an event's is the newer one. Returns true if anything changed.

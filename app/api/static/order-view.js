@@ -56,8 +56,8 @@ onChange((order, before) => {
 /** Queries the workflow for what MongoDB does not know: the attempt, and what it waits for. It may be unavailable. */
 async function queryWorkflow(view) {
   const progress = document.hidden ? null : await call("GET", `${view.path}/status`).catch(() => null);
-  if (view !== shown) return;
   const order = get(view.orderId);
+  if (view !== shown || !order) return;
   view.update(order, progress);
   clearTimeout(queryTimer);
   if (!statusOf(order).final) queryTimer = setTimeout(queryWorkflow, QUERY_INTERVAL, view);

@@ -1,4 +1,4 @@
-// The products: price, available quantity, quantity to order, and a button to restock.
+// The products, a page at a time: price, available quantity, quantity to order, and a button to restock.
 
 import { call } from "./api.js";
 import { element, flash, notify, setText, set } from "./dom.js";
@@ -7,7 +7,11 @@ import { money } from "./format.js";
 const RESTOCK = 10;
 
 const list = document.getElementById("products");
+const more = document.getElementById("more-products");
+const refused = document.getElementById("no-products");
 const products = new Map(); // sku: { item, row, quantity, … }
+let pages = 1; // how many of them are on the page
+let cursor = null; // the last SKU of these; null if there are no more
 
 export const all = () => [...products.values()].map(({ item }) => item);
 
@@ -17,9 +21,17 @@ export const chosen = () =>
     .map(({ item, quantity }) => ({ item, quantity: Number(quantity.value) }))
     .filter(({ quantity }) => quantity !== 0);
 
+/** Loads the pages again that were loaded before. A caller without the permission to read products sees only why. */
 export async function load() {
-  const { items } = await call("GET", "/inventory");
-  items.forEach(show);
+  cursor = null;
+  try {
+    for (let page = 0; page < pages && (cursor || !page); page++) await loadPage();
+    refused.hidden = true;
+  } catch (problem) {
+    if (problem.status !== 403) throw problem;
+    refused.textContent = `The products cannot be shown. ${problem.message}`;
+    refused.hidden = false;
+  }
   // The cheapest product is chosen from the start: its order needs no approval.
   const [cheapest] = [...products.values()].sort((a, b) => a.item.unit_price.amount - b.item.unit_price.amount);
   if (!cheapest || chosen().length) return;
@@ -27,7 +39,26 @@ export async function load() {
   cheapest.quantity.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-export function show(item) {
+async function loadPage() {
+  const { items, next_cursor } = await call("GET", `/inventory?${new URLSearchParams(cursor ? { cursor } : {})}`);
+  cursor = next_cursor;
+  more.hidden = !cursor;
+  items.forEach(show);
+}
+
+more.addEventListener("click", async () => {
+  if (more.ariaDisabled) return;
+  more.ariaDisabled = "true";
+  await loadPage().then(() => pages++, (problem) => notify(`The products could not be loaded. ${problem.message}`));
+  more.ariaDisabled = null;
+});
+
+/** Shows a change of a product, unless a later page will load it. */
+export function change(item) {
+  if (products.has(item.sku) || !cursor || item.sku < cursor) show(item);
+}
+
+function show(item) {
   if (!products.has(item.sku)) {
     products.set(item.sku, build(item));
     list.append(products.get(item.sku).row);
