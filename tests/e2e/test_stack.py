@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from dev.servers import free_port
-from dev.stack import ROOT
+from dev.servers import ServerError, free_port, start_mongod
+from dev.stack import ROOT, Config
 from tests.e2e.dev_process import PORTS, Dev, place, reaches
 from tests.kit.orders import order_body
 from tests.kit.waiting import eventually
@@ -39,6 +39,20 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     yield dev
     assert await dev.stop(signal.SIGTERM) == 0
     assert dev.processes() == {}
+
+
+@pytest.fixture(scope="module")
+async def second(dev: Dev, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
+    """A closed stack that uses the Temporal of the first one, and a mongod of its own."""
+    second = Dev(tmp_path_factory.mktemp("second"), TEMPORAL_ADDRESS=dev.temporal, TASK_QUEUE="second")
+    second.environment |= {"API_OPEN": "false", "ISSUER_PORT": str(free_port())}
+    await second.start()
+    try:
+        await second.wait_until_ready()
+        yield second
+    finally:
+        if second.processes():
+            await second.stop(signal.SIGINT)
 
 
 @pytest.fixture
@@ -91,36 +105,40 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
     await reaches(http, waiting, "cancelled")
 
 
-async def test_closed_stack_accepts_tokens_of_its_own_issuer(tmp_path: Path) -> None:
-    dev = await Dev(tmp_path, API_OPEN="false", ISSUER_PORT=str(free_port())).start()
+async def test_closed_stack_accepts_tokens_of_its_own_issuer(second: Dev) -> None:
     lines = [{"sku": "MUG-BLUE", "quantity": 1}]
 
     async def token(*words: str) -> dict[str, str]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "dev.issuer", *words), cwd=ROOT, env={**os.environ, **dev.environment},
+            *(sys.executable, "-m", "dev.issuer", *words), cwd=ROOT, env={**os.environ, **second.environment},
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         return {"Authorization": f"Bearer {(await process.communicate())[0].decode().strip()}"}
 
-    try:
-        await dev.wait_until_ready()
-        async with httpx.AsyncClient(base_url=dev.api_url, timeout=10) as http:
-            assert (await http.get("/inventory")).status_code == 401
-            assert len((await http.get("/inventory", headers=await token())).json()["items"]) == 5
-            customer = await token("--subject", "c-1", "--scopes", "orders:read", "orders:write")
-            placed = await http.post("/orders", json=order_body(customer_id="c-1", lines=lines), headers=customer)
-            assert placed.status_code == 202, placed.text
-            assert (await http.post("/orders", json=order_body(lines=lines), headers=customer)).status_code == 422
-        if sys.platform == "linux":
-            holders = [
-                command for pid, command in dev.processes().items()
-                if b"OIDC_AUDIENCE=" in Path(f"/proc/{pid}/environ").read_bytes()
-            ]  # fmt: skip
-            assert [command for command in holders if "app.api.main" not in command] == []
-            assert len(holders) == 1
-    finally:
-        assert await dev.stop(signal.SIGINT) == 0
-    assert dev.processes() == {}
+    async with httpx.AsyncClient(base_url=second.api_url, timeout=10) as http:
+        assert (await http.get("/inventory")).status_code == 401
+        assert len((await http.get("/inventory", headers=await token())).json()["items"]) == 5
+        http.headers.update(await token("--subject", "c-1", "--scopes", "orders:read", "orders:write"))
+        assert (await http.post("/orders", json=order_body(lines=lines))).status_code == 422
+        await reaches(http, await place(http, customer_id="c-1"), "completed")
+    if sys.platform == "linux":
+        holders = [
+            command for pid, command in second.processes().items()
+            if b"OIDC_AUDIENCE=" in Path(f"/proc/{pid}/environ").read_bytes()
+        ]  # fmt: skip
+        assert [command for command in holders if "app.api.main" not in command] == []
+        assert len(holders) == 1
+
+
+async def test_dead_server_ends_the_stack_but_no_running_server_that_it_uses(dev: Dev, second: Dev) -> None:
+    assert re.search(r"Temporal UI +\(external\)$", second.printed, re.MULTILINE)
+    assert not [command for command in second.processes().values() if "temporal server" in command]
+    os.kill(second.pid_of("bin/mongod"), signal.SIGKILL)
+    code, lines = await second.wait_for_exit()
+    message = f"error: mongod was killed by SIGKILL (log: {second.dev_dir}/logs/mongod.log)"
+    assert (code, lines[-2:]) == (1, ["stopping ...", message])
+    assert second.processes() == {}
+    assert len(dev.processes()) == 5
 
 
 async def test_stop_during_start_leaves_no_process(tmp_path: Path) -> None:
@@ -147,53 +165,42 @@ async def test_kill_ends_all_its_processes(tmp_path: Path) -> None:
     await eventually(processes, lambda number: number == 0)
 
 
-async def test_running_servers_are_used_and_left_running(dev: Dev, tmp_path: Path) -> None:
-    second = Dev(
-        tmp_path, TEMPORAL_ADDRESS=dev.temporal, MONGODB_URI=dev.mongodb, MONGODB_DATABASE="second", TASK_QUEUE="second"
-    )
-    await second.start()
-    await second.wait_until_ready()
-    assert len(second.processes()) == 3, second.processes()  # `make dev` itself, worker and API
-    assert re.search(r"Temporal UI +\(external\)$", second.printed, re.MULTILINE)
-    async with httpx.AsyncClient(base_url=second.api_url) as http:
-        await reaches(http, await place(http), "completed")
-
-    assert await second.stop(signal.SIGINT) == 0
-    assert second.processes() == {}
-    assert len(dev.processes()) == 5  # external servers keep running
-
-
-async def test_dead_server_ends_the_stack(dev: Dev, tmp_path: Path) -> None:
-    second = Dev(tmp_path, TEMPORAL_ADDRESS=dev.temporal, TASK_QUEUE="second")
-    await second.start()
-    await second.wait_until_ready()
-    os.kill(second.pid_of("bin/mongod"), signal.SIGKILL)
-    code, lines = await second.wait_for_exit()
-    message = f"error: mongod was killed by SIGKILL (log: {tmp_path}/logs/mongod.log)"
-    assert (code, lines) == (1, ["stopping ...", message])
-    assert second.processes() == {}
-
-
 # --- errors at the start: one line, with the remedy
 
 
-@pytest.mark.parametrize("variable", PORTS)
-async def test_taken_port_is_named_before_anything_starts(variable: str, tmp_path: Path) -> None:
+async def test_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     dev = Dev(tmp_path / "dev")
-    port = int(dev.environment[variable])
+    port = int(dev.environment["API_PORT"])
     with socket.create_server(("127.0.0.1", port)):
         await dev.start()
         code, (message,) = await dev.wait_for_exit()
     assert code == 1
-    assert message == (f"error: port {port} is in use: stop the program that uses it, or set {variable}={port + 1}")
+    assert message == (f"error: port {port} is in use: stop the program that uses it, or set API_PORT={port + 1}")
     assert not dev.dev_dir.exists()  # nothing was started
 
 
-async def test_start_with_same_port_twice_is_refused(tmp_path: Path) -> None:
-    dev = Dev(tmp_path / "dev")
-    dev.environment["MONGODB_PORT"] = port = dev.environment["API_PORT"]
-    await dev.start()
-    assert await dev.wait_for_exit() == (1, [f"error: API_PORT and MONGODB_PORT are both {port}: change one of them"])
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a stack, set in this process."""
+    environment = Dev(tmp_path).environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return environment
+
+
+@pytest.mark.parametrize("variable", PORTS)
+def test_each_taken_port_is_named(variable: str, environment: dict[str, str]) -> None:
+    port = int(environment[variable])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ServerError) as refused:
+        Config.from_environment()
+    assert str(refused.value) == f"port {port} is in use: stop the program that uses it, or set {variable}={port + 1}"
+
+
+def test_same_port_twice_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONGODB_PORT", port := environment["API_PORT"])
+    with pytest.raises(ServerError) as refused:
+        Config.from_environment()
+    assert str(refused.value) == f"API_PORT and MONGODB_PORT are both {port}: change one of them"
 
 
 BROKEN_MONGOD = """#!/bin/sh
@@ -202,26 +209,26 @@ exit 127
 """
 
 
-async def test_missing_library_of_mongod_is_named(tmp_path: Path) -> None:
+async def test_missing_library_of_mongod_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "mongod").write_text(BROKEN_MONGOD)
     (programs / "mongod").chmod(0o755)
-    dev = await Dev(tmp_path / "dev", PATH=f"{programs}{os.pathsep}{os.environ['PATH']}").start()
-    message = "error: mongod cannot start, libcurl.so.4 is missing: on Debian, apt-get install libcurl4"
-    assert await dev.wait_for_exit() == (1, [message])
-    assert dev.processes() == {}
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ServerError) as failed:
+        await start_mongod(tmp_path / "data", free_port())
+    assert str(failed.value) == ("mongod cannot start, libcurl.so.4 is missing: on Debian, apt-get install libcurl4")
 
 
 async def test_unreadable_data_of_mongod_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mongodb").mkdir()
+    data = tmp_path / "data"
+    data.mkdir()
     for name in ("WiredTiger", "storage.bson"):
-        (tmp_path / "mongodb" / name).write_text("no data of mongod's")
-    dev = await Dev(tmp_path).start()
-    code, (message,) = await dev.wait_for_exit()
-    assert (code, dev.processes()) == (1, {})
-    assert re.match(r"error: mongod exited with code \d+: Unable to read the storage engine metadata", message)
-    assert message.endswith(f"(log: {tmp_path}/logs/mongod.log)")
+        (data / name).write_text("no data of mongod's")
+    with pytest.raises(ServerError) as failed:
+        await start_mongod(data, free_port())
+    assert re.match(r"mongod exited with code \d+: Unable to read the storage engine metadata", str(failed.value))
+    assert str(failed.value).endswith(f"(log: {tmp_path}/mongod.log)")
 
 
 async def test_unusable_folder_is_named(tmp_path: Path) -> None:
