@@ -18,7 +18,7 @@ EVENT_ID = r"^[0-9]{1,10}\.[0-9]{1,10}$"  # MongoDB's time: seconds and a count
 
 PATTERNS = {
     IDENTIFIER: ("not_an_identifier", "must be 1 to 64 letters, digits, dots, underscores or hyphens"),
-    EMAIL: ("not_an_email_address", "not an e-mail address"),
+    EMAIL: ("not_an_email_address", "must be one e-mail address, such as ada@example.com"),
     READABLE: ("not_printable", "must not contain control characters or characters that change the direction of text"),
     COUNTRY_CODE: ("not_a_country_code", "must be a two-letter country code, such as DE"),
     CURRENCY_CODE: ("not_a_currency_code", "must be a currency code of three capital letters, such as EUR"),

@@ -96,10 +96,12 @@ class Subscription:
         """
         event: Event | None = None
         async for order in current:
-            if event and not self._has_ended:
+            if self._has_ended:
+                return
+            if event:
                 yield event.message.model_copy(update={"id": None})
             event = Event(order, self.since)
-        event = (not self._has_ended and event) or await self._queue.get()
+        event = event or await self._queue.get()
         while event:
             yield event.message
             if self.order_id and isinstance(event.state, Order) and event.state.status in TERMINAL:

@@ -251,7 +251,6 @@ async def test_stream_sends_only_what_its_caller_may_read(
 async def test_stream_ends_with_the_token_of_its_caller(
     api: httpx.AsyncClient, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while it waits for the subscriber, which must not get what comes afterwards."""
     order = await shop.place()
     monkeypatch.setattr(auth, "ANYONE", replace(auth.ANYONE, expires_at=time.time() + 0.5))
     listeners = [await Listener.connect(api, path) for path in ("/orders/events", f"/orders/{order.order_id}/events")]

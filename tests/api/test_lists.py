@@ -172,6 +172,13 @@ async def test_inventory_pages_by_sku_while_the_api_stays_ready(api: httpx.Async
     assert found == skus
     assert ready == [200] * 16
 
+    recorder = Recorder(mongo, "inventory")
+    async with recorder:
+        await api.get("/inventory", params={"cursor": "a.0500"})
+    (find,) = await recorder.finds()
+    assert find["docsExamined"] <= 51
+    assert not stages(find["execStats"]) & {"COLLSCAN", "SORT"}
+
     for query in ({"limit": "0"}, {"limit": "201"}, {"cursor": "a b"}, {"cursor": "$gt"}, {"cursor": ""}):
         assert (await api.get("/inventory", params=query)).status_code == 422, query
 
@@ -187,26 +194,28 @@ def stages(plan: Any) -> set[str]:
 
 
 class Recorder:
-    """Records the queries of `OrderRepository` with MongoDB's profiler."""
+    """Records the queries of a collection with MongoDB's profiler."""
 
-    def __init__(self, mongo: Mongo) -> None:
+    def __init__(self, mongo: Mongo, collection: str) -> None:
         self._mongo = mongo
+        self._collection = collection
 
     async def __aenter__(self) -> None:
-        await self._mongo.database.command("profile", 2, filter={"ns": self._mongo.orders.full_name})
+        namespace = f"{self._mongo.database.name}.{self._collection}"
+        await self._mongo.database.command("profile", 2, filter={"ns": namespace})
 
     async def __aexit__(self, *_: object) -> None:
         await self._mongo.database.command("profile", 0)
 
     async def finds(self) -> list[Document]:
         profile = self._mongo.database["system.profile"]
-        return [entry async for entry in profile.find({"op": "query", "command.find": "orders"})]
+        return [entry async for entry in profile.find({"op": "query", "command.find": self._collection})]
 
 
 @pytest.mark.usefixtures("many")
 async def test_every_query_uses_an_index(mongo: Mongo) -> None:
     orders = OrderRepository(mongo)
-    recorder = Recorder(mongo)
+    recorder = Recorder(mongo, "orders")
     async with recorder:
         for status, customer in product((None, OrderStatus.PLACED), (None, "cus_3")):
             _, cursor = await orders.page(status, customer, LIMIT, None)
