@@ -86,8 +86,9 @@ async def proxy(
             "listen 443 ssl": f"listen {HOST}:{port} ssl",
             f"/etc/ssl/{NAME}.pem": str(own.certificate),
             f"/etc/ssl/private/{NAME}.key": str(own.key),
-            "client_header_timeout 10s": "client_header_timeout 1s",
-            "client_body_timeout 10s": "client_body_timeout 1s",
+            "client_header_timeout 10s": "client_header_timeout 3s",
+            "client_body_timeout 10s": "client_body_timeout 3s",
+            "rate=50r/s": "rate=1r/s",
         }.items():
             assert written in site
             site = site.replace(written, here)
