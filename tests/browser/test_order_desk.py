@@ -385,6 +385,8 @@ async def test_api_key_is_asked_for_and_sent(
         await desk.open()
         await desk.place()
         await desk.shows("Completed")
+        await desk.page.get_by_role("link", name="API").click()  # a request of a browser's own has no key: 401 at /docs
+        await expect(desk.page.locator("article").first).to_contain_text("with the scope orders:read")
 
 
 async def fill_with_orders(shop: Shop, count: int, **changes: Any) -> None:
