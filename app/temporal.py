@@ -1,9 +1,7 @@
 """Temporal: client, data converter, search attributes."""
 
 import logging
-import os
 import ssl
-from pathlib import Path
 from typing import Any
 
 from temporalio import runtime
@@ -20,21 +18,22 @@ ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 IN_PROGRESS = "in_progress"
 
 
-async def connect(*, lazy: bool = False, **options: Any) -> Client:
+async def connect(**options: Any) -> Client:
     """Connect as the SDK's environment variables specify (TEMPORAL_ADDRESS, ...); by default to 127.0.0.1:7233.
 
     Args:
-        lazy: connect at the first call, so that a program starts while Temporal is unavailable.
+        options: further options of `Client.connect`. With `lazy=True` it connects at the first call, so that a program
+            starts while Temporal is unavailable.
 
     Raises:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
         SystemExit: a setting is wrong (a wrong address: not raised when lazy).
     """
-    config = {"target_host": "127.0.0.1:7233", **load_config(), "data_converter": pydantic_data_converter, "lazy": lazy}
+    defaults = {"target_host": "127.0.0.1:7233", **load_config(), "data_converter": pydantic_data_converter}
     try:
-        return await Client.connect(**{**config, **options})
+        return await Client.connect(**{**defaults, **options})
     except ValueError as error:
-        raise _wrong("TEMPORAL_ADDRESS", error) from None
+        raise SystemExit(f"wrong setting: TEMPORAL_ADDRESS: {error}") from None
 
 
 def load_config() -> ClientConnectConfig:
@@ -45,29 +44,22 @@ def load_config() -> ClientConnectConfig:
     Raises:
         SystemExit: a setting is wrong.
     """
+    setting = "TEMPORAL_TLS_* or TEMPORAL_CONFIG_FILE"
     try:
         config = ClientConfig.load_client_connect_config()
-    except OSError as error:
-        path = Path(error.filename)
-        names = (n for n in os.environ if n.startswith("TEMPORAL_TLS_") and Path(os.environ[n]) == path)
-        raise _wrong(next(names, "TEMPORAL_CONFIG_FILE"), f"{path}: {error.strerror}") from None
-    except RuntimeError as error:
-        raise _wrong("TEMPORAL_CONFIG_FILE", error) from None
-    tls = config.get("tls")
-    if isinstance(tls, TLSConfig):
-        for name, pem in ("SERVER_CA_CERT", tls.server_root_ca_cert), ("CLIENT_CERT", tls.client_cert):
-            try:
+        tls = config.get("tls")
+        if isinstance(tls, TLSConfig):
+            certificates = {"SERVER_CA_CERT": tls.server_root_ca_cert, "CLIENT_CERT": tls.client_cert}
+            for name, pem in certificates.items():
+                setting = f"TEMPORAL_TLS_{name}_PATH"
                 if pem is not None:
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode())
-            except (ssl.SSLError, ValueError):
-                raise _wrong(f"TEMPORAL_TLS_{name}_PATH", "must be a certificate in PEM format") from None
-        if (tls.client_cert is not None) is not (b"PRIVATE KEY-----" in (tls.client_private_key or b"")):
-            raise _wrong("TEMPORAL_TLS_CLIENT_KEY_PATH", "must be the key of TEMPORAL_TLS_CLIENT_CERT_PATH, as PEM")
+            setting = "TEMPORAL_TLS_CLIENT_KEY_PATH"
+            if (tls.client_cert is not None) is not (b"PRIVATE KEY-----" in (tls.client_private_key or b"")):
+                raise ValueError("must be the key of TEMPORAL_TLS_CLIENT_CERT_PATH, as PEM")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"wrong setting: {setting}: {str(error).splitlines()[0]}") from None
     return config
-
-
-def _wrong(variable: str, reason: object) -> SystemExit:
-    return SystemExit(f"wrong setting: {variable}: {str(reason).splitlines()[0]}")
 
 
 def configure_core(metrics_address: str = "") -> None:
