@@ -3,12 +3,16 @@ has them open.
 """
 
 import re
+from time import perf_counter
 
 from fastapi import Request
+from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem, answer
 
+REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may send any word
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = re.compile(rb"(([a-z0-9-]+\.)*localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 POLICY = (
@@ -25,7 +29,8 @@ NOT_STORED = (b"cache-control", b"no-store")  # no cache may keep the orders; th
 
 
 class Guard:
-    """Middleware: refuses requests that other sites' pages make, and sets the headers that browsers obey.
+    """Middleware: refuses requests that other sites' pages make, sets the headers that browsers obey, and measures the
+    time until each response begins.
 
     An `open` API, which asks for no key, answers to loopback names only: else a page whose own name is made to resolve
     to this address (DNS rebinding) could read everything, because the browser takes the API for the page's own site.
@@ -38,11 +43,14 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = perf_counter()
         headers = [*HEADERS] if scope["path"].startswith("/static/") else [*HEADERS, NOT_STORED]
         names = dict(headers)
+        method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                REQUESTS.labels(method, message["status"]).observe(perf_counter() - began)
                 others = [header for header in message.get("headers", ()) if header[0].lower() not in names]
                 message = {**message, "headers": others + headers}
             await send(message)
@@ -63,10 +71,7 @@ class Guard:
             for wanted in (b"host", b"sec-fetch-site", b"origin")
         )
         if self._open and not (len(hosts) == 1 and LOOPBACK.fullmatch(hosts[0])):
-            detail = (
-                "cannot answer under this host name: an open API answers under localhost only; to open it to others"
-            )
-            return Problem(421, f"{detail}, replace API_OPEN by API_KEYS")
+            return Problem(421, "cannot answer under this host name: without API_KEYS, the API serves localhost only")
         if scope["method"] in SAFE_METHODS:
             return None
         if sites:

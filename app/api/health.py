@@ -3,14 +3,12 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from pymongo.errors import PyMongoError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import AnyCaller
 from app.api.dependencies import ClientsDep
@@ -20,8 +18,6 @@ from app.order_workflows import TemporalUnavailable
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 
-REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may send any word
 CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to report why MongoDB is unavailable
 REASONS = {  # by a pattern in the driver's or the SDK's message; the first match counts
     "refused|connect error": "connection refused",
@@ -70,21 +66,3 @@ async def _check(ping: Callable[[], Awaitable[object]]) -> str:
 async def metrics(_: AnyCaller) -> Response:
     """Return the Prometheus metrics of this API process; for those of the worker, see WORKER_METRICS_ADDRESS."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-class MeasureRequests:
-    """Middleware: measures the time until a response begins."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = perf_counter()
-        method = scope["method"] if scope.get("method") in METHODS else "other"
-
-        async def send_measured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                REQUESTS.labels(method, message["status"]).observe(perf_counter() - began)
-            await send(message)
-
-        await self._app(scope, receive, send_measured)

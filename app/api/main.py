@@ -16,7 +16,6 @@ from app.api import events, health, inventory, orders, pages, problems, saga
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
-from app.api.health import MeasureRequests
 from app.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
@@ -44,15 +43,13 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # `pages` has it, for callers only
         redirect_slashes=False,
-        middleware=[Middleware(MeasureRequests), Middleware(Guard, open=settings.api_open)],
+        middleware=[Middleware(Guard, open=settings.api_open)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
     app.state.authenticator = Authenticator(settings)
     for module in (events, orders, inventory, saga, health, pages):  # /orders/events before /orders/{order_id}
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC, check_dir=False), name="static")
-
-    problems.describe(app)
     return app
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse
 
 from app.api.auth import AnyCaller
+from app.api.problems import schemas
 from app.api.route import ApiRoute
 
 router = APIRouter(include_in_schema=False, route_class=ApiRoute)
@@ -25,4 +26,6 @@ async def docs(_: AnyCaller) -> FileResponse:
 
 @router.get("/openapi.json")
 async def openapi(_: AnyCaller, request: Request) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
+    description = request.app.openapi()
+    description["components"]["schemas"] |= schemas()
+    return JSONResponse(description)

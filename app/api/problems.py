@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import Counter
@@ -93,17 +93,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": TITLES[status], "content": content} for status in (*COMMON_PROBLEMS, *statuses)}
 
 
-def describe(app: FastAPI) -> None:
-    """Add the schemas that `responses` refers to, once the description is asked for: the start need not wait for it."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        description = generate()
-        details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        description["components"]["schemas"] |= {**details.pop("$defs"), "ProblemDetails": details}
-        return description
-
-    app.openapi = openapi  # type: ignore[method-assign]
+def schemas() -> dict[str, Any]:
+    """Return the OpenAPI schemas that `responses` refers to."""
+    details = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**details.pop("$defs"), "ProblemDetails": details}
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:

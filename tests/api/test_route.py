@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
 from app.api import route
-from app.api.health import MeasureRequests
+from app.api.guard import Guard
 from app.api.main import create_app
 from app.api.problems import Problem
 from app.domain import Model
@@ -223,5 +223,5 @@ async def test_other_scopes_pass_unchanged() -> None:
 
     async def nothing(*_: object) -> None: ...
 
-    await MeasureRequests(app)({"type": "lifespan"}, nothing, nothing)  # type: ignore[arg-type]
+    await Guard(app, open=False)({"type": "lifespan"}, nothing, nothing)  # type: ignore[arg-type]
     assert seen == [{"type": "lifespan"}]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.health import MeasureRequests
+from app.api.guard import Guard
 from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port
 from dev.stack import ROOT
@@ -58,17 +58,17 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def received() -> Iterator[list[Any]]:
-    """The scopes of the requests that reach the API's outermost middleware."""
+    """The scopes of the requests that reach the API's middleware."""
     scopes: list[Any] = []
-    call = MeasureRequests.__call__
+    call = Guard.__call__
 
-    async def record(self: MeasureRequests, scope: Any, receive: Any, send: Any) -> None:
+    async def record(self: Guard, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             scopes.append(scope)
         await call(self, scope, receive, send)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MeasureRequests, "__call__", record)
+        patch.setattr(Guard, "__call__", record)
         yield scopes
 
 
