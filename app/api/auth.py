@@ -35,9 +35,7 @@ ANYONE = Caller("(anyone)", frozenset(Scope))  # of an open API; no API key can 
 
 class Authenticator:
     def __init__(self, settings: ApiSettings) -> None:
-        self._open = settings.api_open
-        self._keys = settings.api_keys
-        self._customer_claim = settings.oidc_customer_claim
+        self._settings = settings
         self._issuer = Issuer(settings) if settings.oidc_issuer else None
 
     async def identify(self, credentials: str | None) -> Caller:
@@ -47,11 +45,11 @@ class Authenticator:
             Unauthenticated
             IssuerUnavailable: the token cannot be verified at the moment.
         """
-        if self._open:
+        if self._settings.api_open:
             return ANYONE
         if credentials is None:
             raise Unauthenticated("no credentials")
-        for name, known in self._keys.items():
+        for name, known in self._settings.api_keys.items():
             if hmac.compare_digest(credentials.encode(), known.key.encode()):
                 return Caller(name, known.scopes, known.customer)
         if self._issuer is None or credentials.count(".") != 2:
@@ -62,7 +60,7 @@ class Authenticator:
         granted = claims.get("scope", claims.get("scp"))  # RFC 9068; Okta and Entra ID send `scp`
         names = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
         scopes = frozenset(scope for scope in Scope if scope in names)
-        customer = None if Scope.ORDERS_ANY in scopes else str(claims.get(self._customer_claim, ""))
+        customer = None if Scope.ORDERS_ANY in scopes else str(claims.get(self._settings.oidc_customer_claim, ""))
         if customer == "":
             raise Unauthenticated("no customer claim")
         # The prefix keeps a subject from taking over the idempotency keys of an API key.
