@@ -132,6 +132,7 @@ async def test_debug_logs_contain_no_personal_data(
             await process.stop()
     logs = worker.log_text() + served.log_text()
     assert "worker ready" in logs
+    assert "a sandbox, which charges no card" in logs
     assert "strange" in logs
     for personal in (EMAIL, NAME, STREET, CARD, SECRET, "wrong-secret"):
         assert personal not in logs
