@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def private_key() -> EllipticCurvePrivateKey:
     return key
 
 
-def make_token(subject: str, scopes: list[str], **claims: Any) -> str:
+def make_token(subject: str, scopes: Sequence[str] = tuple(Scope), **claims: Any) -> str:
     """Return an access token for an hour."""
     now = int(time.time())
     standard = {"iss": url(), "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + LIFETIME}
@@ -73,7 +74,7 @@ def create_app() -> FastAPI:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make token", description="Print an access token for the API of `make dev`.")
     parser.add_argument("--subject", default="c-1", help="the caller, and the customer whose orders it reaches")
-    parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=list(Scope), metavar="SCOPE")
+    parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=tuple(Scope), metavar="SCOPE")
     arguments = parser.parse_args()
     print(make_token(arguments.subject, arguments.scopes))
 

@@ -20,8 +20,6 @@ from typing import Any, NoReturn, Self
 
 import httpx
 
-from app.settings import Scope
-from dev import issuer
 from dev.failed_tasks import report_failed_tasks
 from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
@@ -116,9 +114,11 @@ class Stack:
         if not self.authentication:
             self.authentication = {"API_OPEN": "true"}
         if self.authentication == {"API_OPEN": "false"}:  # accept tokens of an issuer on this machine
+            from dev import issuer  # noqa: PLC0415 - takes as long to import as all of this module
+
             self.servers.append("issuer")
             self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
-            os.environ.setdefault("API_TOKEN", issuer.make_token("make-dev", list(Scope)))  # for the sample products
+            os.environ.setdefault("API_TOKEN", issuer.make_token("make-dev"))  # for the sample products
         self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
         self._sources = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
@@ -183,9 +183,10 @@ class Stack:
         return await server.wait_until(ready, timeout=45)  # longer than a server, whose error then comes first
 
     async def _start_issuer(self) -> Server:
-        port = str(issuer.port())
+        url = self.authentication["OIDC_ISSUER"]
+        port = url.rpartition(":")[2]
         server = await self._python("issuer", *UVICORN, "--factory", "dev.issuer:create_app", "--port", port)
-        return await _until_it_answers(server, f"{issuer.url()}/keys", timeout=30)
+        return await _until_it_answers(server, f"{url}/keys", timeout=30)
 
     async def _start_api(self) -> Server:
         port = str(self.config.api_port)
