@@ -128,14 +128,14 @@ async def serve(settings: Settings) -> None:
 
 def check_gateways(gateways: Gateways, *, allow_sandbox: bool) -> None:
     """Raises SystemExit if some are sandboxes, which must not replace real ones by accident."""
-    sandboxes = [name for name, gateway in vars(gateways).items() if type(gateway).__module__ == "app.gateways.sandbox"]
+    kinds = {name: type(gateway).__module__ for name, gateway in vars(gateways).items()}
+    sandboxes = ", ".join(name for name, module in kinds.items() if module == "app.gateways.sandbox")
     if sandboxes and not allow_sandbox:
         raise SystemExit(
-            f"{', '.join(sandboxes)}: only a sandbox. Put your own gateways into worker.py (docs/make-it-yours.md), "
-            "or, for development, set SANDBOX_GATEWAYS=true"
+            f"{sandboxes}: only a sandbox. Use your own in worker.py, or set SANDBOX_GATEWAYS=true to try it"
         )
     if sandboxes:
-        logger.warning("%s: a sandbox, which charges no card, ships nothing and sends no mail", ", ".join(sandboxes))
+        logger.warning("%s: a sandbox, which charges no card, ships nothing and sends no mail", sandboxes)
 
 
 async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:

@@ -140,9 +140,7 @@ class ApiSettings(Settings):
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
         if self.api_open is bool(self.api_keys or self.oidc_issuer):
-            raise ValueError(
-                "set API_KEYS or OIDC_ISSUER, or else API_OPEN=true, which serves every caller on this machine"
-            )
+            raise ValueError("set API_KEYS or OIDC_ISSUER, or else API_OPEN=true, which serves every local caller")
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError("OIDC_AUDIENCE: required with OIDC_ISSUER: tokens for other services must be refused")
         if len({caller.key for caller in self.api_keys.values()}) < len(self.api_keys):

@@ -1,4 +1,4 @@
-"""Sandboxes of the three gateways. They keep their books in MongoDB and respond to test inputs:
+"""Sandboxes of the three gateways. They keep records in MongoDB and respond to test inputs:
 
     payment_method   pm_card_ok         captured (like any other name)
                      pm_card_declined   declined
