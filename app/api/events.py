@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
@@ -49,10 +49,11 @@ INITIAL_ORDERS = 50  # sent first to a new subscription to all orders
 
 @dataclass(frozen=True)
 class Event:
-    """The state of an order or a product, and MongoDB's time of it."""
+    """The state of an order or a product, MongoDB's time of it, and the customer as stored, even if it is malformed."""
 
     state: Order | Product
     at: Timestamp
+    customer: Any = None
 
     @cached_property
     def message(self) -> ServerSentEvent:
@@ -69,14 +70,14 @@ class Subscription:
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_QUEUED)
         self._has_ended = False
 
-    def _accepts(self, state: Order | Product) -> bool:
-        if isinstance(state, Product):
+    def _accepts(self, event: Event) -> bool:
+        if isinstance(event.state, Product):
             return self.order_id is None and Scope.INVENTORY_READ in self._caller.scopes
-        return self.order_id in {None, state.order_id} and self._caller.customer in {None, state.customer_id}
+        return self.order_id in {None, event.state.order_id} and self._caller.customer in (None, event.customer)
 
     def offer(self, event: Event) -> bool:
         """Queue an event, if the subscriber may receive it. A subscription that is too far behind is ended."""
-        is_accepted = not self._has_ended and event.at > self.since and self._accepts(event.state)
+        is_accepted = not self._has_ended and event.at > self.since and self._accepts(event)
         if is_accepted and self._queue.full():
             self.end()
         elif is_accepted:
@@ -89,11 +90,13 @@ class Subscription:
             self._queue.get_nowait()
         self._queue.put_nowait(None)
 
-    async def messages(self, current: AsyncIterator[Order]) -> Messages:
+    async def messages(self, current: AsyncIterator[Order], *, reset: bool = False) -> Messages:
         """Yield the current state, then the changes; for one order, until it is final.
 
         Only the last of the current orders has an id: a subscriber that leaves before it has not received all of them.
         """
+        if reset:
+            yield ServerSentEvent(event="reset", raw_data="{}")
         event: Event | None = None
         async for order in current:
             if self._has_ended:
@@ -166,7 +169,7 @@ class Hub:
             return
         read = Order.from_any_document if change["ns"]["coll"] == "orders" else Product.from_document
         if state := read(change["fullDocument"]):
-            event = Event(state, change["clusterTime"])
+            event = Event(state, change["clusterTime"], change["fullDocument"].get("customer_id"))
             accepted = 0
             for subscription in list(self._subscriptions):
                 accepted += subscription.offer(event)
@@ -195,14 +198,7 @@ async def _of_all(
             yield subscription.messages(orders.changed_since(last_seen - OVERLAP))
         else:
             newest, _next = await orders.page(None, None, INITIAL_ORDERS, None)
-            yield _begin(subscription.messages(_each(reversed(newest))), reset=last_event_id is not None)
-
-
-async def _begin(messages: Messages, *, reset: bool) -> Messages:
-    if reset:
-        yield ServerSentEvent(event="reset", raw_data="{}")
-    async for message in messages:
-        yield message
+            yield subscription.messages(_each(reversed(newest)), reset=last_event_id is not None)
 
 
 async def _of_one(
