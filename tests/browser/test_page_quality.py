@@ -144,11 +144,15 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
             assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
             assert {*described["components"]["schemas"]} <= {*shown}
             assert all(request.url.startswith(desk.url) for request in requests)
-            await desk.page.evaluate(AXE)
-            await check_page(desk)
             command = await desk.page.locator("article", has_text="POST /orders").first.locator("pre").inner_text()
             await desk.page.get_by_role("link", name="NewOrder").first.click()
             await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
+            assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            # Axe takes seconds for the whole page, and all articles are alike.
+            others = desk.page.locator("article:not(#NewOrder, #OrderStatus, h2 + article)")
+            await others.evaluate_all("(articles) => articles.forEach((article) => article.remove())")
+            await desk.page.evaluate(AXE)
+            await check_page(desk)
 
     await shop.stock("MUG-BLUE")
     curl = await asyncio.create_subprocess_shell(f"{command} -si", stdout=asyncio.subprocess.PIPE)
