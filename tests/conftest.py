@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import subprocess
@@ -92,6 +93,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # all modules and tests stay, so the garbage collector need not look at them again
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     summary = session.config.stash[SUMMARY]
     if hasattr(session.config, "workeroutput"):
@@ -127,6 +132,12 @@ def check_for_leaked_processes() -> Iterator[None]:
 def summary(pytestconfig: pytest.Config) -> Counter[str]:
     """Numbers to print after all tests."""
     return pytestconfig.stash[SUMMARY]
+
+
+@pytest.fixture(scope="session")
+def exhaustive(pytestconfig: pytest.Config) -> bool:
+    """True if this run has every combination; see `tests/kit/pairs.py`."""
+    return bool(pytestconfig.getoption("exhaustive"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 
 from app.settings import ApiSettings
 from dev.servers import Server
@@ -22,12 +21,7 @@ KEY = key_of("shop")
 
 
 async def test_generated_requests_are_answered_as_described(
-    pytestconfig: pytest.Config,
-    settings: ApiSettings,
-    temporal_server: Server,
-    shop: Shop,
-    worker: None,
-    tmp_path: Path,
+    settings: ApiSettings, temporal_server: Server, shop: Shop, worker: None, tmp_path: Path, exhaustive: bool
 ) -> None:
     await shop.mongo.create_indexes()
     await shop.stock("0", available=1_000_000)  # a SKU that the generator often produces
@@ -37,7 +31,7 @@ async def test_generated_requests_are_answered_as_described(
         process = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("schemathesis"),
             *("--config-file", CONFIG, "run", description, "--no-color"),
-            *(("--max-examples", "100") if pytestconfig.getoption("exhaustive") else ()),
+            *(("--max-examples", "100") if exhaustive else ()),
             cwd=tmp_path,
             env={**os.environ, "API_URL": str(api.base_url), "API_KEY": KEY},
             stdin=asyncio.subprocess.DEVNULL,
