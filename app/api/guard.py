@@ -7,6 +7,7 @@ from time import perf_counter
 
 from fastapi import Request
 from prometheus_client import Histogram
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem, answer
@@ -14,18 +15,18 @@ from app.api.problems import Problem, answer
 REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may send any word
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-LOOPBACK = re.compile(rb"(([a-z0-9-]+\.)*localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+LOOPBACK = re.compile(r"(([a-z0-9-]+\.)*localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = [  # of every response
-    (b"content-security-policy", POLICY),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-]
-NOT_STORED = (b"cache-control", b"no-store")  # no cache may keep the orders; the files of the page have an ETag
+HEADERS = {  # of every response
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+NOT_STORED = {"Cache-Control": "no-store"}  # no cache may keep the orders; the files of the page have an ETag
 
 
 class Guard:
@@ -44,15 +45,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = perf_counter()
-        headers = [*HEADERS] if scope["path"].startswith("/static/") else [*HEADERS, NOT_STORED]
-        names = dict(headers)
+        headers = HEADERS if scope["path"].startswith("/static/") else HEADERS | NOT_STORED
         method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 REQUESTS.labels(method, message["status"]).observe(perf_counter() - began)
-                others = [header for header in message.get("headers", ()) if header[0].lower() not in names]
-                message = {**message, "headers": others + headers}
+                MutableHeaders(scope=message).update(headers)
             await send(message)
 
         app = self._app
@@ -66,16 +65,14 @@ class Guard:
         Browsers send Sec-Fetch-Site, except old ones and those that reach the API by plain HTTP under another name than
         localhost; they send Origin. Without either, the client is no browser.
         """
-        hosts, sites, origins = (
-            [value.lower() for name, value in scope["headers"] if name == wanted]
-            for wanted in (b"host", b"sec-fetch-site", b"origin")
-        )
+        names, headers = ("host", "sec-fetch-site", "origin"), Headers(scope=scope)
+        hosts, sites, origins = ([value.lower() for value in headers.getlist(name)] for name in names)
         if self._open and not (len(hosts) == 1 and LOOPBACK.fullmatch(hosts[0])):
             return Problem(421, "cannot answer under this host name: without API_KEYS, the API serves localhost only")
         if scope["method"] in SAFE_METHODS:
             return None
         if sites:
-            is_same = {*sites} <= {b"same-origin", b"none"}
+            is_same = {*sites} <= {"same-origin", "none"}
         else:
-            is_same = all([origin.partition(b"://")[2]] == hosts for origin in origins)
+            is_same = all([origin.partition("://")[2]] == hosts for origin in origins)
         return None if is_same else Problem(403, "cannot accept a change that a page of another origin requests")
