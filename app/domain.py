@@ -34,6 +34,12 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class Stored(Model):
+    """Base of what MongoDB stores. Another program may have added fields; they are ignored."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+
 class OrderStatus(StrEnum):
     """Declared in the order in which the saga reaches them; the allowed transitions are derived from this order."""
 
@@ -213,13 +219,11 @@ class Decision(BaseModel):
     at: datetime
 
 
-class StepRecord(Model):
+class StepRecord(Stored):
     """One step in an order's timeline: its first attempt, outcome (`at`), compensation and number of attempts.
 
     For a fenced step no attempt counts: `attempts` is 0.
     """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     step: StepName
     status: StepStatus
@@ -237,10 +241,8 @@ class StepRecord(Model):
         return self.status is StepStatus.FAILED and self.failure is None
 
 
-class Order(Model):
+class Order(Stored):
     """An order as MongoDB stores it and the API returns it, except `email`, which only the mailer needs."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     order_id: Annotated[Identifier, Field(validation_alias="_id")]
     customer_id: Identifier
@@ -347,10 +349,8 @@ def _time_of(value: Any) -> datetime:
     return value if isinstance(value, datetime) else datetime.fromtimestamp(0, UTC)
 
 
-class Product(Model):
+class Product(Stored):
     """A product: unit price and available quantity (in stock and not held by any order)."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     sku: Annotated[Identifier, Field(validation_alias="_id")]
     name: Text

@@ -73,19 +73,18 @@ class OrderRepository:
         query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # not an array of dates
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
         documents = await newest.skip(int(skip)).limit(limit + 1).to_list(None)
+        orders = [Order.from_any_document(document) for document in documents[:limit]]
         if len(documents) <= limit:
-            return [Order.from_any_document(document) for document in documents], None
-        del documents[limit:]
-        times = [document["created_at"] for document in documents]
+            return orders, None
+        times = [document["created_at"] for document in documents[:limit]]
         last = times[-1] if isinstance(times[-1], DatetimeMS) else DatetimeMS(times[-1])
         shown = times.count(times[-1]) + (int(skip) if last == begin else 0)
-        return [Order.from_any_document(document) for document in documents], f"{int(last)}.{shown}"
+        return orders, f"{int(last)}.{shown}"
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
         """Yield the orders that changed since then, the oldest change first."""
-        async for document in self._orders.find({**self._owned, "updated_at": {"$gte": then}}).sort(
-            "updated_at", ASCENDING
-        ):
+        changed = self._orders.find({**self._owned, "updated_at": {"$gte": then}})
+        async for document in changed.sort("updated_at", ASCENDING):
             yield Order.from_any_document(document)
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
@@ -159,10 +158,8 @@ class OrderRepository:
         Raises:
             ValueError (pydantic.ValidationError is a subclass): the document is malformed.
         """
-        document = await self._orders.find_one({"_id": order_id})
-        if document and any(document.get(field) is None for field in DEFAULTS):
-            defaults = {field: {"$ifNull": [f"${field}", value]} for field, value in DEFAULTS.items()}
-            document = await self._update(order_id, defaults)
+        defaults = {field: {"$ifNull": [f"${field}", value]} for field, value in DEFAULTS.items()}
+        document = await self._update(order_id, defaults)
         return Order.from_document(document) if document else None
 
     async def mark_malformed(self, order_id: Any, failure: Failure) -> None:
