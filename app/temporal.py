@@ -72,9 +72,7 @@ def configure_core(metrics_address: str = "") -> None:
     metrics = runtime.PrometheusConfig(
         bind_address=metrics_address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
     )
-    logging_config = runtime.LoggingConfig(
-        filter=runtime.TelemetryFilter(core_level="WARN", other_level="ERROR"),
-        forwarding=runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
-    )
+    forwarding = runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core"))
+    logging_config = runtime.LoggingConfig(filter=runtime.LoggingConfig.default.filter, forwarding=forwarding)
     telemetry = runtime.TelemetryConfig(logging=logging_config, metrics=metrics if metrics_address else None)
     runtime.Runtime.set_default(runtime.Runtime(telemetry=telemetry), error_if_already_set=False)

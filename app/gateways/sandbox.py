@@ -86,5 +86,4 @@ class SandboxMailer(Sandbox):
 
 
 async def _record(books: Collection, book: str, update: Document | list[Document]) -> Document:
-    after = ReturnDocument.AFTER
-    return await books.find_one_and_update({"_id": book}, update, upsert=True, return_document=after)
+    return await books.find_one_and_update({"_id": book}, update, upsert=True, return_document=ReturnDocument.AFTER)

@@ -56,9 +56,8 @@ async def change_address(change: AddressChange) -> bool:
 
 
 async def _call(activity: Any, argument: object, summary: str, **options: Any) -> Any:
-    timeout = steps.SHORT_ATTEMPT
     return await workflow.execute_activity_method(
-        activity, argument, start_to_close_timeout=timeout, summary=summary, **options
+        activity, argument, start_to_close_timeout=steps.SHORT_ATTEMPT, summary=summary, **options
     )
 
 
