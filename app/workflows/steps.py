@@ -131,7 +131,10 @@ def all_activities() -> list[Callable[..., Any]]:
 
 def activity_name(function: Callable[..., Any]) -> str:
     """Return the registered name of an activity; raises TypeError if the function is not an activity."""
-    return str(activity._Definition.must_from_callable(function).name)
+    definition = activity._Definition.from_callable(function)
+    if definition is None or definition.name is None:
+        raise TypeError(f"{function.__qualname__} is not an activity: decorate it with @activity.defn")
+    return definition.name
 
 
 def check_table() -> None:

@@ -41,11 +41,11 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "an activity is not decorated": (
         table(RESERVE, replace(CHARGE, activity=Fraud.check), SHIP, CONFIRM),
-        "Activity check .*@activity.defn",
+        "Fraud.check.*activity.defn",
     ),
     "a compensation is not decorated": (
         table(RESERVE, replace(CHARGE, compensation=Fraud.check), SHIP, CONFIRM),
-        "Activity check .*@activity.defn",
+        "Fraud.check.*activity.defn",
     ),
 }
 
