@@ -238,13 +238,13 @@ class OrderRepository:
         return record, order.stop_reason
 
     async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
-        """Change a step of several orders, in the transaction in which the caller has read them.
+        """Change a step of several orders, in this order and in the transaction in which the caller has read them.
 
         Raises:
             domain.NotFound: one of the orders was removed in the meantime.
         """
         writes = [UpdateOne({"_id": order_id}, [{"$set": _step_fields(change)}]) for order_id, change in changes]
-        result = await self._orders.bulk_write(writes, ordered=False, session=session)
+        result = await self._orders.bulk_write(writes, session=session)
         if result.matched_count < len(writes):
             raise domain.NotFound
 

@@ -78,25 +78,22 @@ class Inventory:
     async def _decide_all(self, requests: list[Request], session: Session) -> list[Reservation]:
         """Decide all requests on one snapshot, write the changes, and return the reservation of each."""
         records = await self._orders.records(STEP, [request.order_id for request in requests], session)
-        before = {order_id: Reservation.from_document(record) for order_id, record in records.items()}
-        touched = [request.quantities or {} for request in requests] + [held.quantities for held in before.values()]
+        held = {order_id: Reservation.from_document(record) for order_id, record in records.items()}
+        touched = [request.quantities or {} for request in requests] + [each.quantities for each in held.values()]
         stock = await self._products.available({sku for quantities in touched for sku in quantities}, session)
 
-        after, remaining = dict(before), dict(stock)
+        changes, remaining = [], dict(stock)
         for request in requests:
-            after[request.order_id] = decide(request, after.get(request.order_id), remaining)
-        attempts = {request.order_id: request.attempt for request in requests}
-        changes = [
-            (order_id, _change(before.get(order_id), after[order_id], attempt))
-            for order_id, attempt in attempts.items()
-            if before.get(order_id) != after[order_id]
-        ]
+            before = held.get(request.order_id)
+            after = held[request.order_id] = decide(request, before, remaining)
+            if after != before:
+                changes.append((request.order_id, _change(after, request.attempt)))
         moved = {sku: remaining[sku] - stock[sku] for sku in stock if remaining[sku] != stock[sku]}
         if changes:
             await self._orders.change_steps(changes, session)
         if moved:
             await self._products.change_available(moved, session)
-        return [after[request.order_id] for request in requests]
+        return [held[request.order_id] for request in requests]
 
 
 def decide(request: Request, held: Reservation | None, remaining: dict[str, int]) -> Reservation:
@@ -121,11 +118,11 @@ def decide(request: Request, held: Reservation | None, remaining: dict[str, int]
     return Reservation(StepStatus.DONE, request.quantities)
 
 
-def _change(before: Reservation | None, after: Reservation, attempt: Attempt) -> StepChange:
-    """Return the change to write. An order reserved and released in the same batch is written as fenced."""
+def _change(after: Reservation, attempt: Attempt) -> StepChange:
+    """Return the change to write. An order reserved and released in the same batch has two."""
     if after.status is StepStatus.DONE:
         return StepChange(STEP, StepEvent.SUCCEEDED, "reserved", None, attempt, after.quantities)
-    if before is not None:
+    if after.status is StepStatus.COMPENSATED:
         return StepChange(STEP, StepEvent.COMPENSATED, "", None, attempt)
     if after.failure is not None:
         return StepChange(STEP, StepEvent.DECLINED, after.failure.message, after.failure, attempt)
