@@ -7,11 +7,10 @@ worker, which retries it.
 """
 
 import asyncio
+import faulthandler
 import logging
-import os
 import signal
 import sys
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -90,10 +89,8 @@ async def main() -> None:
 
     def stop() -> None:
         serving.cancel()
-        # A separate thread fires even if the event loop hangs, or a thread of the driver when the interpreter exits.
-        force = threading.Timer(STOP_LIMIT, _exit_by_force)
-        force.daemon = True
-        force.start()
+        # If a server does not answer or a thread hangs: print all stacks, and exit as in a crash, which loses nothing.
+        faulthandler.dump_traceback_later(STOP_LIMIT, exit=True)
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop)
@@ -102,12 +99,6 @@ async def main() -> None:
     # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at exit
     # (https://github.com/temporalio/sdk-python/issues/300).
     await asyncio.sleep(0.1)
-
-
-def _exit_by_force() -> None:
-    """Exit as in a crash, which loses nothing, because Temporal or MongoDB does not answer."""
-    logger.error("not stopped within %.0f s: exiting by force", STOP_LIMIT)
-    os._exit(os.EX_TEMPFAIL)
 
 
 async def serve(settings: Settings) -> None:

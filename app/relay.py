@@ -9,7 +9,6 @@ a workflow twice has no effect, so the lease saves work and protects nothing.
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 from pymongo import ReturnDocument
@@ -25,19 +24,10 @@ logger = logging.getLogger(__name__)
 GRACE = 1.0  # for the API to start the workflow of an order that it inserted
 SWEEP_INTERVAL = 60.0
 RETRY_DELAY = 1.0
-MAX_RETRY_DELAY = 60.0  # for an order that cannot be started
+FAILED_START_DELAY = 5.0  # for an order that cannot be started, while others can
 LEASE = 5.0
 BATCH = 100  # suspects that are checked together
 MAX_ID_LENGTH = 500  # characters
-
-
-@dataclass
-class Suspect:
-    """An order that may have no workflow. If another program inserted it, `order_id` may be of any type."""
-
-    order_id: Any
-    due: float  # on the event loop's clock
-    delay: float = RETRY_DELAY
 
 
 class OutboxRelay:
@@ -47,7 +37,8 @@ class OutboxRelay:
         self._workflows = workflows
         self._holder = secrets.token_hex(8)  # identifies this relay in the lease
         self._renew_at = self._sweep_at = 0.0
-        self._suspects: dict[str, Suspect] = {}
+        # Orders that may have no workflow: when to check each, and its `_id`, which may be of any type.
+        self._suspects: dict[str, tuple[float, Any]] = {}
 
     async def run(self) -> None:
         """Run until cancelled; after any error, start again."""
@@ -112,33 +103,32 @@ class OutboxRelay:
     def _suspect(self, order_id: Any, now: float) -> None:
         key = repr(order_id)
         if len(key) <= MAX_ID_LENGTH:
-            self._suspects.setdefault(key, Suspect(order_id, now + GRACE))
+            self._suspects.setdefault(key, (now + GRACE, order_id))
         else:
             logger.error("cannot start an order: its _id has %d characters", len(key))
 
     async def _start_due(self, now: float) -> None:
-        """Start the due suspects without a workflow. If one fails, the others do not wait; it is retried with backoff.
+        """Start the due suspects without a workflow. If one fails, it is retried later, and the others do not wait.
 
         Raises:
             TemporalUnavailable: the running workflows cannot be listed.
         """
-        due = [(key, suspect) for key, suspect in self._suspects.items() if suspect.due <= now][:BATCH]
+        due = [(key, order_id) for key, (when, order_id) in self._suspects.items() if when <= now][:BATCH]
         if not due:
             return
-        open_ids = await self._orders.open_ids([suspect.order_id for _, suspect in due])
+        open_ids = await self._orders.open_ids([order_id for _, order_id in due])
         running = await self._workflows.running([order_id for order_id in open_ids if isinstance(order_id, str)])
         lost = {repr(order_id) for order_id in open_ids} - {repr(order_id) for order_id in running}
-        for key, suspect in due:
-            suspect.due = now + suspect.delay
+        for key, order_id in due:
             try:
                 if key in lost:
-                    await self._start(suspect.order_id)
+                    await self._start(order_id)
                 del self._suspects[key]
             except Exception as error:
                 if is_unavailable(error):
                     raise
-                logger.warning("cannot start order %s yet: %s", suspect.order_id, type(error).__name__)
-                suspect.delay = min(suspect.delay * 2, MAX_RETRY_DELAY)
+                logger.warning("cannot start order %s yet: %s", order_id, type(error).__name__)
+                self._suspects[key] = now + FAILED_START_DELAY, order_id
 
     async def _start(self, order_id: Any) -> None:
         """Start the order's workflow, or mark a malformed order as failed."""

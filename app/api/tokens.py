@@ -2,19 +2,17 @@
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import Any
 
 import httpx
 import jwt
-from jwt import PyJWK
+from jwt import PyJWK, PyJWKSet
 
 from app.settings import ApiSettings, https_url
 
 logger = logging.getLogger(__name__)
 
-# The key type (kty) of each accepted algorithm. All are asymmetric: the API can verify tokens, but never issue one.
-ALGORITHMS = {"RS256": "RSA", "PS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]  # asymmetric: the API can verify tokens, but never issue one
 CLAIMS = ["exp", "iat", "iss", "aud", "sub"]
 
 # Seconds.
@@ -38,7 +36,7 @@ class Issuer:
     def __init__(self, settings: ApiSettings) -> None:
         self._issuer, self._audience = settings.oidc_issuer, settings.oidc_audience
         self._jwks_url = settings.oidc_jwks_url
-        self._keys: dict[tuple[str | None, str], PyJWK] = {}
+        self._keys: dict[str | None, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
 
@@ -50,25 +48,21 @@ class Issuer:
             IssuerUnavailable
         """
         try:
-            header = jwt.get_unverified_header(token)
-            algorithm, key_id = str(header["alg"]), header.get("kid")
-            if algorithm not in ALGORITHMS:
-                raise Unauthenticated("token refused: its algorithm is not accepted")
-            key = await self._key(key_id, algorithm)
+            key = await self._key(jwt.get_unverified_header(token).get("kid"))
             if key is None:
                 raise Unauthenticated("token refused: its issuer does not know its key")
             options: Any = {"require": CLAIMS, "enforce_minimum_key_length": True}
             return jwt.decode(
-                token, key, [algorithm], audience=self._audience, issuer=self._issuer, leeway=LEEWAY, options=options
+                token, key, ALGORITHMS, audience=self._audience, issuer=self._issuer, leeway=LEEWAY, options=options
             )
         except jwt.PyJWTError as error:
             raise Unauthenticated(f"token refused: {type(error).__name__}") from error
 
-    async def _key(self, key_id: str | None, algorithm: str) -> PyJWK | None:
+    async def _key(self, key_id: str | None) -> PyJWK | None:
         """Return the key, or None if the issuer does not have it; fetch the keys if necessary."""
         now = asyncio.get_running_loop().time()
         age = now - self._fetched_at
-        key = self._keys.get((key_id, algorithm)) if age < STALE else None
+        key = self._keys.get(key_id) if age < STALE else None
         if key and age < FRESH:
             return key
         if now - self._tried_at >= FETCH_INTERVAL:
@@ -78,18 +72,19 @@ class Issuer:
             await asyncio.wait([self._fetch], timeout=PATIENCE)
             if self._fetched_at < now:  # failed, too slow, or the last fetch was a moment ago
                 raise IssuerUnavailable
-            key = self._keys.get((key_id, algorithm))
+            key = self._keys.get(key_id)
         return key
 
     async def _fetch_keys(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT), httpx.AsyncClient() as http:
                 url = self._jwks_url or await self._discover(http)
-                keys = _usable((await http.get(url)).raise_for_status().json()["keys"])
-        except (httpx.HTTPError, TimeoutError, LookupError, TypeError, ValueError) as error:
+                found = PyJWKSet.from_dict((await http.get(url)).raise_for_status().json()).keys
+        except (httpx.HTTPError, TimeoutError, jwt.PyJWTError, LookupError, AttributeError, ValueError) as error:
             logger.warning("cannot fetch the keys of the token issuer: %s", type(error).__name__)
         else:
-            self._keys, self._fetched_at = keys, asyncio.get_running_loop().time()
+            self._keys = {key.key_id: key for key in found if key.public_key_use != "enc"}
+            self._fetched_at = asyncio.get_running_loop().time()
 
     async def _discover(self, http: httpx.AsyncClient) -> str:
         """Return the URL of the keys, by OpenID Connect Discovery 1.0, sections 4 and 4.3."""
@@ -98,16 +93,3 @@ class Issuer:
         if document["issuer"] != self._issuer:
             raise ValueError("the discovery document is for another issuer")
         return https_url(document["jwks_uri"])
-
-
-def _usable(keys: list[dict[str, Any]]) -> dict[tuple[str | None, str], PyJWK]:
-    """Return the signature keys by id and algorithm. A key never serves an algorithm of another type."""
-    usable = {}
-    for key in keys:
-        for algorithm, kind in ALGORITHMS.items():
-            if key["kty"] == kind and key.get("alg", algorithm) == algorithm and key.get("use", "sig") == "sig":
-                with suppress(jwt.PyJWTError):  # a curve or size that is not accepted
-                    usable[key.get("kid"), algorithm] = PyJWK(key, algorithm)
-    if not usable:
-        raise ValueError("no usable key")
-    return usable

@@ -13,12 +13,11 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, encode
 from temporalio.service import RPCError
 
-import app.relay
 from app import temporal
 from app.domain import Order, OrderStatus
 from app.mongo import Document
 from app.order_workflows import OrderWorkflows
-from app.relay import MAX_RETRY_DELAY, OutboxRelay
+from app.relay import OutboxRelay
 from tests.kit.orders import order_document
 from tests.kit.shop import Shop, running_relay
 from tests.kit.waiting import eventually
@@ -149,7 +148,10 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
     assert count.count == 6
 
 
-async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker: None) -> None:
+async def test_order_with_failing_start_blocks_no_other_order(
+    shop: Shop, worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.relay.FAILED_START_DELAY", 0.1)
     await shop.stock(available=10)
 
     class FailingForOneOrder(OrderWorkflows):
@@ -161,7 +163,7 @@ async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker
     elsewhere = await temporal.connect(target_host=shop.client.service_client.config.target_host, namespace="nowhere")
     lost = OrderWorkflows(elsewhere, shop.settings)
     await shop.place(_id="unlucky")
-    relay = asyncio.create_task(
+    running = asyncio.create_task(
         OutboxRelay(shop.mongo, shop.orders, FailingForOneOrder(shop.client, shop.settings)).run()
     )
     try:
@@ -172,8 +174,8 @@ async def test_order_with_failing_start_blocks_no_other_order(shop: Shop, worker
         lost = shop.workflows  # end of the fault
         await shop.reaches("unlucky", OrderStatus.COMPLETED)
     finally:
-        relay.cancel()
-        await asyncio.wait([relay])
+        running.cancel()
+        await asyncio.wait([running])
 
 
 class CountingWorkflows(OrderWorkflows):
@@ -222,22 +224,20 @@ async def test_relay_reads_the_current_order(shop: Shop, worker: None) -> None:
         await shop.handle(order.order_id).describe()
 
 
-async def test_order_that_cannot_be_marked_is_retried_with_backoff(shop: Shop) -> None:
+async def test_order_that_cannot_be_marked_is_retried(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The document has the maximum size of 16 MB, so no field can be added."""
+    monkeypatch.setattr("app.relay.FAILED_START_DELAY", 0.1)
     document = {"_id": "full", "note": ""}
     document["note"] = "x" * (16 * 1024 * 1024 - len(encode(document)))
     await shop.mongo.orders.insert_one(document)
-    relay = OutboxRelay(shop.mongo, shop.orders, shop.workflows)
-    running = asyncio.create_task(relay.run())
-    try:
 
-        async def delay() -> float:
-            return max((suspect.delay for suspect in relay._suspects.values()), default=0)
+    async def attempts() -> int:
+        return caplog.text.count("cannot start order full yet")
 
-        assert await eventually(delay, lambda delay: delay >= 4) <= MAX_RETRY_DELAY
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
+    async with running_relay(shop):
+        await eventually(attempts, lambda number: number >= 3)
 
 
 # --- recovery

@@ -34,7 +34,7 @@ class Issuer:
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
-        self.keys = [public_jwk(algorithm, algorithm) for algorithm in KEYS]
+        self.keys = [public_jwk(algorithm, algorithm, alg=algorithm) for algorithm in KEYS]
         self.fetches = 0
         self.answers = asyncio.Event()  # cleared: the keys are not answered until it is set
         self.answers.set()
