@@ -26,7 +26,7 @@ from tests.kit.waiting import eventually
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the grace period, because the API starts no workflow in these tests."""
-    monkeypatch.setattr(app.relay, "GRACE", 0.1)
+    monkeypatch.setattr("app.relay.GRACE", 0.1)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_order_started_by_api_is_not_started_again_by_relays(
     shop: Shop, worker: None, relays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Orders may stay open for longer than the grace period. An order that the API missed is started once."""
-    monkeypatch.setattr(app.relay, "GRACE", 2.0)
+    monkeypatch.setattr("app.relay.GRACE", 2.0)
     await shop.stock()
     counting = [CountingWorkflows(shop.client, shop.settings) for _ in range(relays)]
     running = [asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, each).run()) for each in counting]
