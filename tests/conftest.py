@@ -31,34 +31,47 @@ from tests.replay.histories import check_every_history
 
 SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print after all tests
 
-# With several processes, a file is the unit of work: the longest ones come first, so that all processes end together.
+# With several processes, a file is the unit of work: the longest ones come first, so that all processes end together,
+# and files that mostly wait come beside files that compute.
 LONGEST_FIRST = [
     "tests/e2e/test_outages.py",
-    "tests/e2e/test_reload.py",
-    "tests/e2e/test_replica_set.py",
-    "tests/workflows/test_resets.py",
-    "tests/e2e/test_relay.py",
-    "tests/workflows/test_failure_matrix.py",
     "tests/e2e/test_stack.py",
-    "tests/e2e/test_new_step.py",
     "tests/browser/test_order_desk.py",
-    "tests/e2e/test_shutdown.py",
-    "tests/workflows/test_lost_workflows.py",
+    "tests/e2e/test_relay.py",
+    "tests/browser/test_page_quality.py",
+    "tests/e2e/test_replica_set.py",
+    "tests/e2e/test_new_step.py",
+    "tests/e2e/test_reload.py",
     "tests/workflows/test_single_batch.py",
     "tests/e2e/test_data_loss.py",
-    "tests/e2e/test_contract.py",
-    "tests/api/test_actions.py",
+    "tests/workflows/test_resets.py",
     "tests/api/test_events.py",
-    "tests/e2e/test_setup.py",
-    "tests/browser/test_page_quality.py",
-    "tests/e2e/test_processes.py",
-    "tests/e2e/test_containers.py",
+    "tests/e2e/test_contract.py",
     "tests/activities/test_fences.py",
+    "tests/e2e/test_setup.py",
+    "tests/replay/test_replay_command.py",
+    "tests/api/test_actions.py",
+    "tests/e2e/test_shutdown.py",
+    "tests/e2e/test_processes.py",
+    "tests/api/test_bad_input.py",
+    "tests/activities/test_reservations.py",
+    "tests/workflows/test_lost_workflows.py",
+    "tests/api/test_idempotency.py",
+    "tests/workflows/test_time_skipping.py",
+    "tests/e2e/test_containers.py",
+    "tests/workflows/test_failure_matrix.py",
 ]
-SLOW = (
+SLOW = (  # folders, files, and tests
     "tests/browser",
     "tests/e2e",
     "tests/activities/test_hot_stock.py",
+    "tests/api/test_actions.py::test_cancel_racing_completion",
+    "tests/api/test_bad_input.py::test_deeply_nested_body",
+    "tests/api/test_events.py::test_1000_listeners",
+    "tests/api/test_events.py::test_500_listeners",
+    "tests/api/test_events.py::test_slow_listener",
+    "tests/api/test_idempotency.py::test_hundred_concurrent_posts",
+    "tests/api/test_idempotency.py::test_restock_repeated_hundred_times",
     "tests/replay/test_replay_command.py",
     "tests/unit/test_interleavings.py",
     "tests/workflows/test_command_line.py",
@@ -82,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(ROOT).as_posix().startswith(SLOW):
+        if item.nodeid.startswith(SLOW):
             item.add_marker("slow")
     left_out = [] if config.getoption("exhaustive") else [i for i in items if i.get_closest_marker("exhaustive")]
     if left_out:

@@ -213,7 +213,7 @@ MISSING = {
     "activity.defn": (
         "app/activities/warehouse.py",
         '    @activity.defn(name="RecallWarehouse")\n',
-        "Activity recall missing attributes, was it decorated with @activity.defn",
+        "Warehouse.recall is not an activity",
     ),
 }
 
