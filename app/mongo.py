@@ -91,7 +91,7 @@ class Mongo:
         self.inventory: Collection = self.database["inventory"]
         self.restocks: Collection = self.database["restocks"]
         self.relay: Collection = self.database["relay"]
-        # The books of the sandbox gateways; delete them together with app/gateways/sandbox.py.
+        # The records of the sandbox gateways; delete them together with app/gateways/sandbox.py.
         self.sandbox: Collection = self.database["sandbox"]
         self._transactions: set[asyncio.Future[Any]] = set()
 

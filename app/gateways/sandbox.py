@@ -8,7 +8,7 @@
     postal_code      00000              no carrier delivers there
                      99999              the carrier is down, until the order is cancelled
 
-`books` holds a document per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
+A record holds, per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ async def sandbox(mongo: Mongo) -> AsyncIterator[Gateways]:
 
 
 class Sandbox:
-    def __init__(self, books: Collection) -> None:
-        self._books = books
+    def __init__(self, records: Collection) -> None:
+        self._records = records
 
 
 class SandboxPayments(Sandbox):
@@ -46,19 +46,19 @@ class SandboxPayments(Sandbox):
             case "pm_card_slow":
                 await asyncio.sleep(SLOW)
             case "pm_card_flaky":
-                entry = await _record(self._books, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
+                entry = await _record(self._records, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
                 if entry["calls"] <= FLAKY_ERRORS:
                     raise Unavailable("the payment service returned an error")
         captured = {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]}
         charge = {"captured": captured, "currency": {"$literal": amount.currency}}
-        entry = await _record(self._books, f"payment:{idempotency_key}", [{"$set": charge}])
+        entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": charge}])
         if entry.get("closed"):
             raise PaymentDeclined("the payment was cancelled")
         return f"ch_{idempotency_key}"
 
     async def refund(self, idempotency_key: str) -> bool:
         refund = {"closed": True, "refunded": {"$ifNull": ["$captured", 0]}}
-        entry = await _record(self._books, f"payment:{idempotency_key}", [{"$set": refund}])
+        entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": refund}])
         return bool(entry["refunded"])
 
 
@@ -69,21 +69,21 @@ class SandboxCarrier(Sandbox):
         if address.postal_code == "99999":
             raise Unavailable("the carrier is unavailable")
         shipped = {"shipped": {"$ifNull": ["$shipped", {"$not": "$closed"}]}}
-        entry = await _record(self._books, f"shipment:{idempotency_key}", [{"$set": shipped}])
+        entry = await _record(self._records, f"shipment:{idempotency_key}", [{"$set": shipped}])
         if entry.get("closed"):
             raise AddressUnserviceable("the shipment was cancelled")
         return f"trk_{idempotency_key}"
 
     async def cancel(self, idempotency_key: str) -> bool:
         called_off = {"closed": True, "called_off": {"$ifNull": ["$shipped", False]}}
-        entry = await _record(self._books, f"shipment:{idempotency_key}", [{"$set": called_off}])
+        entry = await _record(self._records, f"shipment:{idempotency_key}", [{"$set": called_off}])
         return bool(entry["called_off"])
 
 
 class SandboxMailer(Sandbox):
     async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
-        await _record(self._books, f"mail:{idempotency_key}", {"$set": {"mails": 1, "to": order.email}})
+        await _record(self._records, f"mail:{idempotency_key}", {"$set": {"mails": 1, "to": order.email}})
 
 
-async def _record(books: Collection, book: str, update: Document | list[Document]) -> Document:
-    return await books.find_one_and_update({"_id": book}, update, upsert=True, return_document=ReturnDocument.AFTER)
+async def _record(records: Collection, key: str, update: Document | list[Document]) -> Document:
+    return await records.find_one_and_update({"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER)

@@ -95,9 +95,9 @@ class StepHarness:
         kind, took, returned = (
             ("payment", "captured", "refunded") if self.name is CHARGE else ("shipment", "shipped", "called_off")
         )
-        book = await self.mongo.sandbox.find_one({"_id": f"{kind}:{order_id}"}) or {}
-        assert book.get(returned, 0) in {0, book.get(took, 0)}  # refunded in full or not at all
-        return bool(book.get(took)), bool(book.get(returned))
+        record = await self.mongo.sandbox.find_one({"_id": f"{kind}:{order_id}"}) or {}
+        assert record.get(returned, 0) in {0, record.get(took, 0)}  # refunded in full or not at all
+        return bool(record.get(took)), bool(record.get(returned))
 
     async def timeline(self, order_id: str) -> tuple[OrderStatus, StepRecord | None]:
         order = await self.orders.get(order_id)

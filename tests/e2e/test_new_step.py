@@ -203,8 +203,8 @@ async def test_order_with_new_step_completes_or_compensates_it(
     assert completed["steps"][2]["detail"] == "notified of 1"
     assert [step["status"] for step in failed["steps"]] == [*["compensated"] * 3, "failed"]
     assert list(row.values()) == [STEP, "NotifyWarehouse", "RecallWarehouse", "charged", "notified"]
-    books = [await shop.mongo.sandbox.find_one({"_id": f"warehouse:{o['order_id']}"}) for o in (completed, failed)]
-    assert [(book or {}).get("recalled") for book in books] == [None, 1]
+    records = [await shop.mongo.sandbox.find_one({"_id": f"warehouse:{o['order_id']}"}) for o in (completed, failed)]
+    assert [(record or {}).get("recalled") for record in records] == [None, 1]
 
 
 MISSING = {

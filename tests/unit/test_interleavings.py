@@ -1,11 +1,12 @@
-"""Every schedule of two attempts, a compensation and a crash (G3, G4), by driving the coroutines of `OrderStep`.
+"""All interleavings of two attempts, a compensation and a crash (G3, G4), by driving the coroutines of `OrderStep`.
 
-A coroutine stops before each call to MongoDB or the gateway. A schedule says which one goes on: its call then takes
-effect, and the coroutine runs to its next call. A late reply is a coroutine that does not go on for long after a call;
-a lost reply, or a killed worker, is one that never does, and its activity may then be tried again. Two attempts overlap
-as they do when the first one runs into its timeout.
+A coroutine pauses before each call to MongoDB or the gateway. A schedule chooses which coroutine runs next: its call
+takes effect, and it runs to its next call. A late reply is a coroutine that is not chosen for a long time after its
+call. A lost reply, or a killed worker, is a coroutine that is never chosen again; its activity may then be retried. Two
+attempts overlap as they do after a start-to-close timeout.
 
-Schedules that lead to one situation have one future, so each situation is tried once, and the schedules are counted.
+Schedules that lead to the same situation continue in the same ways, so each situation is explored once. The schedules
+are counted.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Request:
-    """A call to MongoDB or the gateway, where a coroutine waits until the schedule lets it go on."""
+    """A call to MongoDB or the gateway, at which a coroutine pauses until the schedule chooses it."""
 
     what: str
     change: StepChange | None = None
@@ -85,7 +86,7 @@ def order_with(status: StepStatus | None, stopped: bool, failure: Failure | None
 
 
 class Script:
-    """An attempt or a compensation: the code of `OrderStep`, as the repository and the gateway that it calls."""
+    """Runs an attempt or a compensation of `OrderStep`, and stands in for the repository and the gateway."""
 
     def __init__(self, name: str, step: Step, *, stops: bool) -> None:
         self._name = name
@@ -94,7 +95,7 @@ class Script:
         self._seen: list[Reply] = []
 
     def after(self, replies: tuple[Reply, ...]) -> Request | str:
-        """The call that follows these replies, or how it ended."""
+        """Return the call that follows these replies, or the outcome."""
         coroutine = self._step.perform("order", self._charge) if self._name in ATTEMPTS else self._compensate()
         try:
             request: Request = coroutine.send(None)
@@ -146,13 +147,13 @@ class Script:
 
 @cache
 def progress(name: str, step: Step, stops: bool, seen: tuple[Reply, ...]) -> Request | str:
-    """The replies decide where a coroutine is, so it is run to each place once."""
+    """The replies determine where a coroutine pauses, so it is run to each place once."""
     return Script(name, step, stops=stops).after(seen)
 
 
 @dataclass
 class World:
-    """MongoDB and the gateway, as far as one step needs them."""
+    """The state of MongoDB and the gateway for one step."""
 
     scenario: Scenario
     machine: Machine
@@ -168,7 +169,7 @@ class World:
         return self.status, self.failure, self.compensating, self.stopped, self.captured, self.refunded, self.closed
 
     def answer(self, name: str, request: Request) -> Reply:
-        """Let a call take effect."""
+        """Apply the effect of a call and return its reply."""
         match request.what:
             case "stop":
                 self.stopped = self.compensating = True
@@ -186,12 +187,12 @@ class World:
         self.compensating |= name == COMPENSATION
         after = self.machine(self.status, change.event)
         if self.status is StepStatus.DONE and after is StepStatus.FAILED:
-            raise Violation(f"{name}: what was done says that it failed")
+            raise Violation(f"{name}: a step that is done is recorded as failed")
         if after is not self.status and change.failure:
             self.failure = change.failure
         self.status = after
 
-    # Each act once per key.
+    # Each takes effect once per key.
 
     def _charge(self) -> str:
         if self.scenario.declines or (self.scenario.fences and self.closed):
@@ -207,7 +208,7 @@ class World:
 
 @dataclass(frozen=True)
 class Actor:
-    """An attempt or a compensation: the replies that it had, and the call at which it waits, or its outcome."""
+    """An attempt or a compensation: the replies so far, and the call at which it pauses, or its outcome."""
 
     name: str
     at: Request | str
@@ -232,7 +233,8 @@ class Actor:
 class Situation:
     """The world and its actors between two choices.
 
-    `attempt 1` goes on by one call; `crash: attempt 1` ends it there, and `retry: attempt 1` begins it again.
+    The choice `attempt 1` runs that attempt by one call, `crash: attempt 1` ends it there, and `retry: attempt 1`
+    starts it again.
     """
 
     world: World
@@ -263,17 +265,17 @@ class Situation:
     def choices(self) -> Iterator[str]:
         for name, actor in self.actors.items():
             if name == ATTEMPTS[1] and self.actors[ATTEMPTS[0]].is_fresh:
-                continue  # the first one begins first
+                continue  # attempt 1 starts first
             if actor.outcome is None:
                 yield name
             if self.crashed is None and actor.outcome != "crashed":
-                # Also after its end: the worker dies before Temporal hears of it.
+                # Also after its end: the worker dies before it reports the outcome to Temporal.
                 yield f"crash: {name}"
             if actor.outcome == "crashed":
                 yield f"retry: {name}"
 
     def is_final(self) -> bool:
-        """An attempt that crashed need not be tried again; a compensation is, until it ends."""
+        """A crashed attempt need not be retried; a compensation is retried until it ends."""
         outcomes = {name: actor.outcome for name, actor in self.actors.items()}
         return None not in outcomes.values() and outcomes[COMPENSATION] != "crashed"
 
@@ -283,19 +285,19 @@ class Situation:
 
     @staticmethod
     def _check_outcome(world: World, actor: Actor) -> None:
-        """An attempt reports success if, and only if, its last reply said `done` of an order that goes on."""
+        """An attempt must report success exactly if its last reply was `done` for an order that was not stopped."""
         if actor.name in ATTEMPTS and actor.outcome:
             last = next(reply for reply in reversed(actor.seen) if reply[1] is not None)
             if (actor.outcome == "done") != (last[:2] == (StepStatus.DONE, False)):
                 raise Violation(f"{actor.name} ended with {actor.outcome} after {actor.seen}")
             if world.status is None and not world.stopped:
-                raise Violation(f"{actor.name} ended with {actor.outcome}, and nothing says so")
+                raise Violation(f"{actor.name} ended with {actor.outcome}, but that is not recorded")
             undisturbed = "declined" if world.scenario.declines else "done"
             if not world.compensating and actor.outcome != undisturbed:
-                raise Violation(f"{actor.name} ended with {actor.outcome}, and nothing stopped it")
+                raise Violation(f"{actor.name} ended with {actor.outcome}, although nothing stopped it")
 
     def check(self) -> bool:
-        """The final situation; whether it is the one that a plain gateway cannot avoid."""
+        """Check the final situation; return True for the one that a gateway without fencing cannot avoid."""
         world = self.world
         taken, left = bool(world.captured), world.captured - world.refunded
         if world.captured > 1 or world.refunded > world.captured:
@@ -304,8 +306,8 @@ class Situation:
         if left == 0 and world.status is recorded:
             return False
         crashed = self.crashed
-        # Documented at `PaymentGateway.refund`: the plain gateway acted after its refund, for an attempt whose worker
-        # died before that attempt refunded (left), or recorded (not left) what it did.
+        # Documented at `PaymentGateway.refund`: a gateway without fencing captured after the refund, for an attempt
+        # whose worker died before the attempt refunded that capture (left) or recorded it (not left).
         late = not world.scenario.fences and crashed is not None and crashed.has("late capture")
         if late and crashed is not None and left == (not crashed.has("refunded")):
             return True
@@ -314,7 +316,7 @@ class Situation:
 
 @dataclass
 class Explored:
-    """How many schedules there are, and how many end as only a plain gateway lets them."""
+    """The number of schedules, and of those that end as only a gateway without fencing allows."""
 
     schedules: int = 0
     leaks: int = 0
@@ -346,7 +348,7 @@ def _no_activity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order_step, "current_attempt", lambda: Attempt(NOW, 1))
 
 
-# Schedules, and among them those in which the plain gateway's worker dies before its own refund.
+# All schedules, and those in which a worker dies before it refunds a late capture of a gateway without fencing.
 COUNTS = {
     "declining gateway": Explored(30_106),
     "plain gateway, order not stopped": Explored(1_208_780, leaks=33),
@@ -361,7 +363,7 @@ def test_exploring_all_schedules_finds_only_known_leaks(name: str) -> None:
     assert explore(SCENARIOS[name]) == COUNTS[name]
 
 
-# Each guard taken away or turned around: an arm of the state machine...
+# Mutations that the exploration must catch: of a transition of the state machine ...
 MACHINES: dict[str, tuple[StepEvent, Callable[[StepStatus | None], StepStatus | None]]] = {
     "a success overwrites the fence": (StepEvent.SUCCEEDED, lambda _: StepStatus.DONE),
     "a success overwrites a compensation": (
@@ -380,19 +382,19 @@ MACHINES: dict[str, tuple[StepEvent, Callable[[StepStatus | None], StepStatus | 
         lambda status: status if status is StepStatus.FAILED else StepStatus.COMPENSATED,
     ),
 }
-# ... or a line of `OrderStep`.
+# ... and of a line of `OrderStep`.
 LATE = "if record.status is not StepStatus.DONE and await self._reverse(order_id):"
 LINES: dict[str, tuple[str, ...]] = {
-    "no look at the record before the call": ("if record is None and stop_reason is None:", "if stop_reason is None:"),
-    "no look at the order before the call": ("if record is None and stop_reason is None:", "if record is None:"),
+    "the record is not read before the call": ("if record is None and stop_reason is None:", "if stop_reason is None:"),
+    "the stop reason is not read before the call": ("if record is None and stop_reason is None:", "if record is None:"),
     "a late attempt keeps its effect": (LATE, "if False:"),
-    "an attempt in time takes its effect back": (LATE, "if await self._reverse(order_id):"),
-    "a late attempt does not record that it took back": (
+    "an attempt in time reverses its effect": (LATE, "if await self._reverse(order_id):"),
+    "a late attempt does not record its reversal": (
         f"{LATE}\n                    await self._record(order_id, StepEvent.COMPENSATED)",
         f"{LATE}\n                    pass",
     ),
-    "a stopped order goes on": ("if stop_reason is not None:", "if False:"),
-    "a fenced step goes on": (
+    "a stopped order continues": ("if stop_reason is not None:", "if False:"),
+    "a fenced step continues": (
         "        if record.status is not StepStatus.DONE:\n            raise",
         "        if False:\n            raise",
     ),
@@ -404,7 +406,7 @@ LINES: dict[str, tuple[str, ...]] = {
         'record, _ = await self._record(order_id, StepEvent.FENCED, "stopped before it took effect")',
         "record = (await self._orders.get(order_id)).step(self._name) or types.SimpleNamespace(status=None)",
     ),
-    "the gateway before the fence": (
+    "the gateway is called before the fence is written": (
         "        try:\n            record, _ =",
         "        had_effect = await self._reverse(order_id)\n        try:\n            record, _ =",
         "            had_effect = await self._reverse(order_id)\n            if",
@@ -415,8 +417,8 @@ LINES: dict[str, tuple[str, ...]] = {
         "if record.status is StepStatus.DONE:",
     ),
     "a compensation is repeated": ("if record.status is not StepStatus.COMPENSATED:", "if True:"),
-    "an effect that nobody recorded is not recorded": ("if had_effect or record", "if record"),
-    "no record of a compensation": ("if had_effect or record.status is StepStatus.DONE:", "if False:"),
+    "the compensation of an unrecorded effect is not recorded": ("if had_effect or record", "if record"),
+    "a compensation leaves no record": ("if had_effect or record.status is StepStatus.DONE:", "if False:"),
 }
 
 
