@@ -23,6 +23,7 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pymongo").setLevel(logging.INFO)  # at DEBUG it logs whole commands, with their data
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs whole URLs
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
         if logger.handlers:  # its own text handlers; without any (--no-access-log) it stays silent
             logger.handlers.clear()

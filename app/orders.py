@@ -32,7 +32,9 @@ class OrderRepository:
     def __init__(self, mongo: Mongo, customer: str | None = None) -> None:
         self._mongo = mongo
         self._orders = mongo.orders
-        self._owned: Document = {} if customer is None else {"customer_id": customer}
+        # MongoDB would also find an array that has the customer among others.
+        own = {"customer_id": {"$eq": customer, "$not": {"$type": "array"}}}
+        self._owned: Document = {} if customer is None else own
 
     def of(self, customer: str | None) -> Self:
         """Return a repository in which only this customer's orders exist; None: every order."""
@@ -185,8 +187,13 @@ class OrderRepository:
     async def decide_approval(
         self, order_id: str, approved: bool, reason: str | None = None, by: str | None = None
     ) -> Order:
-        """Record the first decision on an order awaiting approval; `approval` of the returned order is the outcome."""
-        awaiting = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
+        """Record the first decision on an order awaiting approval; `approval` of the returned order is the outcome.
+
+        The caller who placed the order cannot decide.
+        """
+        awaiting: Document = {**_in([OrderStatus.AWAITING_APPROVAL]), "cancellation": None, "approval": None}
+        if by is not None:
+            awaiting["placed_by"] = {"$ne": by}
         return await self._decide(order_id, {"approval": _decision(approved, reason, by)}, awaiting)
 
     async def propose_address(self, order_id: str, address: domain.Address) -> AddressChange | None:

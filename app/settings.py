@@ -59,9 +59,10 @@ def _random(key: str) -> str:
 def https_url(url: str) -> str:
     """Return the URL; raises ValueError if it is neither https nor on this machine."""
     parts = urlsplit(url)
-    if not url or parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        return url
-    raise ValueError("must be an https URL")
+    is_encrypted = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    if url and not (is_encrypted and parts.hostname and not parts.username and url.isprintable() and " " not in url):
+        raise ValueError("must be an https URL, without credentials")
+    return url
 
 
 Url = Annotated[str, AfterValidator(https_url)]
@@ -118,7 +119,7 @@ class Settings(BaseSettings):
             found = [(".".join(map(str, e["loc"])).upper(), e["msg"]) for e in error.errors(include_url=False)]
             wrong = [f"{variable}: {message}" if variable else message for variable, message in found]
             raise SystemExit("wrong setting: " + "; ".join(wrong).replace("Value error, ", "")) from None
-        except ValueError as error:  # of pydantic-settings: API_KEYS is not JSON
+        except (ValueError, RecursionError) as error:  # of pydantic-settings: API_KEYS is not JSON
             raise SystemExit(f"wrong setting: {error}") from None
 
 
@@ -140,7 +141,7 @@ class ApiSettings(Settings):
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
         if self.api_open is bool(self.api_keys or self.oidc_issuer):
-            raise ValueError("set API_KEYS or OIDC_ISSUER, or else API_OPEN=true, which serves every local caller")
+            raise ValueError("set either API_KEYS or OIDC_ISSUER, or API_OPEN=true, which serves every local caller")
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError("OIDC_AUDIENCE: required with OIDC_ISSUER: tokens for other services must be refused")
         if len({caller.key for caller in self.api_keys.values()}) < len(self.api_keys):

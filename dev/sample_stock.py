@@ -19,16 +19,16 @@ SAMPLE_STOCK = {
 }
 
 
-def authorization() -> dict[str, str]:
-    """The Authorization header with API_TOKEN, an API key or a token, or no header if that is not set."""
-    token = os.environ.get("API_TOKEN")
+def authorization(token: str = "") -> dict[str, str]:
+    """The Authorization header with this token, or with that or the API key in API_TOKEN, or else no header."""
+    token = token or os.environ.get("API_TOKEN", "")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def load_sample_stock(api_url: str) -> None:
+def load_sample_stock(api_url: str, token: str = "") -> None:
     """Add the sample products if the inventory is empty. Says so if that is not permitted."""
     try:
-        _load(api_url)
+        _load(api_url, token)
     except urllib.error.HTTPError as error:
         if error.code not in {401, 403}:
             raise
@@ -37,20 +37,20 @@ def load_sample_stock(api_url: str) -> None:
         )
 
 
-def _load(api_url: str) -> None:
-    if call(f"{api_url}/inventory")["items"]:
+def _load(api_url: str, token: str) -> None:
+    if call(f"{api_url}/inventory", token)["items"]:
         return
     for sku, (name, price, available) in SAMPLE_STOCK.items():
         product = {"name": name, "unit_price": {"amount": price, "currency": "EUR"}, "available": available}
-        call(f"{api_url}/inventory/{sku}", product)
+        call(f"{api_url}/inventory/{sku}", token, product)
 
 
-def call(url: str, body: dict[str, Any] | None = None) -> Any:
+def call(url: str, token: str, body: dict[str, Any] | None = None) -> Any:
     """Send a GET, or a PUT if there is a body. Returns the JSON of the response."""
     request = urllib.request.Request(  # noqa: S310 - always an http address
         url,
         data=json.dumps(body).encode() if body else None,
-        headers={"Content-Type": "application/json", **authorization()},
+        headers={"Content-Type": "application/json", **authorization(token)},
         method="PUT" if body else "GET",
     )
     with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310

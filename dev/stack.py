@@ -111,6 +111,7 @@ class Stack:
         # Popped, so that the other processes do not inherit them.
         given = {name: os.environ.pop(name, "") for name in AUTHENTICATION} | {**config.settings}
         self.authentication = {name: given[name] for name in AUTHENTICATION if given[name]}
+        self.token = ""
         if not self.authentication:
             self.authentication = {"API_OPEN": "true"}
         if self.authentication == {"API_OPEN": "false"}:  # accept tokens of an issuer on this machine
@@ -118,7 +119,7 @@ class Stack:
 
             self.servers.append("issuer")
             self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
-            os.environ.setdefault("API_TOKEN", issuer.make_token("make-dev"))  # for the sample products
+            self.token = issuer.make_token("make-dev")  # for the sample products
         self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
         self._sources = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
@@ -138,7 +139,7 @@ class Stack:
             async with asyncio.TaskGroup() as group:
                 for name in self.names:
                     group.create_task(self.start(name))
-            await asyncio.to_thread(load_sample_stock, self.api_url)
+            await asyncio.to_thread(load_sample_stock, self.api_url, self.token)
         except BaseException as error:
             await self.stop()
             if isinstance(error, ExceptionGroup):

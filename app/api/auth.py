@@ -4,6 +4,7 @@ A caller with a customer sees and changes only that customer's orders; `app.api.
 """
 
 import hmac
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +14,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from app.api.problems import Problem
 from app.api.tokens import Issuer, Unauthenticated
 from app.settings import ApiSettings, Scope
+from app.validation import IDENTIFIER
 
+LATEST = 2**53  # in Unix time; a float holds no later second
 _bearer = HTTPBearer(auto_error=False, description="An API key or an access token. Without effect if the API is open")
 
 
@@ -60,11 +63,15 @@ class Authenticator:
         granted = claims.get("scope", claims.get("scp"))  # RFC 9068; Okta and Entra ID send `scp`
         names = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
         scopes = frozenset(scope for scope in Scope if scope in names)
-        customer = None if Scope.ORDERS_ANY in scopes else str(claims.get(self._settings.oidc_customer_claim, ""))
-        if customer == "":
-            raise Unauthenticated("no customer claim")
+        customer = claims.get(self._settings.oidc_customer_claim)
+        if Scope.ORDERS_ANY in scopes:
+            customer = None
+        elif not (isinstance(customer, str) and re.fullmatch(IDENTIFIER, customer)):
+            customer = ""  # no order has this customer
+        if not claims["sub"].isprintable():
+            raise Unauthenticated("token refused: its subject is not printable")
         # The prefix keeps a subject from taking over the idempotency keys of an API key.
-        return Caller(f"oidc:{claims['sub']}", scopes, customer, float(claims["exp"]))
+        return Caller(f"oidc:{claims['sub']}", scopes, customer, min(int(claims["exp"]), LATEST))
 
 
 async def authenticate(request: Request) -> Caller:

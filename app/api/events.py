@@ -37,6 +37,7 @@ Messages = AsyncIterator[ServerSentEvent]
 
 MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 60 KB
 MAX_STREAMS_OF_CALLER = 1_000
+MAX_STREAMS_OF_CUSTOMER = 20  # of a caller for one customer: it must not delay the events of others
 MAX_AGE = timedelta(hours=1)  # of a Last-Event-ID: an older one would bring a large part of the orders
 DAY = 86_400.0  # seconds, after which a stream ends in any case
 SLICE, BREAK = 8, 0.004  # so many subscriptions receive an event at once; then, for so many seconds, others run
@@ -128,7 +129,8 @@ class Hub:
         Raises:
             Problem: 503; there are too many streams.
         """
-        if self._streams[caller.name] >= MAX_STREAMS_OF_CALLER or self._streams.total() >= MAX_STREAMS:
+        limit = MAX_STREAMS_OF_CALLER if caller.customer is None else MAX_STREAMS_OF_CUSTOMER
+        if self._streams[caller.name] >= limit or self._streams.total() >= MAX_STREAMS:
             raise Problem(503, "cannot open another event stream: too many are open; close some, or try again later")
         subscription = Subscription(order_id, caller)
         lasts = DAY if caller.expires_at is None else min(DAY, caller.expires_at - time.time())

@@ -5,6 +5,7 @@ has them open.
 import re
 from time import perf_counter
 
+import anyio
 from fastapi import Request
 from prometheus_client import Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -57,7 +58,10 @@ class Guard:
         app = self._app
         if problem := self._problem(scope):
             app = await answer(Request(scope), problem)
-        await app(scope, receive, send_guarded)
+        try:
+            await app(scope, receive, send_guarded)
+        except* anyio.BrokenResourceError:  # of FastAPI: the client of an event stream has left
+            pass
 
     def _problem(self, scope: Scope) -> Problem | None:
         """Return a problem for an unsafe request of another origin, by the rule of Go's http.CrossOriginProtection.

@@ -45,6 +45,7 @@ TITLES = {  # a problem's type, which is stable and meant for programs, is deriv
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
 COMMON_PROBLEMS = (401, 403, 422, 503)  # of any request
 BODY_PROBLEMS = (413, 415)  # of any request with a body
+MAX_ERRORS = 50  # in one answer, which is otherwise many times larger than the request
 TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 
 
@@ -118,7 +119,7 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
         case HTTPException():
             return error
         case RequestValidationError():
-            return invalid(*map(_field_error, error.errors()))
+            return invalid(*map(_field_error, error.errors()[:MAX_ERRORS]))
         case KeyReused():
             return invalid(FieldError("Idempotency-Key", "key_reused", "was used for a different request"))
         case NotFound():
@@ -130,7 +131,7 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
             logger.warning("401: %s", error)
             return Problem(401, f"cannot authenticate: {error}; send an API key or a token as Authorization: Bearer")
         case IssuerUnavailable():
-            return Problem(503, "cannot verify the token: its issuer is unavailable; try again")
+            return Problem(503, "cannot verify the token yet: its key is new, or its issuer is unavailable; try again")
         case TemporalUnavailable():
             return Problem(503, "Temporal or the worker is unavailable; try again")
         case PyMongoError() if is_unavailable(error):

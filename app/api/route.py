@@ -42,7 +42,7 @@ class ApiRoute(APIRoute):
 async def _read_body(request: Request) -> None:
     """Read and parse the body, if any, and put it where FastAPI looks for a parsed body."""
     content = Message()
-    content["content-type"] = request.headers.get("content-type", "")
+    content["content-type"] = request.headers.get("content-type", "")[:100]  # a long one takes minutes to parse
     is_json = content.get_content_type() == "application/json" and content.get_content_charset("utf-8") == "utf-8"
     body = b""
     try:

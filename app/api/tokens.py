@@ -29,7 +29,7 @@ class Unauthenticated(Exception):
 
 
 class IssuerUnavailable(Exception):
-    """The key of the token is not known, and the issuer cannot be asked at the moment."""
+    """The key of the token is not known, and the issuer does not answer or was asked a moment ago."""
 
 
 class Issuer:
@@ -80,7 +80,7 @@ class Issuer:
             async with asyncio.timeout(FETCH_TIMEOUT), httpx.AsyncClient() as http:
                 url = self._jwks_url or await self._discover(http)
                 found = PyJWKSet.from_dict((await http.get(url)).raise_for_status().json()).keys
-        except (httpx.HTTPError, TimeoutError, jwt.PyJWTError, LookupError, AttributeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  (another program's answer)
             logger.warning("cannot fetch the keys of the token issuer: %s", type(error).__name__)
         else:
             self._keys = {key.key_id: key for key in found if key.public_key_use != "enc"}

@@ -174,6 +174,14 @@ async def test_order_for_another_customer_is_refused(api: httpx.AsyncClient, sho
     assert for_anyone.status_code == 202
 
 
+async def test_order_of_several_customers_belongs_to_none(api: httpx.AsyncClient, mongo: Mongo) -> None:
+    """Another program wrote it; MongoDB itself would find it for each of them."""
+    await mongo.orders.insert_one({**order_document(_id="ord_1"), "customer_id": ["cus_ann", "cus_bob"]})
+    assert (await api.get("/orders/ord_1", headers=caller("ann"))).status_code == 404
+    assert (await api.get("/orders", headers=caller("ann"))).json()["items"] == []
+    assert (await api.get("/orders/ord_1", headers=caller("shop"))).json()["failure"]["code"] == "malformed"
+
+
 # --- the record of who decided
 
 
@@ -200,6 +208,12 @@ async def test_caller_does_not_approve_its_own_order(api: httpx.AsyncClient, sho
             403,
             "cannot decide: you placed this order, so another caller must decide",
         )
+    assert (await shop.order(order_id)).approval is None
+    # The database keeps the rule, also for a document that the API cannot read.
+    await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"email": ["?"]}})
+    unread = await api.post(f"/orders/{order_id}/approval", json={"approved": True}, headers=caller("shop"))
+    assert unread.status_code == 409
+    await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"email": "ada@example.org"}})
     assert (await shop.order(order_id)).approval is None
     other = await api.post(f"/orders/{order_id}/approval", json={"approved": True}, headers=caller("desk"))
     assert other.status_code == 202

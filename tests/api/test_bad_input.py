@@ -419,3 +419,16 @@ async def test_unexpected_error_answers_500_without_details(api: httpx.AsyncClie
     await mongo.database.drop_collection("system.views")
     shop_again = {"name": "MUG", "unit_price": {"amount": 1_000, "currency": "EUR"}, "available": 100}
     await mongo.inventory.insert_one({"_id": "MUG", **shop_again})
+
+
+async def test_long_media_type_is_refused_at_once(api: httpx.AsyncClient) -> None:
+    """The standard library's parser takes time proportional to the square of its length."""
+    media_type = 'application/json; x="' + ";" * 60_000
+    answer = await api.post("/orders", content="{}", headers={"Content-Type": media_type})
+    assert answer.status_code in {200, 415, 422}
+
+
+async def test_answer_names_a_bounded_number_of_errors(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/orders", json={f"field-{number}": 1 for number in range(2_000)})
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == 50

@@ -221,6 +221,31 @@ async def test_too_many_streams_are_refused_until_one_ends(
             stream.disconnect()
 
 
+async def test_caller_of_one_customer_has_few_streams(
+    settings: ApiSettings, temporal_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_STREAMS_OF_CUSTOMER", 1)
+    ann = limited_to("ann", Scope.ORDERS_READ, customer="cus_ann")
+    async with serve(closed(settings, "shop", ann=ann), temporal_server.address) as api:
+        streams = [await Listener.connect(api, "/orders/events", caller=who) for who in ("ann", "ann", "shop", "shop")]
+        assert [stream.status for stream in streams] == [200, 503, 200, 200]
+        for stream in streams:
+            stream.disconnect()
+
+
+async def test_client_that_leaves_at_once_is_no_error(
+    api: httpx.AsyncClient, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(50):
+        await shop.place()
+    first = await Listener.connect(api, "/orders/events")  # keeps the change stream open
+    for _ in range(20):
+        (await Listener.connect(api, "/orders/events")).disconnect()
+        await api.get("/healthz")  # one turn of the event loop at least
+    first.disconnect()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_stream_sends_only_what_its_caller_may_read(
     settings: ApiSettings, temporal_server: Server, shop: Shop
 ) -> None:

@@ -131,6 +131,11 @@ def test_api_starts_with_keys_or_issuer_or_explicitly_open(
         ({**TOKENS, "OIDC_AUDIENCE": ""}, "OIDC_AUDIENCE"),
         ({**TOKENS, "OIDC_ISSUER": "http://issuer.test"}, "OIDC_ISSUER"),
         ({**TOKENS, "OIDC_ISSUER": "issuer.test"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_ISSUER": "https://"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_ISSUER": " https://issuer.test"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_ISSUER": "http://127.0.0.1.issuer.test"}, "OIDC_ISSUER"),
+        ({**TOKENS, "OIDC_JWKS_URL": "https://user:its-secret@issuer.test/keys"}, "OIDC_JWKS_URL"),
+        ({"API_KEYS": "[" * 100_000}, "wrong setting"),
         ({**TOKENS, "OIDC_JWKS_URL": "file:///etc/passwd"}, "OIDC_JWKS_URL"),
     ],
 )
