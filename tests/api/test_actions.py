@@ -38,11 +38,11 @@ async def history_of(shop: Shop, order_id: str) -> str:
 async def test_cancel_of_waiting_order_compensates_it(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(available=10)
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
     answer = await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
     assert (answer.status_code, answer.json()["order_id"]) == (202, order_id)
 
-    order = await shop.reaches(order_id, OrderStatus.CANCELLED)
+    order = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert order.failure is not None
     assert (order.failure.code, order.failure.message) == ("cancelled", "found it cheaper")
     assert not order.cancellable
@@ -54,7 +54,7 @@ async def test_cancel_of_waiting_order_compensates_it(api: httpx.AsyncClient, sh
 async def test_cancel_of_completed_order_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api)
-    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
     assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
     assert (await shop.order(order_id)).status is OrderStatus.COMPLETED
 
@@ -67,7 +67,7 @@ async def test_cancel_racing_completion_answers_the_actual_outcome(
     async def race(number: int) -> tuple[str, int]:
         order_id = await place(api)
         if reached := AFTER[number % len(AFTER)]:
-            await shop.reaches(order_id, *(status for status in AFTER[AFTER.index(reached) :] if status))
+            await shop.wait_for_status(order_id, *(status for status in AFTER[AFTER.index(reached) :] if status))
         return order_id, (await api.post(f"/orders/{order_id}/cancel")).status_code
 
     answers: list[tuple[str, int]] = []
@@ -75,7 +75,7 @@ async def test_cancel_racing_completion_answers_the_actual_outcome(
         answers += await asyncio.gather(*(race(number) for number in range(begin, begin + 4)))
     outcomes: Counter[tuple[int, str]] = Counter()
     for order_id, status in answers:
-        order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
+        order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
         outcomes[status, order.status] += 1
         assert await shop.net_money(order_id) == (2_000 if order.status is OrderStatus.COMPLETED else 0)
     assert outcomes.keys() <= {(202, "cancelled"), (409, "completed")}, outcomes
@@ -87,12 +87,12 @@ async def test_cancel_racing_completion_answers_the_actual_outcome(
 async def test_simultaneous_cancels_of_one_order_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
     answers = await asyncio.gather(*(api.post(f"/orders/{order_id}/cancel") for _ in range(20)))
     # A cancel that arrives after the end gets a 409.
     assert {answer.status_code for answer in answers} <= {202, 409}
     assert answers[0].status_code == 202
-    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert await shop.available() == 2
 
 
@@ -102,7 +102,7 @@ async def test_cancel_without_worker_takes_effect_later(api: httpx.AsyncClient, 
     answer = await api.post(f"/orders/{order_id}/cancel")
     assert answer.status_code == 202
     async with build_shop_worker(shop):
-        order = await shop.reaches(order_id, OrderStatus.CANCELLED)
+        order = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert steps_of(order).get("charge_payment") != "done"
     assert await shop.available() == 2
 
@@ -120,10 +120,10 @@ async def test_cancel_with_lost_signal_takes_effect(api: httpx.AsyncClient, shop
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
     async with build_shop_worker(shop):
-        await shop.reaches(order_id, OrderStatus.RESERVED)
+        await shop.wait_for_status(order_id, OrderStatus.RESERVED)
         order = await shop.orders.request_cancellation(order_id, "my neighbour Jim")
         assert not order.cancellable
-        order = await shop.reaches(order_id, OrderStatus.CANCELLED)
+        order = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert order.failure is not None
     assert (order.failure.code, order.failure.message) == ("cancelled", "my neighbour Jim")
     assert "Jim" not in await history_of(shop, order_id)
@@ -140,14 +140,14 @@ async def test_cancel_and_rejection_reasons_stay_out_of_the_history(
 ) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
     await api.post(f"/orders/{order_id}/cancel", json={"reason": "my neighbour Jim"})
-    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert "Jim" not in await history_of(shop, order_id)
     order_id = await place(api, **LARGE)
-    await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(order_id, OrderStatus.AWAITING_APPROVAL)
     await api.post(f"/orders/{order_id}/approval", json={"approved": False, "reason": "my neighbour Jim"})
-    order = await shop.reaches(order_id, OrderStatus.FAILED)
+    order = await shop.wait_for_status(order_id, OrderStatus.FAILED)
     assert order.failure is not None
     assert order.failure.message == "my neighbour Jim"
     assert "Jim" not in await history_of(shop, order_id)
@@ -160,7 +160,7 @@ async def test_cancel_before_workflow_start_starts_and_cancels_it(
     await shop.stock(available=2)
     order = await shop.place()
     assert (await api.post(f"/orders/{order.order_id}/cancel")).status_code == 202
-    await shop.reaches(order.order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order.order_id, OrderStatus.CANCELLED)
     assert await shop.net_money(order.order_id) == 0
     assert await shop.available() == 2
 
@@ -174,12 +174,12 @@ async def test_large_order_awaits_approval(
 ) -> None:
     await shop.stock()
     order_id = await place(api, **LARGE)
-    await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(order_id, OrderStatus.AWAITING_APPROVAL)
     answer = await api.post(f"/orders/{order_id}/approval", json={"approved": approved, "reason": "credit check"})
     assert answer.status_code == 202
     opposite = await api.post(f"/orders/{order_id}/approval", json={"approved": not approved})
     assert opposite.status_code == 409
-    order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
+    order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
     assert order.status is ending
     assert (order.failure and order.failure.code) == (None if approved else "not_approved")
 
@@ -189,12 +189,12 @@ async def test_simultaneous_cancel_and_approval_agree(api: httpx.AsyncClient, sh
     await shop.stock(price=50_000)
     for _ in range(2):
         order_id = (await api.post("/orders", json=order_body())).json()["order_id"]
-        await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(order_id, OrderStatus.AWAITING_APPROVAL)
         cancelled, approved = await asyncio.gather(
             api.post(f"/orders/{order_id}/cancel"), api.post(f"/orders/{order_id}/approval", json={"approved": True})
         )
         assert cancelled.status_code == 202
-        ended = await shop.reaches(order_id, OrderStatus.CANCELLED)
+        ended = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
         assert await shop.net_money(ended.order_id) == 0
         if approved.status_code == 202:  # approved first, then cancelled before shipment
             assert ended.approval
@@ -207,11 +207,11 @@ async def test_simultaneous_decisions_first_one_counts(api: httpx.AsyncClient, s
     await shop.stock(available=1_000)
     for _ in range(3):
         order_id = await place(api, **LARGE)
-        await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(order_id, OrderStatus.AWAITING_APPROVAL)
         yes, no = await asyncio.gather(
             *(api.post(f"/orders/{order_id}/approval", json={"approved": approved}) for approved in (True, False))
         )
-        order = await shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
+        order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
         expected = (202, 409) if order.status is OrderStatus.COMPLETED else (409, 202)
         assert (yes.status_code, no.status_code) == expected
 
@@ -219,7 +219,7 @@ async def test_simultaneous_decisions_first_one_counts(api: httpx.AsyncClient, s
 async def test_approval_of_order_that_awaits_none_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
     assert (await api.post(f"/orders/{order_id}/approval", json={"approved": True})).status_code == 409
     assert (await api.post("/orders/ord_none/approval", json={"approved": True})).status_code == 404
 
@@ -230,20 +230,20 @@ async def test_approval_of_order_that_awaits_none_is_refused(api: httpx.AsyncCli
 async def test_address_change_before_shipping_is_applied(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
     assert (await shop.order(order_id)).shipping_address.street == NEW_ADDRESS["street"]
     assert "Baker" not in await history_of(shop, order_id)
     await api.post(f"/orders/{order_id}/cancel")
-    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert (await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)).status_code == 409
 
 
 async def test_address_change_after_charge_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, shipping_address={**ADDRESS, "postal_code": "99999"})  # the carrier is down
-    await shop.reaches(order_id, OrderStatus.CHARGED)
+    await shop.wait_for_status(order_id, OrderStatus.CHARGED)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["detail"]) == (409, "cannot change the address: the order is charged")
     assert "Baker" not in (await shop.order(order_id)).shipping_address.street
@@ -273,11 +273,11 @@ async def test_cancel_of_open_order_with_closed_workflow_takes_effect(
     """This happens when MongoDB is restored from a backup: the order is open again, so a cancel is accepted."""
     await shop.stock(available=10)
     order_id = await place(api)
-    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
     await shop.handle(order_id).result()
     await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"status": "reserved"}})
     assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 202
-    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert (await shop.available(), await shop.net_money(order_id)) == (10, 0)
 
 
@@ -298,7 +298,7 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
         "reserved",
     )
     await shop.client.get_workflow_handle(workflow_id(order_id)).cancel()
-    await shop.reaches(order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     # MongoDB has the status before the workflow hears that it was written.
     status_now = await eventually(status, lambda now: (now["status"], now.get("attempt")) == ("cancelled", None))
     assert status_now["cancel_requested"]

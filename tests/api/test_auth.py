@@ -201,7 +201,7 @@ async def test_order_keeps_who_placed_and_cancelled_it(api: httpx.AsyncClient, s
 async def test_caller_does_not_approve_its_own_order(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(price=50_000)
     order_id = (await api.post("/orders", json=order_body(), headers=caller("shop"))).json()["order_id"]
-    await shop.reaches(order_id, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(order_id, OrderStatus.AWAITING_APPROVAL)
     for approved in (True, False):
         own = await api.post(f"/orders/{order_id}/approval", json={"approved": approved}, headers=caller("shop"))
         assert (own.status_code, own.json()["detail"]) == (
@@ -217,6 +217,6 @@ async def test_caller_does_not_approve_its_own_order(api: httpx.AsyncClient, sho
     assert (await shop.order(order_id)).approval is None
     other = await api.post(f"/orders/{order_id}/approval", json={"approved": True}, headers=caller("desk"))
     assert other.status_code == 202
-    order = await shop.reaches(order_id, OrderStatus.COMPLETED)
+    order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
     assert order.approval is not None
     assert (order.placed_by, order.approval.by) == ("shop", "desk")

@@ -53,7 +53,7 @@ async def test_hundred_concurrent_posts_with_same_key_make_one_order(
     assert {answer.headers["Location"] for answer in answers} == {f"/orders/{order_id}"}
     assert sum(answer.headers.get("Idempotency-Replayed") == "true" for answer in answers) >= 99
 
-    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
     assert await shop.mongo.orders.count_documents({}) == 1
     assert await eventually(lambda: workflows(shop)) == 1
     assert await shop.available() == 8
@@ -64,7 +64,7 @@ async def test_repeated_post_returns_same_order_after_stock_and_order_changed(
 ) -> None:
     await shop.stock(price=1_000)
     first = (await api.post("/orders", json=order_body(), headers=key)).json()
-    await shop.reaches(first["order_id"], OrderStatus.COMPLETED)
+    await shop.wait_for_status(first["order_id"], OrderStatus.COMPLETED)
     await shop.stock(price=2_000)
     replay = await api.post("/orders", json=order_body(), headers=key)
     assert (replay.status_code, replay.headers["Idempotency-Replayed"]) == (202, "true")

@@ -38,7 +38,7 @@ async def test_commands_place_watch_and_cancel_an_order(api: httpx.AsyncClient, 
     assert placed.status_code == 202
     order_id = placed.json()["order_id"]
     assert order_id in watch.url.path
-    await shop.reaches(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
 
     events = await api.send(watch, stream=True)
     cancelled = await api.send(cancel)

@@ -289,7 +289,7 @@ async def test_token_reaches_neither_temporal_nor_mongodb_nor_the_log(
     await shop.stock()
     token = issuer.token()
     order_id = (await api.post("/orders", json=order_body(), headers=bearer(token))).json()["order_id"]
-    await shop.reaches(order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
     history = (await shop.handle(order_id).fetch_history()).to_json()
     documents = [str(document) for name in await mongo.database.list_collection_names()
                  async for document in mongo.database[name].find()]  # fmt: skip

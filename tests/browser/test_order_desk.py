@@ -187,7 +187,7 @@ async def test_cancel_after_completion_shows_refusal(desk: Desk, shop: Shop) -> 
     await desk.press("Cancel order")
     # The order changes while the dialog is open.
     await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
-    await shop.reaches(desk.order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(desk.order_id, OrderStatus.COMPLETED)
     await desk.confirm("Cancel order")
     await expect(desk.dialog.get_by_role("alert")).to_contain_text("completed")
 
@@ -263,7 +263,7 @@ async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_
     await expect(desk.form.get_by_role("alert")).to_contain_text("The API does not answer")
     # The page misses these changes, and shows them after the reconnect.
     await shop.workflows.start(await shop.orders.request_cancellation(desk.order_id, "while the API is down"))
-    await shop.reaches(desk.order_id, OrderStatus.CANCELLED)
+    await shop.wait_for_status(desk.order_id, OrderStatus.CANCELLED)
     await shop.place(customer_id="cus_meanwhile")
 
     await api_server.start()

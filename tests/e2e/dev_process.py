@@ -120,7 +120,7 @@ async def place(http: httpx.AsyncClient, **changes: Any) -> str:
     return str(answer.json()["order_id"])
 
 
-async def reaches(http: httpx.AsyncClient, order_id: str, status: str, *, within: float = 15) -> dict[str, Any]:
+async def wait_for_status(http: httpx.AsyncClient, order_id: str, status: str, *, within: float = 15) -> dict[str, Any]:
     async def look() -> dict[str, Any]:
         order: dict[str, Any] = (await http.get(f"/orders/{order_id}")).raise_for_status().json()
         return order

@@ -75,7 +75,7 @@ class Customers:
         assert answer.status_code == 202, answer.text
         order_id = str(answer.json()["order_id"])
         if status is not OrderStatus.PLACED:
-            await self._shop.reaches(order_id, status)
+            await self._shop.wait_for_status(order_id, status)
         return order_id
 
     async def place_large(self, **changes: Any) -> str:
@@ -182,13 +182,13 @@ class Orders:
         async def cancelled() -> str:
             order_id = await customers.place_large()
             await customers.cancel(order_id)
-            await shop.reaches(order_id, OrderStatus.CANCELLED)
+            await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
             return order_id
 
         async def approved() -> str:
             order_id = await customers.place_large(shipping_address=CARRIER_DOWN)
             await customers.approve(order_id)
-            await shop.reaches(order_id, OrderStatus.CHARGED)
+            await shop.wait_for_status(order_id, OrderStatus.CHARGED)
             return order_id
 
         final = await asyncio.gather(
@@ -211,9 +211,9 @@ class Orders:
             cancelling=shipped[3],
         )
         await customers.cancel(placed.cancelling)
-        await shop.reaches(placed.cancelling, OrderStatus.COMPENSATING)
+        await shop.wait_for_status(placed.cancelling, OrderStatus.COMPENSATING)
         await eventually(lambda: _shorten_retry_delay(shop, placed.attention))
-        await shop.reaches(placed.attention, OrderStatus.NEEDS_ATTENTION)
+        await shop.wait_for_status(placed.attention, OrderStatus.NEEDS_ATTENTION)
         return placed
 
 
@@ -237,8 +237,8 @@ async def test_orders_in_every_state_continue_after_loss_of_temporal(
         await server.delete_data()
         await server.start()
         async with FaultyGateways(shop, RefundPayment=refund).worker():
-            await shop.reaches(not_begun[0], OrderStatus.COMPLETED)
-            await shop.reaches(not_begun[1], OrderStatus.AWAITING_APPROVAL)
+            await shop.wait_for_status(not_begun[0], OrderStatus.COMPLETED)
+            await shop.wait_for_status(not_begun[1], OrderStatus.AWAITING_APPROVAL)
             async with customers.traffic():
                 orders = await Orders.place(customers, shop, refund)
                 await server.delete_data()
@@ -286,8 +286,8 @@ async def _without_workflow(shop: Shop, customers: Customers) -> set[str]:
 async def _check_states(orders: Orders, shop: Shop) -> None:
     """Check that orders with a decision have continued, and that all others kept their status."""
     for order_id in orders.awaiting[:2]:
-        await shop.reaches(order_id, OrderStatus.COMPLETED)
-    await shop.reaches(orders.shipping[0], OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION)
+        await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(orders.shipping[0], OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION)
     expected = {
         OrderStatus.AWAITING_APPROVAL: orders.awaiting[2:],
         OrderStatus.RESERVED: orders.charging,
@@ -322,7 +322,7 @@ async def _check_ends(orders: Orders, others: Sequence[str], shop: Shop) -> None
     }
     for status, order_ids in expected.items():
         for order_id in order_ids:
-            await _check_end(await shop.reaches(order_id, *TERMINAL), status, shop)
+            await _check_end(await shop.wait_for_status(order_id, *TERMINAL), status, shop)
 
 
 async def _check_end(order: Order, status: OrderStatus, shop: Shop) -> None:
@@ -370,7 +370,7 @@ async def test_sweep_of_orders_with_running_workflows_asks_temporal_once(
         handles = [await shop.start(payment_method="pm_card_outage") for _ in range(10)]
         handles += [await shop.start(price=shop.settings.approval_threshold) for _ in range(10)]
         for handle in handles:
-            await shop.reaches(handle, OrderStatus.RESERVED, OrderStatus.AWAITING_APPROVAL)
+            await shop.wait_for_status(handle, OrderStatus.RESERVED, OrderStatus.AWAITING_APPROVAL)
         await eventually(shop.workflows.running, lambda running: len(running) == len(handles))
         async with _in_background(OutboxRelay(shop.mongo, orders, workflows).run()):
 

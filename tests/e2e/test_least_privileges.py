@@ -88,7 +88,7 @@ async def test_roles_suffice_for_every_endpoint_and_every_order(
             await use_every_endpoint(http)
             document = order_document()
             await another_program.orders.insert_one(document)
-            await reaches(http, document["_id"], "completed")  # started by the relay
+            await wait_for_status(http, document["_id"], "completed")  # started by the relay
     finally:
         working.cancel()
         await asyncio.wait([working])
@@ -126,10 +126,10 @@ async def use_every_endpoint(http: httpx.AsyncClient) -> None:
     failed = await place(shipping_address={**ADDRESS, "postal_code": "00000"})
     cancelled = await place(payment_method="pm_card_outage")
     large = await place(lines=[{"sku": "MUG", "quantity": 60}])
-    await reaches(http, cancelled, "reserved")
+    await wait_for_status(http, cancelled, "reserved")
     await call("PUT", "/orders/{order_id}/shipping-address", ADDRESS, order_id=cancelled)
     await call("POST", "/orders/{order_id}/cancel", {"reason": "found it cheaper"}, order_id=cancelled)
-    await reaches(http, large, "awaiting_approval")
+    await wait_for_status(http, large, "awaiting_approval")
     await call("POST", "/orders/{order_id}/approval", {"approved": True}, BOSS, order_id=large)
     for order_id, status in {
         completed: "completed",
@@ -137,7 +137,7 @@ async def use_every_endpoint(http: httpx.AsyncClient) -> None:
         cancelled: "cancelled",
         large: "completed",
     }.items():
-        await reaches(http, order_id, status)
+        await wait_for_status(http, order_id, status)
 
     await call("GET", "/orders/{order_id}", order_id=completed)
     await call("GET", "/orders/{order_id}/status", order_id=completed)
@@ -154,7 +154,7 @@ async def use_every_endpoint(http: httpx.AsyncClient) -> None:
     assert called == {(method, path) for path, methods in paths.items() for method in methods}
 
 
-async def reaches(http: httpx.AsyncClient, order_id: str, status: str) -> None:
+async def wait_for_status(http: httpx.AsyncClient, order_id: str, status: str) -> None:
     async def now() -> str:
         return str((await http.get(f"/orders/{order_id}")).json().get("status"))
 

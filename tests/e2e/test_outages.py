@@ -96,7 +96,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Outag
         await stack.start_temporal()
         stack.shop.client = await temporal.connect(target_host=stack.temporal_address)
         async with running(stack.shop):
-            await stack.shop.reaches(accepted.json()["order_id"], OrderStatus.COMPLETED)
+            await stack.shop.wait_for_status(accepted.json()["order_id"], OrderStatus.COMPLETED)
         yield stack
         mongo.close()
     for server in (stack.temporal, stack.mongod):
@@ -115,7 +115,7 @@ async def test_temporal_outage_delays_accepted_orders(stack: OutageStack, how: s
     async with running(stack.shop):
         before = await stack.place()
         order_id = before.json()["order_id"]
-        await stack.shop.reaches(order_id, OrderStatus.COMPLETED)
+        await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED)
         await (stack.temporal.stop() if how == "stopped" else _pause(stack.temporal))
 
         answers = [await stack.place()]
@@ -137,7 +137,7 @@ async def test_temporal_outage_delays_accepted_orders(stack: OutageStack, how: s
         await (stack.start_temporal() if how == "stopped" else _resume(stack.temporal))
         # A cancel that was answered with 503 may have been recorded, so both statuses are correct.
         for order_id in accepted:
-            await stack.shop.reaches(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
+            await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
         await eventually(stack.checks, lambda checks: checks["temporal"] == "ok")
 
 
@@ -168,11 +168,11 @@ async def test_mongodb_outage_answers_503_and_recovers(stack: OutageStack, how: 
         await (_resume(stack.mongod) if how == "paused" else stack.start_mongod())
         order_id = await stack.place_until_accepted(key)
         assert await stack.place_until_accepted(key) == order_id
-        await stack.shop.reaches(order_id, OrderStatus.COMPLETED)
+        await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED)
         assert await stack.shop.mongo.orders.count_documents({}) == before + 1
         # Relay and listener have lost their change stream, and must recover.
         order = await stack.shop.place()
-        await stack.shop.reaches(order.order_id, OrderStatus.COMPLETED)
+        await stack.shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
         await listener.wait_for(order_id, "completed")
         await listener.wait_for(order.order_id, "completed")
         listener.disconnect()
@@ -189,7 +189,7 @@ async def test_outage_of_temporal_and_mongodb_answers_503_and_recovers(stack: Ou
         order_ids = await asyncio.gather(*retries)
         await stack.start_temporal()
         for order_id in order_ids:
-            await stack.shop.reaches(order_id, OrderStatus.COMPLETED)
+            await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED)
         assert len(set(order_ids)) == len(keys)
 
 
@@ -215,7 +215,7 @@ async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack)
         assert len(set(order_ids)) == len(keys)
         assert await stack.shop.mongo.orders.count_documents({}) == before + len(keys)
         for order_id in order_ids:
-            await stack.shop.reaches(order_id, OrderStatus.COMPLETED)
+            await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED)
 
 
 async def _pause(server: Server) -> None:

@@ -107,10 +107,10 @@ async def test_debug_logs_contain_no_personal_data(
                 answer = await api.post("/orders", json=body)
                 order_id = answer.json()["order_id"]
                 if ending is OrderStatus.CANCELLED:
-                    await shop.reaches(order_id, OrderStatus.RESERVED)
+                    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
                     await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)
                     await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
-                await shop.reaches(order_id, ending)
+                await shop.wait_for_status(order_id, ending)
             # Documents that cause errors in the relay, in an activity and in the API.
             await shop.mongo.orders.insert_one({"_id": "strange", "email": EMAIL, "shipping_address": NAME})
             await eventually(
@@ -118,7 +118,7 @@ async def test_debug_logs_contain_no_personal_data(
             )
             spoilt = await api.post("/orders", json=order_body(payment_method="pm_card_outage"))
             order_id = spoilt.json()["order_id"]
-            await shop.reaches(order_id, OrderStatus.RESERVED)
+            await shop.wait_for_status(order_id, OrderStatus.RESERVED)
             await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"email": [EMAIL], "lines": [NAME]}})
             assert (await api.get(f"/orders/{order_id}")).json()["status"] == "failed"
 

@@ -97,7 +97,7 @@ async def test_malformed_documents_are_marked_and_block_no_other_order(shop: Sho
     for document, _ in MALFORMED:
         await shop.mongo.orders.insert_one(document)
     good = await shop.place()
-    await shop.reaches(good.order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status(good.order_id, OrderStatus.COMPLETED)
 
     for document, reason in MALFORMED:
         marked = await eventually(
@@ -124,10 +124,10 @@ async def test_malformed_documents_are_marked_and_block_no_other_order(shop: Sho
 
 @pytest.mark.usefixtures("relay")
 async def test_final_order_restored_from_backup_is_not_started(shop: Shop) -> None:
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
+    await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
     restored = order_document(status="completed")
     await shop.mongo.orders.insert_one(restored)
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     with pytest.raises(RPCError, match="not found"):
         await shop.handle(restored["_id"]).describe()
 
@@ -142,7 +142,7 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
             await stack.enter_async_context(running_relay(shop))
         orders = [await shop.place({"MUG": 1}) for _ in range(6)]
         for order in orders:
-            await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+            await shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
     assert await shop.available() == 1_000 - 6
     count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
     assert count.count == 6
@@ -169,10 +169,10 @@ async def test_order_with_failing_start_blocks_no_other_order(
     try:
         for _ in range(3):
             order = await shop.place({"MUG": 1})
-            await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+            await shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
         assert (await shop.order("unlucky")).status is OrderStatus.PLACED
         lost = shop.workflows  # end of the fault
-        await shop.reaches("unlucky", OrderStatus.COMPLETED)
+        await shop.wait_for_status("unlucky", OrderStatus.COMPLETED)
     finally:
         running.cancel()
         await asyncio.wait([running])
@@ -203,9 +203,9 @@ async def test_order_started_by_api_is_not_started_again_by_relays(
         waiting = await shop.start({"MUG": 1}, price=shop.settings.approval_threshold)
         missed = await shop.place({"MUG": 1})
         for handle in started:
-            await shop.reaches(handle, OrderStatus.COMPLETED)
-        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
-        await shop.reaches(waiting, OrderStatus.AWAITING_APPROVAL)
+            await shop.wait_for_status(handle, OrderStatus.COMPLETED)
+        await shop.wait_for_status(missed.order_id, OrderStatus.COMPLETED)
+        await shop.wait_for_status(waiting, OrderStatus.AWAITING_APPROVAL)
         assert sum(each.starts for each in counting) == 1
     finally:
         for task in running:
@@ -216,10 +216,10 @@ async def test_order_started_by_api_is_not_started_again_by_relays(
 async def test_relay_reads_the_current_order(shop: Shop, worker: None) -> None:
     await shop.stock()
     async with running_relay(shop):
-        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
+        await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)  # the stream is open
         order = await shop.place()
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"status": "cancelled"}})
-        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+        await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     with pytest.raises(RPCError, match="not found"):
         await shop.handle(order.order_id).describe()
 
@@ -246,19 +246,19 @@ async def test_order_that_cannot_be_marked_is_retried(
 async def test_orders_inserted_without_a_relay_are_started_later(shop: Shop, worker: None) -> None:
     await shop.stock()
     async with running_relay(shop):
-        await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+        await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     missed = await shop.place()
     malformed = order_document(status="lost")
     await shop.mongo.orders.insert_one(malformed)
     async with running_relay(shop):
-        await shop.reaches(missed.order_id, OrderStatus.COMPLETED)
+        await shop.wait_for_status(missed.order_id, OrderStatus.COMPLETED)
         await eventually(lambda: raw_document(shop, malformed["_id"]), lambda found: found["status"] == "failed")
 
 
 @pytest.mark.usefixtures("relay")
 async def test_relay_continues_and_recreates_indexes_after_collection_drop(shop: Shop) -> None:
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     indexes = await shop.mongo.orders.index_information()
     await shop.mongo.orders.drop()
-    await shop.reaches((await shop.place()).order_id, OrderStatus.COMPLETED)
+    await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     assert await shop.mongo.orders.index_information() == indexes

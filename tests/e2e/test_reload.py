@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from dev.stack import ROOT
-from tests.e2e.dev_process import Dev, place, reaches
+from tests.e2e.dev_process import Dev, place, wait_for_status
 
 API, WORKER, WORKFLOW = "app/api/main.py", "worker.py", "app/workflows/order.py"
 RESTARTED = ("worker restarted", "api restarted")
@@ -71,16 +71,16 @@ async def test_syntax_error_is_reported_and_mended_edit_is_loaded(dev: Dev, http
     edit.append("x = (")
     printed = await dev.wait_for_output("next edit")
     assert printed.strip() == (f"{API}:{edit.line}: '(' was never closed. Not restarted: waiting for the next edit")
-    await reaches(http, await place(http), "completed")
+    await wait_for_status(http, await place(http), "completed")
     assert dev.processes().keys() == before  # the old code keeps running
 
     order_id = await place(http, payment_method="pm_card_slow")
-    await reaches(http, order_id, "reserved")
+    await wait_for_status(http, order_id, "reserved")
     edit.replace('title="[^"]*"', 'title="Edited"')
     await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
     assert not {*programs} & dev.processes().keys()
     assert await title(http) == "Edited"
-    await reaches(http, order_id, "completed")
+    await wait_for_status(http, order_id, "completed")
 
 
 async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: httpx.AsyncClient) -> None:
@@ -92,7 +92,7 @@ async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: 
     order_id = await place(http)
     edit.undo()
     await dev.wait_for_output(*RESTARTED)
-    await reaches(http, order_id, "completed")
+    await wait_for_status(http, order_id, "completed")
 
 
 async def test_killed_processes_are_restarted(dev: Dev, http: httpx.AsyncClient) -> None:
@@ -102,12 +102,12 @@ async def test_killed_processes_are_restarted(dev: Dev, http: httpx.AsyncClient)
     printed = await dev.wait_for_output(*RESTARTED)
     for name in ("worker", "api"):
         assert f"{name} was killed by SIGKILL (log: {dev.dev_dir}/logs/{name}.log); restarting in 1 s" in printed
-    await reaches(http, order_id, "completed", within=60)  # an interrupted step is retried after its timeout
+    await wait_for_status(http, order_id, "completed", within=60)  # an interrupted step is retried after its timeout
 
 
 async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_outage")
-    await reaches(http, order_id, "reserved")
+    await wait_for_status(http, order_id, "reserved")
     edit = Edit(dev, WORKFLOW)
     edit.replace(r'(    async def run\(.*?""".*?"""\n)', r"\1        await workflow.sleep(1)\n")
     printed = await dev.wait_for_output(*RESTARTED)
@@ -119,4 +119,4 @@ async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.
 
     edit.undo()
     await dev.wait_for_output(*RESTARTED)
-    await reaches(http, order_id, "cancelled", within=60)
+    await wait_for_status(http, order_id, "cancelled", within=60)

@@ -27,7 +27,7 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(shop: S
     async with build_shop_worker(shop):
         await shop.workflows.start(order)
         later = await shop.start({"MUG": 1})
-        await shop.reaches(order.order_id, OrderStatus.CHARGED)
+        await shop.wait_for_status(order.order_id, OrderStatus.CHARGED)
         await later.result()
 
     await eventually(shop.workflows.running, lambda running: running == {order.order_id})
@@ -37,7 +37,7 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(shop: S
     await shop.mongo.orders.update_one({}, {"$set": {"shipping_address": ADDRESS}})  # end of the carrier's outage
 
     async with build_shop_worker(shop), running_relay(shop):
-        restored = await shop.reaches(order.order_id, OrderStatus.COMPLETED)
+        restored = await shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
     assert (await shop.available(), await shop.held()) == (8, 2)
     assert await shop.net_money(order.order_id) == restored.total.amount
     assert await shop.mongo.orders.count_documents({}) == 1

@@ -16,7 +16,7 @@ import pytest
 
 from dev.servers import ServerError, free_port, start_mongod
 from dev.stack import ROOT, Config
-from tests.e2e.dev_process import PORTS, Dev, place, reaches
+from tests.e2e.dev_process import PORTS, Dev, place, wait_for_status
 from tests.kit.orders import order_body
 from tests.kit.waiting import eventually
 
@@ -83,8 +83,8 @@ async def test_start_prints_one_table_of_addresses_that_answer(dev: Dev, http: h
 
 async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http: httpx.AsyncClient) -> None:
     done, waiting = await place(http), await place(http, payment_method="pm_card_outage")
-    await reaches(http, done, "completed")
-    await reaches(http, waiting, "reserved")
+    await wait_for_status(http, done, "completed")
+    await wait_for_status(http, waiting, "reserved")
     assert len(dev.processes()) == 5, dev.processes()  # `make dev` itself and four servers
 
     assert await dev.stop(signal.SIGINT) == 0
@@ -98,11 +98,11 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
 
     await dev.start()
     await dev.wait_until_ready()
-    assert [step["status"] for step in (await reaches(http, done, "completed"))["steps"]] == ["done"] * 4
+    assert [step["status"] for step in (await wait_for_status(http, done, "completed"))["steps"]] == ["done"] * 4
     # Temporal kept both workflows: one has completed, the other continues and can be cancelled.
     assert (await http.get(f"/orders/{done}/status")).json()["status"] == "completed"
     assert (await http.post(f"/orders/{waiting}/cancel", json={})).status_code == 202
-    await reaches(http, waiting, "cancelled")
+    await wait_for_status(http, waiting, "cancelled")
 
 
 async def test_closed_stack_accepts_tokens_of_its_own_issuer(second: Dev) -> None:
@@ -120,7 +120,7 @@ async def test_closed_stack_accepts_tokens_of_its_own_issuer(second: Dev) -> Non
         assert len((await http.get("/inventory", headers=await token())).json()["items"]) == 5
         http.headers.update(await token("--subject", "c-1", "--scopes", "orders:read", "orders:write"))
         assert (await http.post("/orders", json=order_body(lines=lines))).status_code == 422
-        await reaches(http, await place(http, customer_id="c-1"), "completed")
+        await wait_for_status(http, await place(http, customer_id="c-1"), "completed")
     if sys.platform == "linux":
         holders = [
             command for pid, command in second.processes().items()

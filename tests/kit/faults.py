@@ -198,13 +198,13 @@ class Fails:
 
 
 class Pause:
-    """Blocks the first call until `go_on` is set: before its effect, or after it with `done=True`."""
+    """Blocks the first call until `resume` is set: before its effect, or after it with `done=True`."""
 
     def __init__(self, *, done: bool = False) -> None:
         self._done = done
         self._calls = 0
         self.reached = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.resume = asyncio.Event()
 
     async def __call__(self, call: Call[T]) -> T:
         self._calls += 1
@@ -220,7 +220,7 @@ class Pause:
 
     async def _wait(self) -> None:
         self.reached.set()
-        await self.go_on.wait()
+        await self.resume.wait()
 
 
 class FaultyGateways(Interceptor):

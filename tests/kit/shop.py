@@ -84,7 +84,7 @@ class Shop:
         order_id = handle_or_id if isinstance(handle_or_id, str) else handle_or_id.id.removeprefix("order-")
         return await self.orders.get(order_id)
 
-    async def reaches(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
+    async def wait_for_status(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
         """Wait until the order has one of these statuses in MongoDB."""
         return await eventually(lambda: self.order(handle_or_id), lambda order: order.status in statuses)
 

@@ -73,7 +73,7 @@ async def act_as_step_ends(
     await pause.reached.wait()
     await worker.stop()
     await then(handle)
-    pause.go_on.set()
+    pause.resume.set()
     await eventually(lambda: pending(handle), lambda activities: not activities)
     worker.start(activities=[])
     return handle

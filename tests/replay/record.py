@@ -178,7 +178,7 @@ async def cancelled_too_late(shop: Shop) -> Handle:
 async def approved(shop: Shop) -> Handle:
     async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
-        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
         return await ended(handle)
 
@@ -187,7 +187,7 @@ async def approved(shop: Shop) -> Handle:
 async def not_approved(shop: Shop) -> Handle:
     async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
-        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
         return await ended(handle)
 
@@ -203,7 +203,7 @@ async def approval_timed_out(shop: Shop) -> Handle:
 async def cancelled_while_awaiting_approval(shop: Shop) -> Handle:
     async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
-        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.cancel)
         return await ended(handle)
 
@@ -212,7 +212,7 @@ async def cancelled_while_awaiting_approval(shop: Shop) -> Handle:
 async def cancelled_by_temporal_while_awaiting_approval(shop: Shop) -> Handle:
     async with FaultyGateways(shop).worker():
         handle = await shop.start(price=LARGE)
-        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.cancel()
         return await ended(handle)
 
@@ -248,7 +248,7 @@ async def recovered(shop: Shop) -> Handle:
         handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
         await eventually(lambda: pending(handle), lambda some: any(a.activity_type.name == REFUND for a in some))
         await reconfigure(handle, REFUND, pause=timedelta(milliseconds=10))
-        await shop.reaches(handle, OrderStatus.NEEDS_ATTENTION)
+        await shop.wait_for_status(handle, OrderStatus.NEEDS_ATTENTION)
         refund.times = 0
         return await ended(handle)
 
@@ -262,11 +262,11 @@ async def _as_it_completes(shop: Shop, step: str, cancel: Callable[[Handle], Awa
 async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = False) -> Handle:
     """Wait until the workflow closes. Resume a paused call afterwards, or first if `at_once`."""
     if pause and at_once:
-        pause.go_on.set()
+        pause.resume.set()
     with suppress(WorkflowFailureError):  # cancelled by Temporal
         await handle.result()
     if pause:
-        pause.go_on.set()
+        pause.resume.set()
     return handle
 
 

@@ -33,12 +33,12 @@ async def test_address_change_before_charge_is_applied_and_after_it_rejected(sho
         await charge.reached.wait()
         late = await propose(shop, handle, "Leeds")
         assert await handle.execute_update(OrderWorkflow.change_shipping_address, await propose(shop, handle, "Bath"))
-        charge.go_on.set()
+        charge.resume.set()
         await ship.reached.wait()
         with pytest.raises(WorkflowUpdateFailedError, match="update failed"):
             await handle.execute_update(OrderWorkflow.change_shipping_address, late)
         assert await shop.orders.propose_address(late.order_id, Address.model_validate(ADDRESS)) is None
-        ship.go_on.set()
+        ship.resume.set()
         await handle.result()
     assert (await shop.order(handle)).shipping_address.city == "Bath"
 
@@ -54,9 +54,9 @@ async def test_address_change_that_loses_to_charge_is_not_applied(shop: Shop) ->
         change = await propose(shop, handle, "York")
         update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
         await change_held.reached.wait()
-        charge.go_on.set()
-        await shop.reaches(handle, OrderStatus.SHIPPED, OrderStatus.COMPLETED)
-        change_held.go_on.set()
+        charge.resume.set()
+        await shop.wait_for_status(handle, OrderStatus.SHIPPED, OrderStatus.COMPLETED)
+        change_held.resume.set()
         assert not await update
         assert (await handle.result()).status is OrderStatus.COMPLETED
     assert (await shop.order(handle)).shipping_address.city == ADDRESS["city"]
@@ -70,7 +70,7 @@ async def test_failing_address_change_does_not_block_the_order(skipping: Shop) -
         change = await propose(skipping, handle, "York")
         update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
         await eventually(lambda: activities_of(handle), lambda names: "ChangeShippingAddress" in names)
-        charge.go_on.set()
+        charge.resume.set()
         with pytest.raises(WorkflowUpdateFailedError) as refused:
             await update
         assert isinstance(refused.value.cause, ActivityError)
@@ -89,10 +89,10 @@ async def test_cancel_while_address_change_runs_waits_for_its_end(shop: Shop, ho
         update = asyncio.create_task(handle.execute_update(OrderWorkflow.change_shipping_address, change))
         await change_held.reached.wait()
         await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
-        await shop.reaches(handle, OrderStatus.CANCELLED)
+        await shop.wait_for_status(handle, OrderStatus.CANCELLED)
         assert (await handle.describe()).close_time is None
-        change_held.go_on.set()
+        change_held.resume.set()
         assert not await update
-        charge.go_on.set()
+        charge.resume.set()
         await eventually(handle.describe, lambda description: description.close_time is not None)
     assert (await shop.available(), await shop.held()) == (10, 0)

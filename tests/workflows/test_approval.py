@@ -21,7 +21,7 @@ async def awaiting(shop: Shop, worker: None) -> Handle:
     """The workflow of a large order that waits for approval, in real time."""
     await shop.stock(available=10)
     handle = await shop.start({"MUG": 1}, price=LARGE)
-    await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
     return handle
 
 
@@ -61,7 +61,7 @@ async def test_approval_of_order_without_need_is_ignored(shop: Shop) -> None:
         await pause.reached.wait()
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=False))
         assert (await handle.query(OrderWorkflow.status)).approved is None
-        pause.go_on.set()
+        pause.resume.set()
         assert (await handle.result()).status is OrderStatus.COMPLETED
 
 

@@ -45,7 +45,7 @@ async def test_cancel_between_retries_takes_effect_at_once(shop: Shop, worker: N
     await wait_for_retry_delay(handle)
     await reconfigure(handle, CHARGE, pause=timedelta(hours=1))
     await (handle.signal(OrderWorkflow.cancel) if how == "signal" else handle.cancel())
-    await shop.reaches(handle, OrderStatus.CANCELLED)
+    await shop.wait_for_status(handle, OrderStatus.CANCELLED)
     assert (await shop.available(), await shop.held()) == (10, 0)
 
 
@@ -73,7 +73,7 @@ async def test_cancel_during_compensation_is_ignored(skipping: Shop) -> None:
     refund = Fails()
     async with FaultyGateways(skipping, RefundPayment=refund).worker():
         handle = await skipping.start(shipping_address=UNSERVICEABLE)
-        await skipping.reaches(handle, OrderStatus.NEEDS_ATTENTION)
+        await skipping.wait_for_status(handle, OrderStatus.NEEDS_ATTENTION)
         await handle.signal(OrderWorkflow.cancel)
         await handle.cancel()
         assert not (await handle.query(OrderWorkflow.status)).cancel_requested
@@ -92,7 +92,7 @@ async def test_cancel_after_shipment_is_refused(skipping: Shop) -> None:
         await handle.cancel()
         progress = await handle.query(OrderWorkflow.status)
         assert (progress.status, progress.cancel_requested) == (OrderStatus.SHIPPED, False)
-        pause.go_on.set()
+        pause.resume.set()
         assert (await handle.result()).status is OrderStatus.COMPLETED
     assert (await skipping.available(), await skipping.held()) == (8, 2)
 

@@ -44,7 +44,7 @@ async def charging(shop: Shop) -> AsyncIterator[Handle]:
         handle = await shop.start()
         await pause.reached.wait()
         yield handle
-        pause.go_on.set()
+        pause.resume.set()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_temporal_workflow_cancel_cancels_the_order(
     shop: Shop, charging: Handle, temporal_command: Temporal
 ) -> None:
     await temporal_command("cancel", "--workflow-id", charging.id)
-    order = await shop.reaches(charging, OrderStatus.CANCELLED)
+    order = await shop.wait_for_status(charging, OrderStatus.CANCELLED)
     assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
     description = await charging.describe()
     while description.status is WorkflowExecutionStatus.RUNNING:

@@ -51,9 +51,9 @@ async def test_failing_compensation_needs_attention_and_recovers(shop: Shop, ski
         handle = await skipping.start(shipping_address=UNSERVICEABLE)
         await pause.reached.wait()
         await _refuse_releases(shop, True)
-        pause.go_on.set()
+        pause.resume.set()
 
-        order = await shop.reaches(handle, OrderStatus.NEEDS_ATTENTION)
+        order = await shop.wait_for_status(handle, OrderStatus.NEEDS_ATTENTION)
         assert await shop.net_money(order.order_id) == 0
         assert steps_of(order) == {
             "reserve_inventory": "done",
@@ -89,7 +89,7 @@ async def test_failing_compensations_recover_independently(skipping: Shop) -> No
     compensations = {name: Fails() for name in [RELEASE, REFUND, UNSHIP]}
     async with FaultyGateways(skipping, **compensations).worker():
         handle = await skipping.start(shipping_address=UNSERVICEABLE)
-        await skipping.reaches(handle, OrderStatus.NEEDS_ATTENTION)
+        await skipping.wait_for_status(handle, OrderStatus.NEEDS_ATTENTION)
         compensations[RELEASE].times = 0
         await eventually(skipping.held, lambda held: held == 0)
         compensations[UNSHIP].times = compensations[REFUND].times = 0

@@ -164,7 +164,7 @@ CHOSEN |= {astuple(case) for case in CASES if case.when is When.BEFORE}
 
 
 class ScriptedFault:
-    """Applies the fault of a case to the calls of its step. Blocks at the decisive point until `go_on` is set."""
+    """Applies the fault of a case to the calls of its step. Blocks at the decisive point until `resume` is set."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -176,7 +176,7 @@ class ScriptedFault:
         self._calls = 0
         self.at_work = 0
         self.reached = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.resume = asyncio.Event()
 
     async def __call__(self, call: Call[T]) -> T:
         self._calls += 1
@@ -206,7 +206,7 @@ class ScriptedFault:
 
     async def _block(self) -> None:
         self.reached.set()
-        await self.go_on.wait()
+        await self.resume.wait()
 
 
 async def _declines(call: Call[T]) -> T:
@@ -267,7 +267,7 @@ class CaseRun:
         await handle.cancel()
         if self.case.fault is StepFault.WORKER_LOST and self.case.when is not When.WAITS and self.case.first_cancel:
             # Otherwise, the retry may ship before the workflow handles the cancel.
-            await self.shop.reaches(handle, OrderStatus.COMPENSATING, OrderStatus.CANCELLED)
+            await self.shop.wait_for_status(handle, OrderStatus.COMPENSATING, OrderStatus.CANCELLED)
 
     async def _run_with_fault(self, restartable: RestartableWorker) -> Handle:
         case, step = self.case, self.step
@@ -286,7 +286,7 @@ class CaseRun:
         elif not interrupted:
             if case.fault is StepFault.EXHAUSTED:
                 await reconfigure(handle, case.step, pause=TABLE[case.step].schedule_to_close / 15)
-            step.go_on.set()
+            step.resume.set()
 
         if case.when is When.WAITS:
             await wait_for_retry_delay(handle)
@@ -296,9 +296,9 @@ class CaseRun:
         if case.when is When.COMPENSATES:
             await self.compensation.reached.wait()
             await (handle.signal(OrderWorkflow.cancel) if case.how is How.SIGNAL else handle.cancel())
-            self.compensation.go_on.set()
+            self.compensation.resume.set()
         await self._end(handle)
-        step.go_on.set()  # a blocked attempt continues late, after all compensations
+        step.resume.set()  # a blocked attempt continues late, after all compensations
         await eventually(self._at_work, lambda calls: calls == 0)
         return handle
 

@@ -48,9 +48,9 @@ async def test_cancel_of_lost_workflow_compensates_its_steps(shop: Shop, status:
     async with build_shop_worker(shop):
         handle = await shop.start({"MUG": 2}, price=price, **KEPT_AT[status])
         if price == LARGE:
-            await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+            await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
             await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
-        order = await shop.reaches(handle, status)
+        order = await shop.wait_for_status(handle, status)
         await delete_workflow(shop.client, handle)
 
         await shop.workflows.start(await shop.orders.request_cancellation(order.order_id, "enough"))
@@ -66,14 +66,14 @@ async def test_lost_workflow_of_approved_order_continues_without_new_approval(
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop), running_relay(shop):
         handle = await shop.start({"MUG": 2}, price=LARGE, shipping_address=CARRIER_DOWN)
-        await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
-        order = await shop.reaches(handle, OrderStatus.CHARGED)
+        order = await shop.wait_for_status(handle, OrderStatus.CHARGED)
         await (delete_workflow(shop.client, handle) if how == "deleted" else handle.terminate())
         await eventually(lambda: is_running(handle))
 
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
-        await shop.reaches(handle, OrderStatus.COMPLETED)
+        await shop.wait_for_status(handle, OrderStatus.COMPLETED)
         assert (await shop.available(), await shop.held()) == (8, 2)
         assert await shop.net_money(order.order_id) == order.total.amount
 
@@ -83,13 +83,13 @@ async def test_recorded_approval_survives_loss_of_workflow(shop: Shop, frequent_
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop):
         handle = await shop.start({"MUG": 1}, price=LARGE)
-        order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        order = await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         await shop.orders.decide_approval(order.order_id, approved=True, reason="a good customer")
         await delete_workflow(shop.client, handle)
         async with running_relay(
             shop
         ):  # started only now, because its sweep would deliver the decision to the first workflow
-            await shop.reaches(handle, OrderStatus.COMPLETED)
+            await shop.wait_for_status(handle, OrderStatus.COMPLETED)
 
 
 async def test_workflow_lost_during_compensation_completes_it(shop: Shop, frequent_sweeps: None) -> None:
@@ -98,11 +98,11 @@ async def test_workflow_lost_during_compensation_completes_it(shop: Shop, freque
     refund = Fails()
     async with FaultyGateways(shop, RefundPayment=refund).worker(), running_relay(shop):
         handle = await shop.start({"MUG": 1}, shipping_address={**ADDRESS, "postal_code": "00000"})
-        order = await shop.reaches(handle, OrderStatus.COMPENSATING)
+        order = await shop.wait_for_status(handle, OrderStatus.COMPENSATING)
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"shipping_address": ADDRESS}})
         await delete_workflow(shop.client, handle)
         refund.times = 0
-        order = await shop.reaches(handle, OrderStatus.FAILED)
+        order = await shop.wait_for_status(handle, OrderStatus.FAILED)
     assert order.failure is not None
     assert order.failure.code == "address_unserviceable"
     assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
@@ -118,7 +118,7 @@ async def test_order_removed_and_placed_again_completes(shop: Shop, frequent_swe
         await handle.result()
         await shop.mongo.orders.delete_one({"_id": "again"})
         await shop.place({"MUG": 1}, _id="again")
-        order = await shop.reaches(handle, OrderStatus.COMPLETED)
+        order = await shop.wait_for_status(handle, OrderStatus.COMPLETED)
         assert await shop.net_money(order.order_id) == order.total.amount
 
 
@@ -128,9 +128,9 @@ async def test_lost_signal_is_repeated(shop: Shop, frequent_sweeps: None, decisi
     await shop.stock(available=10, price=LARGE)
     async with build_shop_worker(shop), running_relay(shop):
         handle = await shop.start({"MUG": 1}, price=LARGE)
-        order = await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        order = await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         if decision == "cancel":
             await shop.orders.request_cancellation(order.order_id, "enough")
         else:
             await shop.orders.decide_approval(order.order_id, approved=True)
-        await shop.reaches(handle, OrderStatus.CANCELLED if decision == "cancel" else OrderStatus.COMPLETED)
+        await shop.wait_for_status(handle, OrderStatus.CANCELLED if decision == "cancel" else OrderStatus.COMPLETED)

@@ -49,7 +49,7 @@ async def _api(shop: Shop, handle: Handle) -> None:
 
 
 async def _approve(shop: Shop, handle: Handle) -> None:
-    await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
     await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
 
 
@@ -118,10 +118,10 @@ async def _reach(shop: Shop, state: State) -> Handle:
     handle = await shop.start({"MUG": 1}, **state.order)
     await state.before(shop, handle)
     if state.at:
-        await shop.reaches(handle, state.at)
+        await shop.wait_for_status(handle, state.at)
         with suppress(Exception):  # a closed workflow refuses the signal
             await state.then(shop, handle)
-    await shop.reaches(handle, state.status)
+    await shop.wait_for_status(handle, state.status)
     if state.status in TERMINAL:
         await _closed(handle)
     return handle
@@ -152,7 +152,7 @@ async def _reset(shop: Shop, handle: Handle, chosen: list[int], state: State, af
 
 async def _check_end(shop: Shop, handle: Handle, state: State) -> None:
     await _closed(handle)
-    order = await shop.reaches(handle, *TERMINAL)
+    order = await shop.wait_for_status(handle, *TERMINAL)
     assert order.status is (state.status if state.status in TERMINAL else OrderStatus.CANCELLED)
     shipped = order.status is OrderStatus.COMPLETED
     assert {record.status for record in order.steps} <= ({"done"} if shipped else {"compensated", "failed"})
@@ -172,6 +172,6 @@ async def test_reset_during_compensation_completes_it(shop: Shop) -> None:
         await refund.reached.wait()
         await reset(handle, (await reset_points(handle))[0])
         result = await handle.result()
-        refund.go_on.set()
+        refund.resume.set()
     assert (result.status, result.failure_code) == (OrderStatus.FAILED, "address_unserviceable")
     assert (await shop.available(), await shop.net_money(result.order_id)) == (10, 0)

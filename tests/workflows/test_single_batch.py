@@ -111,7 +111,7 @@ class SceneRun:
         await pause.reached.wait()
         async with self.one_workflow_task(handle):
             await self.cancel(handle)
-            pause.go_on.set()
+            pause.resume.set()
             await eventually(is_pending, lambda is_pending: not is_pending)
         return handle
 
@@ -154,7 +154,7 @@ async def _with_last_write(run: SceneRun) -> Handle:
     handle = await run.start(**DECLINED)
     await release.reached.wait()
     write = run.pause("UpdateOrderStatus")  # the next update, which writes `failed`
-    release.go_on.set()
+    release.resume.set()
     return await run.cancel_as_activity_ends("UpdateOrderStatus", handle, write)
 
 
@@ -163,7 +163,7 @@ async def _as_declined_order_is_compensated(run: SceneRun) -> Handle:
     handle = await run.start(**UNSERVICEABLE)
     await refund.reached.wait()
     await run.cancel(handle)
-    refund.go_on.set()
+    refund.resume.set()
     return handle
 
 
@@ -179,7 +179,7 @@ async def _second_cancel(run: SceneRun) -> Handle:
 def decided(*, approved: bool, cancel_first: bool = False) -> Scene:
     async def scene(run: SceneRun) -> Handle:
         handle = await run.start(price=LARGE)
-        await run.shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+        await run.shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
         async with run.one_workflow_task(handle):
             if cancel_first:
                 await run.cancel(handle)
@@ -216,8 +216,8 @@ async def _with_address_change_of_failed_order(run: SceneRun) -> Handle:
     await charge.reached.wait()
     await run.change_address(handle)
     await change.reached.wait()
-    charge.go_on.set()
-    await run.shop.reaches(handle, OrderStatus.FAILED)
+    charge.resume.set()
+    await run.shop.wait_for_status(handle, OrderStatus.FAILED)
     return await run.cancel_as_activity_ends("ChangeShippingAddress", handle, change)
 
 

@@ -38,7 +38,7 @@ async def test_approval_timeout_counts_as_rejection(skipping: Shop, worker: None
 async def test_approval_within_timeout_counts(shop: Shop, worker: None, skipper: TimeSkipper) -> None:
     await shop.stock()
     handle = await shop.start({"MUG": 1}, price=LARGE)  # runs in real time until the test skips ahead
-    await shop.reaches(handle, OrderStatus.AWAITING_APPROVAL)
+    await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
     await skipper.fast_forward(handle, timedelta(hours=23))
     await handle.signal(OrderWorkflow.approve, ApprovalDecision(approved=True))
     assert (await handle.result()).status is OrderStatus.COMPLETED
