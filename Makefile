@@ -28,7 +28,7 @@ bench: $(READY)  ## measure latency, throughput and contention on one product
 chaos: $(READY)  ## kill servers while orders come in, then check that nothing is lost
 	@$(PY) -m dev.chaos $(ARGS)
 
-test: $(READY)  ## all tests, in three processes; ARGS="-k cancel" or ARGS=path runs some, in one process
+test: $(READY)  ## all tests, in six processes; ARGS="-k cancel" or ARGS=path runs some, in one process
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
@@ -39,7 +39,7 @@ test-exhaustive: $(READY)  ## all tests, with every combination in those that ot
 	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
-PARALLEL := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses=6 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }

@@ -167,7 +167,7 @@ class Mongo:
             yield stream
         finally:
             with suppress(PyMongoError, TimeoutError):  # an error here would replace a cancellation
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(2):  # `try_next` in flight may take one second
                     await stream.close()
 
 

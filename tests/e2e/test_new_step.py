@@ -49,11 +49,11 @@ WAREHOUSE = """
 
 class SandboxWarehouse(Sandbox):
     async def notify(self, idempotency_key: str, lines: Sequence[Line]) -> str:
-        await _record(self._books, f"warehouse:{idempotency_key}", {"$inc": {"notified": 1}})
+        await _record(self._records, f"warehouse:{idempotency_key}", {"$inc": {"notified": 1}})
         return f"notified of {len(lines)}"
 
     async def recall(self, idempotency_key: str) -> bool:
-        entry = await _record(self._books, f"warehouse:{idempotency_key}", {"$inc": {"recalled": 1}})
+        entry = await _record(self._records, f"warehouse:{idempotency_key}", {"$inc": {"recalled": 1}})
         return "notified" in entry
 """
 REPLAY = """
