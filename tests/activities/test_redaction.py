@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
 from app.domain import OrderStatus
 from app.gateways import Misconfigured, PaymentDeclined
@@ -32,8 +33,9 @@ class Raises:
     [
         (PaymentDeclined(f"declined for {SECRET}"), "payment_declined", f"declined for {SECRET}"),
         (Misconfigured(SECRET), "misconfigured", "the service is misconfigured"),
+        (ApplicationError("no", type="stopped", non_retryable=True), "stopped", "no"),  # only its cause has the secret
     ],
-    ids=["declined", "misconfigured"],
+    ids=["declined", "misconfigured", "for the workflow"],
 )
 async def test_text_of_gateway_exception_reaches_neither_history_nor_log(
     shop: Shop, caplog: pytest.LogCaptureFixture, last: Exception, code: str, message: str

@@ -421,11 +421,11 @@ async def test_unexpected_error_answers_500_without_details(api: httpx.AsyncClie
     await mongo.inventory.insert_one({"_id": "MUG", **shop_again})
 
 
-async def test_long_media_type_is_refused_at_once(api: httpx.AsyncClient) -> None:
-    """The standard library's parser takes time proportional to the square of its length."""
-    media_type = 'application/json; x="' + ";" * 60_000
+async def test_only_the_beginning_of_a_long_media_type_is_parsed(api: httpx.AsyncClient) -> None:
+    """The standard library's parser takes quadratic time: one long header would hold up every other request."""
+    media_type = f"application/json; x={'y' * 200}; charset=latin-1"  # too long for its charset to be noticed
     answer = await api.post("/orders", content="{}", headers={"Content-Type": media_type})
-    assert answer.status_code in {200, 415, 422}
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "missing")
 
 
 async def test_answer_names_a_bounded_number_of_errors(api: httpx.AsyncClient) -> None:
