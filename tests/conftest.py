@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import subprocess
@@ -104,10 +103,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         rank = {ROOT / path: number for number, path in enumerate(LONGEST_FIRST)}
         items.sort(key=lambda item: rank.get(item.path, len(rank)))
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # all modules and tests stay, so the garbage collector need not look at them again
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -35,7 +35,10 @@ async def serve(
     app = create_app(settings, target_host=temporal_address)
     port = free_port()
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
+        # A client that reuses a connection just when the server closes it, idle, would see an error.
+        uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=60
+        )
     )
     running = asyncio.create_task(server.serve())
     while not server.started:
