@@ -66,17 +66,15 @@ def _find(program: str, in_wheel: Path, variable: str) -> Path:
     raise ServerError(f"{program} not found: install it, or set {variable} to a running server")
 
 
+# Below the ephemeral range. Otherwise, an outgoing connection could take the port of a server that restarts.
+ports = range(20_000, 32_000)
 _allocated_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that is not in use. Never returns the same port twice.
-
-    The port is below the ephemeral range. Otherwise, an outgoing connection could take the port of a server that
-    restarts.
-    """
+    """A port that is not in use. Never returns the same port twice."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.choice(ports)
         if port not in _allocated_ports and _is_free(port):
             _allocated_ports.add(port)
             return port

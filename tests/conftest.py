@@ -22,6 +22,7 @@ from temporalio.testing import TimeSkipper
 from app import temporal
 from app.mongo import Mongo
 from app.settings import ApiSettings
+from dev import servers
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
 from tests.kit.http import serve
@@ -89,6 +90,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUMMARY] = Counter[str]()
+    if hasattr(config, "workerinput"):  # ports of its own: another process could take that of a server that restarts
+        number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+        servers.ports = servers.ports[number::count]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
