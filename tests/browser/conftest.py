@@ -44,12 +44,12 @@ collect_ignore_glob = ["test_*.py"] if SKIPPED else []
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if SKIPPED:
-        terminalreporter.write_line("skipped: tests/browser, because Chromium is missing; `make browser` installs it")
+        terminalreporter.write_line("skipped: tests/browser, because Chromium is missing; `make test-tools` installs it")
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    assert CHROMIUM, "Chromium not found: `make browser` installs it"
+    assert CHROMIUM, "Chromium not found: `make test-tools` installs it"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
