@@ -85,7 +85,7 @@ async def test_openapi_description_names_the_scope_of_each_operation(api: httpx.
 
 
 async def test_only_health_and_the_page_are_public(api: httpx.AsyncClient) -> None:
-    for path in ("/docs", "/openapi.json", "/metrics"):
+    for path in ("/docs", "/openapi.json", "/source/order.py", "/metrics"):
         assert (await api.get(path)).status_code == 401, path
         assert (await api.get(path, headers=caller("only-INVENTORY_READ"))).status_code == 200, path
     for path in ("/", "/static/main.js", "/healthz", "/readyz"):

@@ -44,7 +44,7 @@ collect_ignore_glob = ["test_*.py"] if SKIPPED else []
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if SKIPPED:
-        terminalreporter.write_line("skipped: tests/browser, because Chromium is missing; `make test-tools` installs it")
+        terminalreporter.write_line("skipped: tests/browser, for want of Chromium; `make test-tools` installs it")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 // Calls the HTTP API. Every error response becomes a Problem (RFC 9457).
 
 export class Problem extends Error {
-  /** `errors` are [{field, message}], `field` a dotted path into the request body. */
-  constructor({ status = 0, title = "No answer", detail, errors = [] }) {
+  /** `type` is for programs; `errors` are [{field, message}], `field` a dotted path into the request body. */
+  constructor({ type, status = 0, title = "No answer", detail, errors = [] }) {
     super(detail ?? title);
+    this.type = type;
     this.status = status;
     this.errors = errors;
   }
