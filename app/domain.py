@@ -279,7 +279,13 @@ class Order(Stored):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def cancellable(self) -> bool:
-        return self.status in CANCELLABLE and self.cancellation is None
+        return self.status in CANCELLABLE and not self.cancel_requested
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cancel_requested(self) -> bool:
+        """True once a cancel is accepted; the status follows when the saga has turned back."""
+        return self.cancellation is not None
 
     @property
     def stop_reason(self) -> Failure | None:

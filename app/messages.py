@@ -4,7 +4,7 @@ They hold ids and decisions, never personal data, because workflow histories kee
 library and pydantic.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
@@ -75,7 +75,10 @@ class OrderResult(Message):
 
 
 class OrderProgress(Message):
-    """The workflow's progress, which is also its answer to the query `status`."""
+    """The workflow's progress, which is also its answer to the query `status`.
+
+    `step` is the one that runs or is retried; `failure_code` says why the order is compensated.
+    """
 
     model_config = ConfigDict(frozen=False)
 
@@ -83,6 +86,22 @@ class OrderProgress(Message):
     status: OrderStatus
     step: StepName | None = None
     waiting_for: str | None = None
+    waiting_until: datetime | None = None
+    failure_code: str | None = None
     compensated: list[StepName] = []
     cancel_requested: bool = False
     approved: bool | None = None
+
+    def enter(self, status: OrderStatus) -> None:
+        self.status, self.step, self.waiting_for, self.waiting_until = status, None, None, None
+
+    def in_markdown(self) -> str:
+        """Describe the progress to an operator, in Temporal's UI."""
+        lines = [f"**{self.status}**" + (f": {self.step}" if self.step else "")]
+        if self.waiting_for:
+            lines.append(f"Waits for {self.waiting_for} until {self.waiting_until:%Y-%m-%d %H:%M} UTC")
+        if self.failure_code:
+            lines.append(f"Stopped by: {self.failure_code}")
+        if self.compensated:
+            lines.append(f"Compensated: {', '.join(self.compensated)}")
+        return "\n\n".join(lines)

@@ -14,6 +14,7 @@ from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
+from app.attempts import PendingActivity
 from app.domain import Order
 from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
 from app.settings import Settings
@@ -29,7 +30,11 @@ WORKFLOW_ID_PREFIX = "order-"
 
 
 class TemporalUnavailable(Exception):
-    """Temporal, or a worker that is needed for the answer, did not answer in time."""
+    """Temporal did not answer in time."""
+
+
+class NoWorker(TemporalUnavailable):
+    """Temporal answered, but no worker did, which is needed for the answer."""
 
 
 def workflow_id(order_id: str) -> str:
@@ -58,6 +63,7 @@ class OrderWorkflows:
             signal = {"start_signal": "approve", "start_signal_args": [decision]}
         needs_approval = order.total.amount >= self._settings.approval_threshold
         timer = self._settings.approval_timeout
+        desk = self._settings.order_desk_url.rstrip("/")
         async with _deadline(timeout):
             await self._client.start_workflow(
                 OrderWorkflow.run,
@@ -66,6 +72,8 @@ class OrderWorkflows:
                 task_queue=self._settings.task_queue,
                 id_conflict_policy=common.WorkflowIDConflictPolicy.USE_EXISTING,
                 search_attributes=common.TypedSearchAttributes([common.SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
+                static_summary=f"{order.order_id}: products: {len(order.lines)}, needs approval: {needs_approval}",
+                static_details=f"[Open the order]({desk}/#/orders/{order.order_id})" if desk else None,
                 **signal,
             )
 
@@ -89,19 +97,22 @@ class OrderWorkflows:
                     raise
             return False
 
-    async def progress(self, order_id: str) -> tuple[OrderProgress, int | None]:
-        """Return the workflow's answer to the query `status`, and the number of the current or next attempt.
-
-        Only the server counts attempts; the workflow does not know them.
+    async def progress(self, order_id: str) -> tuple[OrderProgress, list[PendingActivity]]:
+        """Return the workflow's answer to the query `status`, and its pending activities.
 
         Raises:
             TemporalUnavailable: also if Temporal does not know the workflow yet, or any more.
+            NoWorker
         """
-        handle = self._handle(order_id)
-        async with _deadline(CALL_TIMEOUT):
-            progress, description = await asyncio.gather(handle.query(OrderWorkflow.status), handle.describe())
-        pending = description.raw_description.pending_activities
-        return progress, max((activity.attempt for activity in pending), default=None)
+        handle, answered = self._handle(order_id), False
+        try:
+            async with _deadline(CALL_TIMEOUT):
+                description = await handle.describe()
+                answered = True
+                progress = await handle.query(OrderWorkflow.status)
+        except TemporalUnavailable as error:
+            raise NoWorker if answered else error from None
+        return progress, [PendingActivity.from_info(info) for info in description.raw_description.pending_activities]
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
         """Return the ids, among a few hundred or of all orders, whose workflow runs. Visibility lags a moment.

@@ -281,8 +281,14 @@ class OrderRepository:
                 message = {"$cond": [{"$eq": [f"{declined}.code", code]}, f"{declined}.message", message]}
             if update.failure.code == domain.NOT_APPROVED:
                 message = {"$ifNull": ["$approval.reason", message]}
-            resolved = {"$cond": [NOT_CANCELLED, {"code": code, "message": message}, cancelled]}
+            failure: Document = {"code": code, "message": message}
+            resolved = {"$cond": [NOT_CANCELLED, failure, cancelled]}
             fields["failure"] = {"$ifNull": ["$failure", {"$cond": [_may_become(update.status), resolved, "$$REMOVE"]}]}
+            if update.step and update.status is OrderStatus.COMPENSATING:  # its retries have ended: it wrote no record
+                ended = {"status": StepStatus.FAILED.value, "at": NOW, "detail": message, "failure": failure}
+                stops = {"$and": [_may_become(update.status), NOT_CANCELLED]}
+                record = f"steps.{update.step}"
+                fields[record] = {"$ifNull": [f"${record}", {"$cond": [stops, ended, "$$REMOVE"]}]}
         document = await self._update(update.order_id, fields)
         # The order was removed: the workflow continues as if the update had applied.
         state = document or update.model_dump(exclude={"order_id"})

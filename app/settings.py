@@ -100,6 +100,8 @@ class Settings(BaseSettings):
 
     # The address of Temporal's Web UI, to which the order desk links; empty: no link.
     temporal_ui_url: str = ""
+    # The address of the order desk, to which Temporal's Web UI links; empty: no link.
+    order_desk_url: str = ""
     # host:port of the worker's Prometheus metrics; empty: none. (The API serves its own at /metrics.)
     worker_metrics_address: str = ""
     # Start the worker with the sandbox gateways, which charge no card and ship nothing.

@@ -207,6 +207,7 @@ class Stack:
                 "TEMPORAL_ADDRESS": self.temporal_address,
                 "API_PORT": str(self.config.api_port),
                 "SANDBOX_GATEWAYS": "true",
+                "ORDER_DESK_URL": self.api_url,
                 **({"TEMPORAL_UI_URL": self.temporal_ui_url} if self.temporal_ui_url else {}),
                 **self.config.settings,
                 **environment,

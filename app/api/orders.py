@@ -10,6 +10,7 @@ from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
 from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, OwnOrders, document_id, fingerprint
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
+from app.attempts import PendingActivity
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
 from app.messages import OrderProgress
 from app.mongo import NotReplicated
@@ -33,9 +34,9 @@ class OrderPage(BaseModel):
 
 
 class OrderStatusAnswer(OrderProgress):
-    """The workflow's own answer, with the attempt of its step and a link to the workflow in Temporal's Web UI."""
+    """The workflow's own answer, its pending activities, and a link to the workflow in Temporal's Web UI."""
 
-    attempt: int | None
+    activities: list[PendingActivity]
     workflow_url: str | None
 
 
@@ -94,9 +95,9 @@ async def read(_: OrderReader, order_id: OrderId, orders: OwnOrders) -> Order:
 async def status(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> OrderStatusAnswer:
     """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
     await orders.show(order_id)
-    progress, attempt = await clients.workflows.progress(order_id)
+    progress, activities = await clients.workflows.progress(order_id)
     url = clients.workflows.workflow_url(order_id)
-    return OrderStatusAnswer(**progress.model_dump(), attempt=attempt, workflow_url=url)
+    return OrderStatusAnswer(**progress.model_dump(), activities=activities, workflow_url=url)
 
 
 @router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))

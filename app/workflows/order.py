@@ -69,8 +69,7 @@ class OrderWorkflow:
         return messages.OrderState(status=OrderStatus.COMPLETED)
 
     async def _run(self, step: Step) -> None:
-        self._progress.step = step.name
-        activity = calls.start(step, self._order.order_id)
+        activity = calls.start(step, self._progress)
         await self._wait_unless_cancelled(activity)
         try:
             await activity
@@ -82,14 +81,16 @@ class OrderWorkflow:
         """Wait for a decision; a timeout counts as a rejection. MongoDB may have the decision of an earlier run."""
         state = await self._update(OrderStatus.AWAITING_APPROVAL)
         if state.status is OrderStatus.AWAITING_APPROVAL and state.approved is None:
-            self._progress.waiting_for = "approval"
-            await self._wait_unless_cancelled(self._decision, self._order.approval_timeout.total_seconds())
+            timeout = self._order.approval_timeout
+            self._progress.waiting_for, self._progress.waiting_until = "approval", workflow.now() + timeout
+            calls.show(self._progress)
+            await self._wait_unless_cancelled(self._decision, timeout.total_seconds())
             decision = self._decision.result() if self._decision.done() else calls.TIMED_OUT
             state = await self._update(OrderStatus.AWAITING_APPROVAL, approval=decision)
         self._progress.approved = state.approved
         if state.approved is False:
             raise OrderStopped(Failure(code=NOT_APPROVED, message="not approved"))
-        calls.show_status(state.status, waiting=False)
+        calls.show(self._progress)
 
     async def _wait_unless_cancelled(self, future: asyncio.Future[Any], timeout: float | None = None) -> None:
         """Wait for a future, until the timeout. A cancel interrupts the wait, and wins if both come together."""
@@ -112,27 +113,28 @@ class OrderWorkflow:
         """Write a status that no step writes; return the state in MongoDB, from which to continue."""
         update = messages.StatusUpdate(order_id=self._order.order_id, status=status, failure=failure, **more)
         state = await calls.update_status(update)
+        self._progress.failure_code = state.failure_code
         self._enter(state.status)
         return state
 
     def _enter(self, status: OrderStatus) -> None:
-        self._progress.status, self._progress.step, self._progress.waiting_for = status, None, None
-        calls.show_status(status)
+        self._progress.enter(status)
+        calls.show(self._progress)
 
-    @workflow.signal
+    @workflow.signal(description="Cancel the order; without effect once the shipment exists")
     def cancel(self, _: Any = None) -> None:
         """Cancel the order; has no effect once the shipment exists. A reason belongs in MongoDB."""
         if self._progress.status in domain.CANCELLABLE and not self._cancel.done():
             self._cancel.set_result(None)
             self._progress.cancel_requested = True
 
-    @workflow.signal
+    @workflow.signal(description='Decide an order that awaits approval: {"approved": true}; the first decision counts')
     def approve(self, decision: messages.ApprovalDecision) -> None:
         """Approve or reject an order that awaits approval; the first decision counts."""
         if not self._decision.done():
             self._decision.set_result(decision)
 
-    @workflow.update
+    @calls.update("Apply an address proposed in MongoDB; refused once shipping has begun")
     async def change_shipping_address(self, change: messages.AddressChange) -> bool:
         """Apply an address that was proposed in MongoDB; return False if shipping began first."""
         return await calls.change_address(change)
@@ -142,7 +144,7 @@ class OrderWorkflow:
         if self._progress.status not in domain.ADDRESS_CHANGEABLE or self._cancel.done():
             raise ApplicationError(f"cannot change the address: the order is {self._progress.status}", type="too_late")
 
-    @workflow.query
+    @workflow.query(description="The status, the step, a wait and its end, and the compensated steps")
     def status(self) -> messages.OrderProgress:
         """Return the progress of the order. Only the server knows the attempt: `temporal workflow describe`."""
         return self._progress

@@ -43,6 +43,7 @@ class Step:
     """A step of the saga: its activity, its compensation, and the limits of its attempts.
 
     `start_to_close` limits one attempt, `schedule_to_close` all of them; `timed_out` is the order's failure after that.
+    `service` names in messages what the activity calls.
     A compensation has no such limit: it is retried until it succeeds.
     """
 
@@ -52,6 +53,7 @@ class Step:
     start_to_close: timedelta
     schedule_to_close: timedelta
     retry_policy: RetryPolicy
+    service: str
     timed_out: Failure
 
     @property
@@ -75,6 +77,7 @@ STEPS = [
         start_to_close=timedelta(seconds=15),  # one transaction, with its own retries (10 s)
         schedule_to_close=timedelta(minutes=5),  # survives a MongoDB failover
         retry_policy=retry(timedelta(seconds=5)),
+        service="the inventory",
         timed_out=Failure(code="inventory_unavailable", message="the inventory did not answer in time"),
     ),
     Step(
@@ -84,6 +87,7 @@ STEPS = [
         start_to_close=timedelta(seconds=30),  # covers the slowest card check
         schedule_to_close=timedelta(minutes=10),  # payment outages are short, and the stock is held meanwhile
         retry_policy=retry(timedelta(seconds=30)),
+        service="the payment service",
         timed_out=Failure(code="payment_unavailable", message="the payment service did not answer in time"),
     ),
     Step(
@@ -93,6 +97,7 @@ STEPS = [
         start_to_close=timedelta(seconds=30),
         schedule_to_close=timedelta(days=1),  # a carrier that is down is back by the next pick-up
         retry_policy=retry(timedelta(minutes=5)),
+        service="the carrier",
         timed_out=Failure(code="shipping_unavailable", message="the carrier did not answer in time"),
     ),
     Step(
@@ -102,6 +107,7 @@ STEPS = [
         start_to_close=timedelta(seconds=30),
         schedule_to_close=timedelta(days=7),  # after a week, a person has to look
         retry_policy=retry(timedelta(minutes=30)),  # as mail servers do
+        service="the mail service",
         timed_out=Failure(code="confirmation_not_sent", message="the confirmation could not be sent in time"),
     ),
 ]

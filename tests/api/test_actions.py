@@ -291,17 +291,24 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     async def status() -> dict[str, Any]:
         return dict((await api.get(f"/orders/{order_id}/status")).json())
 
-    status_now = await eventually(status, lambda status_now: (status_now.get("attempt") or 0) >= 2)
+    def waits_again(status_now: dict[str, Any]) -> bool:
+        return any(each["attempt"] >= 3 and each["state"] == "waiting" for each in status_now.get("activities", []))
+
+    status_now = await eventually(status, waits_again)
     assert (status_now["order_id"], status_now["step"], status_now["status"]) == (
         order_id,
         "charge_payment",
         "reserved",
     )
+    [charge] = status_now["activities"]
+    assert (charge["activity"], charge["step"], charge["compensates"]) == ("ChargePayment", "charge_payment", False)
+    assert charge["last_failure"] == {"code": "Unavailable", "message": "the payment service is unavailable"}
+    assert charge["next_attempt_at"].endswith("Z")
     await shop.client.get_workflow_handle(workflow_id(order_id)).cancel()
     await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     # MongoDB has the status before the workflow hears that it was written.
-    status_now = await eventually(status, lambda now: (now["status"], now.get("attempt")) == ("cancelled", None))
-    assert status_now["cancel_requested"]
+    status_now = await eventually(status, lambda now: (now["status"], now["activities"]) == ("cancelled", []))
+    assert (status_now["cancel_requested"], status_now["failure_code"]) == (True, "cancelled")
     assert status_now["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from app.messages import OrderInput
+    from app.domain import OrderStatus
+    from app.messages import OrderInput, OrderProgress
     from app.workflows import calls
     from app.workflows.steps import STEPS
 
@@ -15,4 +16,4 @@ class OrderWorkflow:
     @workflow.run
     async def run(self, order: OrderInput) -> None:
         for step in [STEPS[1], STEPS[0], *STEPS[2:]]:
-            await calls.start(step, order.order_id)
+            await calls.start(step, OrderProgress(order_id=order.order_id, status=OrderStatus.PLACED))

@@ -20,7 +20,7 @@ from tests.replay.record import HISTORIES
 Replay = Callable[..., Awaitable[tuple[int | None, str]]]
 
 COMPLETED = HISTORIES / "completed.json"
-STEP_BEGINS = "        self._progress.step = step.name\n"
+STEP_BEGINS = "        activity = calls.start(step, self._progress)\n"
 
 
 @pytest.fixture
