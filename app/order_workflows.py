@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from temporalio import common
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
@@ -134,7 +135,7 @@ class OrderWorkflows:
     def workflow_url(self, order_id: str) -> str | None:
         """Return the URL of the workflow in Temporal's Web UI, or None if that is not configured."""
         ui, namespace = self._settings.temporal_ui_url.rstrip("/"), self._client.namespace
-        return f"{ui}/namespaces/{namespace}/workflows/{workflow_id(order_id)}" if ui else None
+        return f"{ui}/namespaces/{namespace}/workflows/{quote(workflow_id(order_id), safe='')}" if ui else None
 
     async def ping(self) -> None:
         """Raises: TemporalUnavailable."""

@@ -4,6 +4,7 @@ One conditional write decides each race and records the outcome: the state of a 
 together. Every write can be repeated, and none moves an order backwards.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "up
 KEPT_ADDRESSES = 5  # newest proposals of an order; an older one is superseded anyway
 NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
 NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
+MAX_COUNT = 10_000  # of a status, so that a count of millions stays cheap
 MAX_TIME = 2**63 - 1  # the latest BSON date, in milliseconds
 
 
@@ -82,6 +84,12 @@ class OrderRepository:
         last = times[-1] if isinstance(times[-1], DatetimeMS) else DatetimeMS(times[-1])
         shown = times.count(times[-1]) + (int(skip) if last == begin else 0)
         return orders, f"{int(last)}.{shown}"
+
+    async def counts(self) -> dict[OrderStatus, int]:
+        """Return the number of orders in each status, at most `MAX_COUNT` of each."""
+        queries = [{"$and": [{"status": status.value}, self._owned]} for status in OrderStatus]
+        numbers = await asyncio.gather(*(self._orders.count_documents(query, limit=MAX_COUNT) for query in queries))
+        return dict(zip(OrderStatus, numbers, strict=True))
 
     async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
         """Yield the orders that changed since then, the oldest change first."""

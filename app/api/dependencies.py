@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
+from app import domain
 from app.api.auth import authenticate
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
@@ -16,6 +17,12 @@ from app.orders import OrderRepository
 from app.products import ProductRepository
 from app.settings import ApiSettings
 from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
+
+
+class Order(domain.Order):
+    """An order in an answer of the API. `workflow_url`: in Temporal's Web UI, if TEMPORAL_UI_URL is set."""
+
+    workflow_url: str | None
 
 
 class Clients:
@@ -26,6 +33,10 @@ class Clients:
         self.orders = OrderRepository(self.mongo)
         self.products = ProductRepository(self.mongo)
         self.workflows = OrderWorkflows(temporal, settings)
+
+    def shown(self, order: domain.Order) -> Order:
+        # Not validated again: a malformed order is shown, too.
+        return Order.model_construct(**vars(order), workflow_url=self.workflows.workflow_url(order.order_id))
 
 
 async def _clients(request: Request) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,12 +20,13 @@ from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from app import domain
 from app.api.auth import Caller, OrderReader
-from app.api.dependencies import OrderId, OwnOrders
+from app.api.dependencies import Clients, Order, OrderId, OwnOrders
 from app.api.problems import Problem, responses
 from app.api.route import ApiRoute
-from app.domain import TERMINAL, Order, Product
-from app.mongo import Document, Mongo, is_unavailable, next_change
+from app.domain import TERMINAL, Product
+from app.mongo import Document, is_unavailable, next_change
 from app.settings import Scope
 from app.validation import EVENT_ID
 
@@ -65,9 +66,9 @@ class Event:
 class Subscription:
     """To one order or to all. Changes up to `since` are in the current state, which the subscriber reads itself."""
 
-    def __init__(self, order_id: str | None, caller: Caller) -> None:
+    def __init__(self, order_id: str | None, caller: Caller, shown: Callable[[domain.Order], Order]) -> None:
         self.order_id, self.since = order_id, Timestamp(0, 0)
-        self._caller = caller
+        self._caller, self._shown = caller, shown
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_QUEUED)
         self._has_ended = False
 
@@ -91,7 +92,7 @@ class Subscription:
             self._queue.get_nowait()
         self._queue.put_nowait(None)
 
-    async def messages(self, current: AsyncIterator[Order], *, reset: bool = False) -> Messages:
+    async def messages(self, current: AsyncIterator[domain.Order], *, reset: bool = False) -> Messages:
         """Yield the current state, then the changes; for one order, until it is final.
 
         Only the last of the current orders has an id: a subscriber that leaves before it has not received all of them.
@@ -104,7 +105,7 @@ class Subscription:
                 return
             if event:
                 yield event.message.model_copy(update={"id": None})
-            event = Event(order, self.since)
+            event = Event(self._shown(order), self.since)
         event = event or await self._queue.get()
         while event:
             yield event.message
@@ -116,8 +117,8 @@ class Subscription:
 class Hub:
     """The change stream of this process, open while there are subscriptions."""
 
-    def __init__(self, mongo: Mongo) -> None:
-        self._mongo = mongo
+    def __init__(self, clients: Clients) -> None:
+        self._mongo, self._shown = clients.mongo, clients.shown
         self._subscriptions: set[Subscription] = set()
         self._streams = Counter[str]()  # by the caller's name
         self._running: asyncio.Task[None] | None = None
@@ -132,7 +133,7 @@ class Hub:
         limit = MAX_STREAMS_OF_CALLER if caller.customer is None else MAX_STREAMS_OF_CUSTOMER
         if self._streams[caller.name] >= limit or self._streams.total() >= MAX_STREAMS:
             raise Problem(503, "cannot open another event stream: too many are open; close some, or try again later")
-        subscription = Subscription(order_id, caller)
+        subscription = Subscription(order_id, caller, self._shown)
         lasts = DAY if caller.expires_at is None else min(DAY, caller.expires_at - time.time())
         expiry = asyncio.get_running_loop().call_later(lasts, subscription.end)
         self._streams[caller.name] += 1
@@ -169,9 +170,10 @@ class Hub:
     async def _dispatch(self, change: Document | None) -> None:
         if not change or not change["fullDocument"]:  # none at the moment, or deleted in the meantime
             return
-        read = Order.from_any_document if change["ns"]["coll"] == "orders" else Product.from_document
-        if state := read(change["fullDocument"]):
-            event = Event(state, change["clusterTime"], change["fullDocument"].get("customer_id"))
+        document, is_order = change["fullDocument"], change["ns"]["coll"] == "orders"
+        state = self._shown(domain.Order.from_any_document(document)) if is_order else Product.from_document(document)
+        if state:
+            event = Event(state, change["clusterTime"], document.get("customer_id"))
             accepted = 0
             for subscription in list(self._subscriptions):
                 accepted += subscription.offer(event)
@@ -180,7 +182,7 @@ class Hub:
                     await asyncio.sleep(BREAK)
 
 
-async def _each(orders: Iterable[Order]) -> AsyncIterator[Order]:
+async def _each(orders: Iterable[domain.Order]) -> AsyncIterator[domain.Order]:
     for order in orders:
         yield order
 

@@ -29,7 +29,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         clients = Clients(settings, await temporal.connect(lazy=True, **temporal_options))
-        app.state.clients, app.state.hub = clients, events.Hub(clients.mongo)
+        app.state.clients, app.state.hub = clients, events.Hub(clients)
         yield
         # Closing waits for MongoDB, which may hang. An `await` would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.

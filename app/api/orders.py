@@ -7,14 +7,15 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
-from app.api.dependencies import ClientsDep, IdempotencyKey, OrderId, OwnOrders, document_id, fingerprint
+from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, OwnOrders, document_id, fingerprint
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute
 from app.attempts import PendingActivity
-from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, Order, OrderStatus, Text
+from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, OrderStatus, Text
 from app.messages import OrderProgress
 from app.mongo import NotReplicated
 from app.order_workflows import START_TIMEOUT, TemporalUnavailable
+from app.orders import MAX_COUNT
 from app.validation import CURSOR
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
@@ -33,6 +34,13 @@ class OrderPage(BaseModel):
     next_cursor: str | None
 
 
+class OrderCounts(BaseModel):
+    """The number of orders in each status; `maximum` means so many or more."""
+
+    by_status: dict[OrderStatus, int]
+    maximum: int = MAX_COUNT
+
+
 class OrderStatusAnswer(OrderProgress):
     """The workflow's own answer, its pending activities, and a link to the workflow in Temporal's Web UI."""
 
@@ -40,7 +48,7 @@ class OrderStatusAnswer(OrderProgress):
     workflow_url: str | None
 
 
-@router.post("", status_code=202, response_model=Order, responses=responses(*BODY_PROBLEMS))
+@router.post("", status_code=202, responses=responses(*BODY_PROBLEMS))
 async def place(
     new: NewOrder, response: Response, caller: OrderWriter, clients: ClientsDep, key: IdempotencyKey = None
 ) -> Order:
@@ -63,18 +71,19 @@ async def place(
         if order is not None:
             with suppress(TemporalUnavailable):  # the relay starts it then
                 await clients.workflows.start(order, START_TIMEOUT)
-            return order
+            return clients.shown(order)
         order = await orders.placed(order_id, body, durable=True)  # a concurrent request with the same key
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
-    return order
+    return clients.shown(order)
 
 
 @router.get("", responses=responses())
 async def page(
     _: OrderReader,
     orders: OwnOrders,
+    clients: ClientsDep,
     status: OrderStatus | None = None,
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -82,13 +91,19 @@ async def page(
 ) -> OrderPage:
     """List orders, newest first. Paging by cursor is stable while orders come in."""
     items, next_cursor = await orders.page(status, customer_id, limit, cursor)
-    return OrderPage(items=items, next_cursor=next_cursor)
+    return OrderPage(items=[clients.shown(order) for order in items], next_cursor=next_cursor)
+
+
+@router.get("/counts", responses=responses())
+async def counts(_: OrderReader, orders: OwnOrders) -> OrderCounts:
+    """Count your orders by status."""
+    return OrderCounts(by_status=await orders.counts())
 
 
 @router.get("/{order_id}", responses=responses(404))
-async def read(_: OrderReader, order_id: OrderId, orders: OwnOrders) -> Order:
+async def read(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> Order:
     """Return the order from MongoDB, even while Temporal is unavailable and after it has deleted the workflow."""
-    return await orders.show(order_id)
+    return clients.shown(await orders.show(order_id))
 
 
 @router.get("/{order_id}/status", responses=responses(404))
@@ -111,7 +126,7 @@ async def cancel(
     if order.cancellation is None or order.status in TERMINAL:
         raise Problem(409, f"cannot cancel: the order is {order.status}")
     await clients.workflows.start(order)
-    return order
+    return clients.shown(order)
 
 
 @router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
@@ -131,7 +146,7 @@ async def approve(
     if order.approval.approved is not decision.approved:
         raise Problem(409, "cannot decide: a different decision is already recorded")
     await clients.workflows.start(order)
-    return order
+    return clients.shown(order)
 
 
 @router.put("/{order_id}/shipping-address", responses=responses(404, 409, *BODY_PROBLEMS))
@@ -146,4 +161,4 @@ async def change_shipping_address(
     if not applied:
         state = "cancelled" if order.cancellation else order.status
         raise Problem(409, f"cannot change the address: the order is {state}")
-    return order
+    return clients.shown(order)

@@ -20,6 +20,7 @@ from tests.kit.shop import Shop
 ENDPOINTS: list[tuple[str, str, Any, Scope]] = [
     ("POST", "/orders", order_body(), Scope.ORDERS_WRITE),
     ("GET", "/orders", None, Scope.ORDERS_READ),
+    ("GET", "/orders/counts", None, Scope.ORDERS_READ),
     ("GET", "/orders/ord_1", None, Scope.ORDERS_READ),
     ("GET", "/orders/ord_1/status", None, Scope.ORDERS_READ),
     ("GET", "/orders/ord_1/events", None, Scope.ORDERS_READ),

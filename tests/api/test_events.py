@@ -75,6 +75,31 @@ async def test_order_events_end_with_its_final_status(api: httpx.AsyncClient, sh
     assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0) == 0
 
 
+async def test_every_answer_and_event_has_the_workflow_url(
+    settings: ApiSettings, temporal_server: Server, shop: Shop
+) -> None:
+    linked = settings.model_copy(update={"temporal_ui_url": "http://temporal.test/"})
+    await shop.stock()
+    order = (await shop.place()).order_id
+    async with serve(linked, temporal_server.address) as api:
+        placed = (await api.post("/orders", json=order_body())).json()
+        url = "http://temporal.test/namespaces/default/workflows/order-"
+        assert placed["workflow_url"] == url + placed["order_id"]
+        listener = await Listener.connect(api, f"/orders/{order}/events")
+        current = await listener.next()
+        cancelled = (await api.post(f"/orders/{order}/cancel")).json()
+        changed = await listener.next()
+        assert current
+        assert changed
+        answers = [current.data, changed.data, cancelled, (await api.get(f"/orders/{order}")).json()]
+        assert [answer["workflow_url"] for answer in answers] == [url + order] * 4
+        listed = (await api.get("/orders")).json()["items"]
+        assert [item["workflow_url"] for item in listed] == [url + item["order_id"] for item in listed]
+        listener.disconnect()
+    async with serve(settings, temporal_server.address) as api:
+        assert (await api.get(f"/orders/{order}")).json()["workflow_url"] is None
+
+
 async def test_500_listeners_share_one_change_stream(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4_096)), hard))

@@ -12,9 +12,13 @@ import httpx
 import pytest
 from bson import ObjectId
 
+from app import orders as repository
 from app.domain import OrderStatus
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
+from app.settings import ApiSettings, Scope
+from dev.servers import Server
+from tests.kit.http import bearer, closed, key_of, limited_to, serve
 from tests.kit.orders import order_document
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -148,6 +152,23 @@ async def test_malformed_document_does_not_hide_other_orders(api: httpx.AsyncCli
         assert (await api.post(f"/orders/{order_id}/cancel")).status_code == 409
 
 
+# --- counts
+
+
+async def test_counts_have_every_status_the_callers_own_orders_and_a_maximum(
+    settings: ApiSettings, temporal_server: Server, many: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = {"ann": limited_to("ann", Scope.ORDERS_READ, customer="cus_3")}
+    async with serve(closed(settings, "desk", **limited), temporal_server.address) as api:
+        for caller in ("desk", "ann"):
+            own = [order["status"] for order in many if caller == "desk" or order["customer_id"] == "cus_3"]
+            counts = (await api.get("/orders/counts", headers=bearer(key_of(caller)))).json()
+            assert counts == {"by_status": {status: own.count(status) for status in OrderStatus}, "maximum": 10_000}
+        monkeypatch.setattr(repository, "MAX_COUNT", 100)
+        counts = (await api.get("/orders/counts", headers=bearer(key_of("desk")))).json()
+        assert sorted(set(counts["by_status"].values())) == [0, 100]
+
+
 # --- products
 
 
@@ -208,8 +229,11 @@ class Recorder:
         await self._mongo.database.command("profile", 0)
 
     async def finds(self) -> list[Document]:
+        return await self.recorded("find")
+
+    async def recorded(self, command: str) -> list[Document]:
         profile = self._mongo.database["system.profile"]
-        return [entry async for entry in profile.find({"op": "query", "command.find": self._collection})]
+        return await profile.find({f"command.{command}": self._collection}).to_list(None)
 
 
 @pytest.mark.usefixtures("many")
@@ -224,6 +248,7 @@ async def test_every_query_uses_an_index(mongo: Mongo) -> None:
             pass
         sweep = mongo.orders.find({"status": {"$in": ["placed", None]}})  # the query of the relay
         placed = len(await sweep.to_list(None))
+        counted = [await orders.of(customer).counts() for customer in (None, "cus_3")]
 
     finds = await recorder.finds()
     assert len(finds) == 2 * 4 + 2
@@ -234,3 +259,8 @@ async def test_every_query_uses_an_index(mongo: Mongo) -> None:
         wanted = placed if "$in" in str(entry["command"]["filter"]) else LIMIT + 1
         assert entry["docsExamined"] <= wanted + 4, entry["command"]
         assert entry["keysExamined"] <= wanted + 8, entry["command"]
+    counts = await recorder.recorded("aggregate")
+    assert len(counts) == 2 * len(OrderStatus)
+    assert not any("COLLSCAN" in entry["planSummary"] for entry in counts)
+    most = max(count for numbers in counted for count in numbers.values())
+    assert max(max(entry["keysExamined"], entry["docsExamined"]) for entry in counts) <= most + 1
