@@ -107,6 +107,7 @@ class Server:
         self.address = address
         self.log = log
         self.pid = process.pid
+        self.paused = False
         self._process = process
         self._log_start = log_start
 
@@ -166,7 +167,7 @@ class Server:
     async def stop(self, timeout: float = 10) -> None:
         """Send SIGTERM. Kill the process if it is still running after `timeout` seconds."""
         self._signal(signal.SIGTERM)
-        self._signal(signal.SIGCONT)  # a paused process handles SIGTERM only after SIGCONT
+        self.resume()  # a paused process handles SIGTERM only then
         try:
             await asyncio.wait_for(self.wait(), timeout)
         except TimeoutError:
@@ -179,9 +180,11 @@ class Server:
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
+        self.paused = True
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
+        self.paused = False
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.exited:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Self
 
 import httpx
 
+from dev.control import Control
 from dev.failed_tasks import report_failed_tasks
 from dev.sample_stock import load_sample_stock
 from dev.servers import HOST, Server, ServerError, check_port, free_port, start_mongod, start_temporal
@@ -44,9 +45,11 @@ class Config:
     temporal_port: int = 7233
     temporal_ui_port: int | None = 8233
     mongodb_port: int = 27017
+    control_port: int = 8009
     temporal_address: str = ""
     mongodb_uri: str = ""
     workers: int = 1
+    temporary: bool = False  # nothing of it is kept: its servers are killed at the end, which takes no time
     settings: Mapping[str, str] = field(default_factory=dict)  # additional environment variables for worker and API
 
     @classmethod
@@ -58,10 +61,11 @@ class Config:
             temporal_port=_port("TEMPORAL_PORT", cls.temporal_port),
             temporal_ui_port=_port("TEMPORAL_UI_PORT", 8233),
             mongodb_port=_port("MONGODB_PORT", cls.mongodb_port),
+            control_port=_port("DEV_CONTROL_PORT", cls.control_port),
             temporal_address=os.environ.get("TEMPORAL_ADDRESS", ""),
             mongodb_uri=os.environ.get("MONGODB_URI", ""),
         )
-        ports = {"API_PORT": config.api_port}
+        ports = {"API_PORT": config.api_port, "DEV_CONTROL_PORT": config.control_port}
         if not config.temporal_address:
             ports["TEMPORAL_PORT"] = config.temporal_port
             ports["TEMPORAL_UI_PORT"] = _port("TEMPORAL_UI_PORT", 8233)
@@ -78,15 +82,17 @@ class Config:
     def on_free_ports(
         cls, dev_dir: Path, settings: Mapping[str, str] | None = None, *, mongodb_uri: str = "", workers: int = 1
     ) -> Self:
-        """A stack on ports of its own, without the Web UI, that can run beside others."""
+        """A temporary stack on ports of its own, without the Web UI, that can run beside others."""
         return cls(
             dev_dir=dev_dir,
             api_port=free_port(),
             temporal_port=free_port(),
             temporal_ui_port=None,
             mongodb_port=free_port(),
+            control_port=free_port(),
             mongodb_uri=mongodb_uri,
             workers=workers,
+            temporary=True,
             settings=settings or {},
         )
 
@@ -121,6 +127,9 @@ class Stack:
             self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
             self.token = issuer.make_token("make-dev")  # for the sample products
         self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
+        # Servers that the control endpoint has stopped; the event is set when it has started them again.
+        self.stopped_on_purpose: dict[str, asyncio.Event] = {}
+        self.control = Control(self, config.control_port)
         self._sources = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
         self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
@@ -137,6 +146,7 @@ class Stack:
                 old.unlink()
             # Concurrently: worker and API load their code while the servers start, and then wait for them.
             async with asyncio.TaskGroup() as group:
+                group.create_task(self.control.start())
                 for name in self.names:
                     group.create_task(self.start(name))
             await asyncio.to_thread(load_sample_stock, self.api_url, self.token)
@@ -191,7 +201,8 @@ class Stack:
 
     async def _start_api(self) -> Server:
         port = str(self.config.api_port)
-        server = await self._python("api", *UVICORN, "app.api.main:app", "--port", port, **self.authentication)
+        environment = {**self.authentication, "DEV_CONTROL_URL": self.control.url}
+        server = await self._python("api", *UVICORN, "dev.desk:app", "--port", port, **environment)
         # Longer than the worker, whose error is more specific.
         return await _until_it_answers(server, f"{self.api_url}/readyz", timeout=60)
 
@@ -231,22 +242,30 @@ class Stack:
                 keep_running = [group.create_task(self._keep_running(name, restart=True)) for name in self.apps]
 
     async def _raise_on_exit(self, name: str) -> NoReturn:
-        await self.processes[name].wait()
-        raise ServerError(self.processes[name].exit_reason())
+        while True:
+            server = self.processes[name]
+            await server.wait()
+            if name not in self.stopped_on_purpose:
+                raise ServerError(server.exit_reason())
+            await self.stopped_on_purpose[name].wait()
 
     async def _keep_running(self, name: str, *, restart: bool = False) -> NoReturn:
-        """Start the process again whenever it exits. With `restart`, stop it first."""
+        """Start the process again whenever it exits, unless on purpose. With `restart`, stop it first."""
         # Restart the process: a worker that reloads single modules would mix old and new code.
         if restart:
             await self._stop(name)
         delay = INITIAL_RESTART_DELAY
         while True:
             try:
+                if name in self.stopped_on_purpose:
+                    await self.stopped_on_purpose[name].wait()
                 if self.processes[name].exited:
                     await self.start(name)
                     print(f"{name} restarted", flush=True)
                 started_at = time.monotonic()
                 await self.processes[name].wait()
+                if name in self.stopped_on_purpose:
+                    continue
                 if time.monotonic() - started_at > MAX_RESTART_DELAY:
                     delay = INITIAL_RESTART_DELAY
                 reason = self.processes[name].exit_reason()
@@ -258,12 +277,20 @@ class Stack:
 
     async def stop(self) -> None:
         """Stop the running processes, dependents first."""
+        await self.control.close()
+        if self.config.temporary:
+            await asyncio.gather(*(server.kill() for server in self.processes.values()))
+            return
+        for server in self.processes.values():  # those that depend on it wait for its answers
+            server.resume()
         for name in self.names:
             if name in self.processes:
                 await self._stop(name)
 
     async def _stop(self, name: str) -> None:
-        await self.processes[name].stop(timeout=15)  # the worker waits up to 10 s for running activities
+        # The worker waits up to 10 s for running activities, but could not report their ends without its servers.
+        alone = any(self.processes[server].exited for server in self.servers if server in self.processes)
+        await self.processes[name].stop(timeout=3 if alone and name in self.apps else 15)
 
 
 async def _until_it_answers(server: Server, url: str, timeout: float) -> Server:

@@ -17,10 +17,11 @@ import pytest
 
 from dev.servers import free_port
 from dev.stack import ROOT
+from tests.kit.http import NO_TLS
 from tests.kit.orders import order_body
 from tests.kit.waiting import eventually
 
-PORTS = ("API_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "MONGODB_PORT")
+PORTS = ("API_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "MONGODB_PORT", "DEV_CONTROL_PORT")
 
 
 class Dev:
@@ -36,6 +37,7 @@ class Dev:
             **{name: str(free_port()) for name in PORTS},
             **environment,
         }
+        self.control = f"http://127.0.0.1:{self.environment['DEV_CONTROL_PORT']}"
         self.api_url = f"http://127.0.0.1:{self.environment['API_PORT']}"
         self.temporal = f"127.0.0.1:{self.environment['TEMPORAL_PORT']}"
         self.mongodb = f"mongodb://127.0.0.1:{self.environment['MONGODB_PORT']}/?replicaSet=rs0"
@@ -105,6 +107,18 @@ class Dev:
     def pid_of(self, command: str) -> int:
         (pid,) = (pid for pid, running in self.processes().items() if command in running)
         return pid
+
+    async def act(self, server: str, action: str) -> None:
+        """Stop, kill, freeze, resume or start one of its servers, and wait until that is done."""
+        done = {"stop": "stopped", "kill": "stopped", "freeze": "frozen", "resume": "running", "start": "running"}
+        async with httpx.AsyncClient(base_url=self.control, verify=NO_TLS) as http:
+
+            async def state() -> str:
+                servers = (await http.get("/servers")).json()["servers"]
+                return next(str(each["state"]) for each in servers if each["name"] == server)
+
+            assert (await http.post(f"/servers/{server}", json={"action": action})).status_code == 202
+            await eventually(state, lambda state: state == done[action])
 
     def kill(self) -> None:
         """Kill processes that a failed test has left."""

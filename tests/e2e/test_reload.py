@@ -117,6 +117,9 @@ async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.
     assert f"order-{order_id} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
     assert re.search(r"Undo the edit, put it behind workflow\.patched, or terminate the workflow", printed)
 
+    await dev.act("worker", "stop")  # on purpose, so no edit starts it
     edit.undo()
-    await dev.wait_for_output(*RESTARTED)
+    printed = await dev.wait_for_output("api restarted")
+    await dev.act("worker", "start")
+    assert "worker" not in printed.partition("restarting worker and API")[2]
     await wait_for_status(http, order_id, "cancelled", within=60)

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.async_api import async_playwright, expect
 
 from dev.servers import ServerError, free_port, start_mongod
 from dev.stack import ROOT, Config
+from tests.browser.conftest import CHROMIUM, FLAGS, SKIPPED, a_desk
+from tests.browser.test_page_quality import AXE, check_page
 from tests.e2e.dev_process import PORTS, Dev, place, wait_for_status
+from tests.kit.http import NO_TLS
 from tests.kit.orders import order_body
 from tests.kit.waiting import eventually
 
@@ -57,7 +61,7 @@ async def second(dev: Dev, tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
 
 @pytest.fixture
 async def http(dev: Dev) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=dev.api_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=dev.api_url, timeout=10, verify=NO_TLS) as http:
         yield http
 
 
@@ -126,7 +130,7 @@ async def test_closed_stack_accepts_tokens_of_its_own_issuer(second: Dev) -> Non
             command for pid, command in second.processes().items()
             if b"OIDC_AUDIENCE=" in Path(f"/proc/{pid}/environ").read_bytes()
         ]  # fmt: skip
-        assert [command for command in holders if "app.api.main" not in command] == []
+        assert [command for command in holders if "dev.desk" not in command] == []
         assert len(holders) == 1
 
 
@@ -150,6 +154,85 @@ async def test_stop_during_start_leaves_no_process(tmp_path: Path) -> None:
     await eventually(all_are_there)
     assert await dev.stop(signal.SIGINT) == 0
     assert dev.processes() == {}
+
+
+# --- servers that are stopped on purpose
+
+
+async def test_orders_wait_for_stopped_and_frozen_servers_and_go_on(dev: Dev, http: httpx.AsyncClient) -> None:
+    await dev.act("temporal", "kill")
+    first = await place(http)
+    await dev.act("mongod", "freeze")
+    await dev.act("temporal", "start")
+    await dev.act("mongod", "resume")
+    await wait_for_status(http, first, "completed")
+    await dev.act("worker", "freeze")
+    second = await place(http)
+    await dev.act("mongod", "stop")
+    assert (await http.get("/readyz")).json()["checks"]["mongodb"].startswith("unavailable: ")
+    await dev.act("mongod", "start")
+    assert (await http.get(f"/orders/{second}")).json()["status"] == "placed"
+    await dev.act("worker", "resume")
+    await wait_for_status(http, second, "completed", within=60)
+    assert len(dev.processes()) == 5  # `make dev` has neither ended nor started anything itself
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "status"),
+    [
+        ("GET", {"Host": "evil.test:{port}"}, "", 421),  # DNS rebinding
+        ("GET", {"Host": "localhost"}, "", 421),
+        ("GET", {"Origin": "http://evil.test"}, "", 403),
+        ("OPTIONS", {"Origin": "http://evil.test", "Access-Control-Request-Method": "POST"}, "", 403),
+        ("POST", {"Origin": "http://evil.test", "Content-Type": JSON}, '{"action": "kill"}', 403),
+        ("POST", {"Origin": "null", "Content-Type": JSON}, '{"action": "kill"}', 403),
+        ("POST", {"Origin": "http://localhost:{port}", "Content-Type": JSON}, '{"action": "kill"}', 403),
+        ("POST", {"Origin": "{api}", "Content-Type": "text/plain"}, '{"action": "kill"}', 415),
+        ("POST", {"Content-Type": JSON}, "[", 422),
+        ("POST", {"Content-Type": JSON}, '{"action": 1}', 422),
+        ("POST", {"Content-Type": JSON}, '{"action": "start"}', 409),
+        ("POST", {"Content-Type": JSON}, '{"action": "burn"}', 409),
+        ("DELETE", {}, "", 405),
+    ],
+)
+async def test_control_endpoint_refuses_other_sites_and_bad_requests(
+    dev: Dev, method: str, headers: dict[str, str], body: str, status: int
+) -> None:
+    port = dev.environment["DEV_CONTROL_PORT"]
+    filled = {name: value.format(port=port, api=dev.api_url) for name, value in headers.items()}
+    path = "/servers" if method == "GET" else "/servers/temporal"
+    async with httpx.AsyncClient(base_url=dev.control, verify=NO_TLS) as http:
+        answer = await http.request(method, path, headers=filled, content=body)
+        assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (status, "api" in str(headers))
+        assert (await http.post("/servers/api", json={"action": "kill"})).status_code == 404
+        servers = (await http.get("/servers")).json()["servers"]
+    assert [each["state"] for each in servers] == ["running"] * 3
+
+
+@pytest.mark.skipif(SKIPPED, reason="Chromium is missing; `make test-tools` installs it")
+async def test_panel_kills_and_starts_worker_while_order_waits(dev: Dev, http: httpx.AsyncClient) -> None:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        async with a_desk(browser, dev.api_url.replace("127.0.0.1", "localhost")) as desk:
+            await desk.open()
+            panel = desk.page.get_by_role("complementary", name="Break it")
+            worker = panel.get_by_role("listitem").filter(has_text="Worker")
+            await expect(panel.get_by_role("listitem")).to_contain_text(["running"] * 3)
+            await desk.page.evaluate(AXE)
+            await check_page(desk)
+            await desk.press("Kill Worker")
+            await expect(worker).to_contain_text("stopped")
+            order_id = await place(http)
+            row = desk.rows.filter(has_text=order_id)
+            await expect(row).to_contain_text("Placed")
+            await expect(panel.get_by_role("status")).to_contain_text("No order is lost")
+            await desk.press("Start Worker")
+            await expect(row).to_contain_text("Completed", timeout=15_000)
+            await expect(worker).to_contain_text("running")
+        await browser.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")

@@ -38,6 +38,6 @@ def test_devcontainer_uses_make_and_forwards_every_port() -> None:
     assert targets == {"test-tools", ".venv/.ready"}
     assert "test-tools:" in MAKEFILE
     assert "READY := .venv/.ready" in MAKEFILE
-    ports = [Config.api_port, Config.temporal_ui_port, Config.temporal_port, Config.mongodb_port]
+    ports = [Config.api_port, Config.control_port, Config.temporal_ui_port, Config.temporal_port, Config.mongodb_port]
     assert DEVCONTAINER["forwardPorts"] == ports
     assert list(DEVCONTAINER["portsAttributes"]) == [str(port) for port in ports]

@@ -1,0 +1,66 @@
+// The panel of `make dev`: shows the state of each server, and stops, kills, freezes, resumes and starts it.
+
+const control = document.querySelector("meta[name=dev-control]").content;
+const strip = document.getElementById("dev");
+const INTERVAL = 1000; // ms between two looks at the servers
+const rows = new Map(); // server: the parts of its row
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const list = element("ul");
+const note = element("p", { role: "status" });
+strip.setAttribute("aria-label", "Break it");
+strip.append(element("h2", {}, "Break it"), list, note);
+
+function build({ name, title }) {
+  const state = element("span");
+  const buttons = ["stop", "kill", "freeze", "resume", "start"].map((action) => {
+    const button = element("button", { type: "button", hidden: true }, action[0].toUpperCase() + action.slice(1));
+    button.ariaLabel = `${button.textContent} ${title}`;
+    button.addEventListener("click", () => act(name, action));
+    return { action, button };
+  });
+  const item = element("li", {}, element("b", {}, title), state, ...buttons.map(({ button }) => button));
+  list.append(item);
+  return { item, state, buttons };
+}
+
+/** Shows the servers. Only what is different changes, so that the focus stays where it is. */
+function show({ servers }) {
+  for (const server of servers) {
+    if (!rows.has(server.name)) rows.set(server.name, build(server));
+    const { item, state, buttons } = rows.get(server.name);
+    if (item.dataset.state !== server.state) item.dataset.state = state.textContent = server.state;
+    const hadFocus = item.contains(document.activeElement);
+    for (const { action, button } of buttons) button.hidden = !server.actions.includes(action);
+    if (hadFocus && document.activeElement.hidden) buttons.find(({ button }) => !button.hidden)?.button.focus();
+  }
+  const down = servers.filter(({ state }) => state !== "running").map(({ title }) => title);
+  const problem = servers.find((server) => server.problem)?.problem;
+  say(problem ?? (down.length ? "No order is lost: it waits, and goes on when all run again." : "Place orders, then stop a server."));
+  strip.hidden = false;
+}
+
+function say(text) {
+  if (note.textContent !== text) note.textContent = text;
+}
+
+async function act(name, action) {
+  const headers = { "Content-Type": "application/json" };
+  await ask(`/servers/${name}`, { method: "POST", headers, body: JSON.stringify({ action }) });
+}
+
+async function ask(path, options) {
+  const response = await fetch(control + path, { cache: "no-store", signal: AbortSignal.timeout(3000), ...options }).catch(() => null);
+  if (response?.ok) show(await response.json());
+  else if (!response) say("make dev does not answer.");
+}
+
+for (;;) {
+  if (!document.hidden) await ask("/servers");
+  await new Promise((resolve) => setTimeout(resolve, INTERVAL));
+}
