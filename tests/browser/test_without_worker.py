@@ -80,3 +80,30 @@ async def test_page_that_was_away_for_too_long_begins_anew(desk: Desk, api_serve
     await desk.shows("Placed")
     await expect(desk.rows.first).to_contain_text("Placed")
     await expect(desk.rows).to_have_count(1)
+
+
+async def test_lost_connection_is_noticed_when_the_api_hangs_and_when_the_browser_is_offline(desk: Desk) -> None:
+    lost = desk.page.get_by_text("Connection lost")
+    await desk.page.clock.install()
+    await desk.open()
+    async with desk.page.expect_response("**/healthz"):
+        await desk.page.clock.fast_forward(5_000)
+    await desk.page.clock.fast_forward(4_900)
+    await expect(desk.page.locator("#connection")).to_have_text("Live")  # silent, because nothing happens
+
+    async def hang(_: Route) -> None:
+        pass
+
+    await desk.page.route("**/healthz", hang)
+    async with desk.page.expect_request("**/healthz"):
+        await desk.page.clock.fast_forward(5_000)
+    await desk.page.clock.fast_forward(4_000)
+    await expect(lost).to_be_visible()
+    await desk.page.unroute("**/healthz", hang)
+    await desk.press("Try now")
+    await expect(desk.page.locator("#connection")).to_have_text("Live")
+
+    await desk.page.context.set_offline(True)
+    await expect(lost).to_be_visible()
+    await desk.page.context.set_offline(False)
+    await expect(desk.page.locator("#connection")).to_have_text("Live")

@@ -2,7 +2,9 @@
 
 import { open } from "./api.js";
 
-const SILENCE = 45_000; // ms without even a keep-alive comment, after which a connection counts as dead
+const SILENCE = 5_000; // ms without an event, after which the page asks whether the API still answers
+const ANSWER = 4_000; // ms that the API has for that
+const CHECKS = 9; // checks in a row without even a keep-alive comment on the stream, after which it counts as dead
 const LONGEST_WAIT = 10_000; // ms between two attempts to reconnect
 
 /**
@@ -14,10 +16,11 @@ export function follow(path, { opened, lost, handlers }) {
   let lastEventId = null;
   let failures = 0;
   let wake = () => {};
+  let connection;
 
   async function run() {
     for (;;) {
-      const connection = new AbortController();
+      connection = new AbortController();
       let problem;
       try {
         const headers = { Accept: "text/event-stream" };
@@ -49,6 +52,7 @@ export function follow(path, { opened, lost, handlers }) {
 
   run();
   addEventListener("online", () => wake());
+  addEventListener("offline", () => connection.abort());
   return () => wake();
 }
 
@@ -58,7 +62,7 @@ async function* events(body) {
   let rest = "";
   let event = { name: "message", data: [] };
   for (;;) {
-    const { value, done } = await orSilence(reader.read());
+    const { value, done } = await orDead(reader.read());
     if (done) return;
     const lines = (rest + value).split(/\r?\n/);
     rest = lines.pop();
@@ -75,11 +79,22 @@ async function* events(body) {
   }
 }
 
-/** Rejects after a silence. A connection that works is never silent: the server sends keep-alive comments. */
-function orSilence(reading) {
+/** Rejects if the connection is dead: the API no longer answers, or it does, but the stream lacks its keep-alive comments. */
+async function orDead(reading) {
+  for (let check = 0; check < CHECKS; check++) {
+    const read = await within(SILENCE, reading, () => null);
+    if (read) return read;
+    if (document.hidden) continue;
+    const answer = fetch("/healthz", { cache: "no-store" });
+    const { status } = await within(ANSWER, answer, () => ({ status: 504 }));
+    if (status >= 500) throw new Error("The API does not answer");
+  }
+  throw new Error("The stream is silent");
+}
+
+/** Resolves as `promise` does, or to `otherwise()` after `ms`. */
+function within(ms, promise, otherwise) {
   let timer;
-  const silence = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error("The stream is silent")), SILENCE);
-  });
-  return Promise.race([reading, silence]).finally(() => clearTimeout(timer));
+  const late = new Promise((resolve) => (timer = setTimeout(() => resolve(otherwise()), ms)));
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
