@@ -103,5 +103,5 @@ class OrderProgress(Message):
         if self.failure_code:
             lines.append(f"Stopped by: {self.failure_code}")
         if self.compensated:
-            lines.append(f"Compensated: {', '.join(self.compensated)}")
+            lines.append(f"Compensations done: {', '.join(self.compensated)}")
         return "\n\n".join(lines)

@@ -73,7 +73,7 @@ class OrderWorkflows:
                 task_queue=self._settings.task_queue,
                 id_conflict_policy=common.WorkflowIDConflictPolicy.USE_EXISTING,
                 search_attributes=common.TypedSearchAttributes([common.SearchAttributePair(ORDER_STATUS, IN_PROGRESS)]),
-                static_summary=f"{order.order_id}: products: {len(order.lines)}, needs approval: {needs_approval}",
+                static_summary=f"{order.order_id}: products: {len(order.lines)}" + ", needs approval" * needs_approval,
                 static_details=f"[Open the order]({desk}/#/orders/{order.order_id})" if desk else None,
                 **signal,
             )

@@ -43,7 +43,7 @@ async def test_ui_shows_the_order_its_progress_and_the_reason(shop: Shop, worker
     order_id = handle.id.removeprefix("order-")
 
     description = await handle.describe()
-    assert await description.static_summary() == f"{order_id}: products: 1, needs approval: True"
+    assert await description.static_summary() == f"{order_id}: products: 1, needs approval"
     assert await description.static_details() == f"[Open the order](http://127.0.0.1:8000/#/orders/{order_id})"
     waiting = await eventually(lambda: metadata(handle), lambda now: "Waits" in now.current_details)
     assert waiting.current_details.startswith("**awaiting_approval**\n\nWaits for approval until 20")
@@ -59,7 +59,7 @@ async def test_ui_shows_the_order_its_progress_and_the_reason(shop: Shop, worker
     assert details.split("\n\n") == [
         "**failed**",
         "Stopped by: address_unserviceable",
-        "Compensated: create_shipment, charge_payment, reserve_inventory",
+        "Compensations done: create_shipment, charge_payment, reserve_inventory",
     ]
     shown = await summaries(shop, handle)
     assert shown == [
