@@ -1,4 +1,4 @@
-"""Thin out combinatorial tests: a normal run has every pair of values, `--exhaustive` has every combination."""
+"""Thin out combinatorial tests: a normal run has chosen combinations, such as every pair; `--exhaustive` has all."""
 
 from __future__ import annotations
 
