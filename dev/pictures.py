@@ -17,7 +17,7 @@ VIEWPORT = ViewportSize(width=760, height=900)
 SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 # Show only the order and its saga, on a card with round corners.
 CROP = """
-#order > :is(.back, .where, .particulars) { display: none !important }
+#order :is(.back, .where, .particulars, .source) { display: none !important }
 #order { height: auto; border: 0; border-radius: 12px }
 :root, body { background: none }
 """

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,15 +112,23 @@ class Desk:
         self.view = page.locator("#order")
         self.status = self.view.locator(".badge")
         self.rows = page.locator("#order-list li")
+        self.board = page.locator("#board")
+        self.filter = page.get_by_role("group", name="Status")
         self.dialog = page.get_by_role("dialog")
         self.news = page.locator("#news")
 
     async def open(self, route: str = "") -> None:
         await self.page.goto(f"{self.url}/{route}")
         await expect(self.page.locator("#connection")).to_have_text("Live")
-        await expect(self.page.locator("#products li").first).to_be_attached()
+
+    async def unfold(self) -> None:
+        """Unfold the form for an order of one's own."""
+        if not await self.form.is_visible():
+            await self.page.get_by_text("Your own order").click()
+        await expect(self.form.locator("#products li").first).to_be_attached()
 
     async def place(self, payment: str = "Works", delivery: str = "Works", **quantities: int) -> None:
+        await self.unfold()
         for group, choice in (("Payment", payment), ("Delivery", delivery)):
             radios = self.form.get_by_role("group", name=group)
             await radios.get_by_role("radio", name=re.compile(f"^{choice}")).check()
@@ -130,6 +139,21 @@ class Desk:
 
     async def press(self, button: str) -> None:
         await self.page.get_by_role("button", name=button, exact=True).click()
+
+    async def choose(self, scenario: str) -> None:
+        """Press a scenario button and wait for its order."""
+        before = self.page.url
+        await self.page.get_by_role("button", name=scenario).click()
+        await expect(self.page).not_to_have_url(before)
+
+    async def filter_by(self, status: str) -> None:
+        await self.filter.get_by_role("radio", name=re.compile(f"^{status}")).check(force=True)
+
+    async def picture(self, path: Path) -> None:
+        """Take a picture of the page, and check that it shows something."""
+        png = await self.page.screenshot(path=path)
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 10_000  # bytes; an empty page has a few hundred
 
     async def confirm(self, button: str) -> None:
         await self.dialog.get_by_role("button", name=button, exact=True).click()
@@ -142,9 +166,9 @@ class Desk:
         """A stop in the saga drawing: a step, a compensation, the start or an end."""
         return self.view.locator(".stop", has=self.page.get_by_text(word, exact=True))
 
-    def stops(self, column: str) -> Locator:
-        """The titles in one column of the drawing, from top to bottom."""
-        return self.view.locator(f"li > {column} b:visible")
+    def on_board(self, word: str) -> Locator:
+        """A stop on the board of all orders."""
+        return self.board.locator(".stop", has=self.page.get_by_text(word, exact=True))
 
     @property
     def order_id(self) -> str:

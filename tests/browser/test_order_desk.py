@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from playwright.async_api import Browser, Route, expect
 
 from app.domain import OrderStatus
 from app.settings import ApiSettings, Scope
+from app.workflows.order import OrderWorkflow
 from dev.servers import Server
 from tests.browser.conftest import ApiServer, Desk, a_desk, serving
 from tests.kit.http import closed, key_of, limited_to
@@ -19,81 +21,127 @@ from tests.kit.shop import Shop
 
 pytestmark = pytest.mark.usefixtures("worker")
 
-FORWARD, BACK = ".stop:first-child", ".turn + .stop"  # the left and the right column of the drawing
+STEPS = ["Reserve inventory", "Charge payment", "Create shipment", "Send confirmation"]
 IS_GREY = """(stop) => {
   const style = getComputedStyle(stop);
   return style.getPropertyValue("--tone") === style.getPropertyValue("--soft");
 }"""
+FIND_ALL = """async () => {
+  const { CALLS, find } = await import("/static/source-code.js");
+  const text = await (await fetch("/source/order.py")).text();
+  return Object.fromEntries(Object.keys(CALLS).map((what) => {
+    const { saga, call, runs } = find(text, what);
+    return [what, [saga.first, saga.lines[call].trim(), saga.lines[call - 1].trim(), runs.first, runs.lines.length]];
+  }));
+}"""
 
 
-async def test_place_order_shows_each_step_done(desk: Desk) -> None:
+async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> None:
     await desk.page.emulate_media(reduced_motion="no-preference")
+    await desk.page.clock.install()
     await desk.open()
-    await desk.place()
-    await desk.shows("Completed")
-    for step in ("Reserve inventory", "Charge payment", "Create shipment", "Send confirmation", "Completed"):
-        await expect(desk.stop(step)).to_have_attribute("data-state", "done")
+    await desk.page.clock.pause_at(datetime.now(UTC) + timedelta(seconds=1))
+    done = desk.view.locator(".down [data-state=done]:visible")
+
+    async def plays(pace: int) -> None:
+        for count in range(1, len(STEPS) + 1):
+            await expect(done).to_have_count(count)
+            await expect(desk.stop(STEPS[count - 1])).to_have_attribute("data-state", re.compile("next|running"))
+            await desk.page.clock.run_for(pace)
+        await desk.shows("Completed")
+        await expect(done).to_have_count(len(STEPS) + 2)
+
+    await desk.choose("Works")
+    await expect(desk.rows.first).to_contain_text("Completed")  # the list does not wait
+    await plays(250)
+    await desk.page.clock.run_for(250)
+    await desk.press("Replay")
+    await plays(700)
     await expect(desk.stop("Refund payment")).to_contain_text("not needed")
-    await expect(desk.rows.first).to_contain_text("Completed")
+    bar = desk.stop("Charge payment").get_by_role("img")
+    await expect(bar).to_have_accessible_name(re.compile(r"^waited .*, 1 attempt in "))
     await expect(desk.view.get_by_role("button", name="Cancel order")).to_be_hidden()
 
-    await desk.page.reload()  # the address bar names the order
+    await desk.page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
+    await desk.choose("Works")
+    await desk.shows("Completed")  # at once, if the tab is hidden
+    await desk.page.reload()  # the address bar names the order, which is shown as it is
     await desk.shows("Completed")
     await expect(desk.stop("Send confirmation")).to_contain_text("done")
 
 
-async def test_place_with_declined_card_shows_failed_step_and_compensations(desk: Desk) -> None:
+async def test_lines_that_run_are_found_in_the_real_workflow(desk: Desk) -> None:
+    def lines(method: Any) -> tuple[int, int]:
+        source, first = inspect.getsourcelines(method)
+        return first, len(source)
+
     await desk.open()
-    await desk.place(payment="Declined")
+    saga, run = lines(OrderWorkflow._saga)[0], lines(OrderWorkflow._run)
+    approval, compensation = lines(OrderWorkflow._wait_for_approval), lines(OrderWorkflow._compensate)
+    assert {what: tuple(found) for what, found in (await desk.page.evaluate(FIND_ALL)).items()} == {
+        "approval": (saga, "await self._wait_for_approval()", "if self._order.needs_approval:", *approval),
+        "step": (saga, "await self._run(step)", "for step in REVERSIBLE_STEPS:", *run),
+        "finalStep": (saga, "await self._run(step)", "for step in FINAL_STEPS:", *run),
+        "compensation": (
+            saga,
+            "return await self._compensate(state)",
+            "if state.status not in domain.IRREVERSIBLE:",
+            *compensation,
+        ),
+    }
+
+
+async def test_failed_orders_show_failed_step_compensations_and_times(desk: Desk, shop: Shop) -> None:
+    await desk.open()
+    await desk.choose("Declined")
     await desk.shows("Failed")
     await expect(desk.view).to_contain_text("Payment declined")
     await expect(desk.stop("Charge payment")).to_contain_text("failed")
     await expect(desk.stop("Release inventory")).to_contain_text("compensated")
     await expect(desk.stop("Refund payment")).to_contain_text("nothing to compensate")
     await expect(desk.stop("Create shipment")).to_contain_text("not reached")
+    await expect(desk.view.locator("mark")).to_contain_text(["self._compensate(", "def _compensate("])
 
-
-async def test_compensated_step_shows_both_times_and_attempts(desk: Desk, shop: Shop) -> None:
-    placed = datetime.now(UTC) - timedelta(minutes=1)
-    reserved = {
-        "status": "compensated",
-        "at": placed + timedelta(milliseconds=120),
-        "compensated_at": placed + timedelta(seconds=3),
-        "attempts": 3,
-        "detail": "reserved",
-    }
-    order = await shop.place(status="cancelled", created_at=placed, steps={"reserve_inventory": reserved})
-    await desk.open(f"#/orders/{order.order_id}")
-    await expect(desk.stop("Reserve inventory")).to_contain_text(re.compile(r"done .*\+120.ms, 3 attempts"))
-    await expect(desk.stop("Release inventory")).to_contain_text(re.compile(r"compensated .*\+3\.0.s"))
-
-
-async def test_place_to_unserviceable_address_shows_payment_compensated(desk: Desk) -> None:
-    await desk.open()
     await desk.place(delivery="Not served")
     await desk.shows("Failed")
     await expect(desk.stop("Create shipment")).to_contain_text("failed")
     await expect(desk.stop("Refund payment")).to_contain_text("compensated")
     await expect(desk.stop("Release inventory")).to_contain_text("compensated")
 
+    placed = datetime.now(UTC) - timedelta(minutes=1)
+    reserved = {
+        "status": "compensated",
+        "first_attempt_at": placed + timedelta(milliseconds=20),
+        "at": placed + timedelta(milliseconds=120),
+        "compensated_at": placed + timedelta(seconds=3),
+        "attempts": 3,
+        "detail": "reserved",
+    }
+    order = await shop.place(status="cancelled", created_at=placed, steps={"reserve_inventory": reserved})
+    await desk.page.goto(f"{desk.url}/#/orders/{order.order_id}")
+    await expect(desk.stop("Reserve inventory")).to_contain_text(re.compile(r"done .*\+120.ms, 3 attempts"))
+    await expect(desk.stop("Release inventory")).to_contain_text(re.compile(r"compensated .*\+3\.0.s"))
+    bars = desk.view.get_by_role("img")
+    await expect(bars.first).to_have_accessible_name(re.compile("waited 20.ms, 3 attempts in 100.ms"))
+    await expect(bars.last).to_have_accessible_name(re.compile(r"in effect for 2\.9.s"))
 
-async def test_cancel_during_outage_shows_step_as_interrupted(desk: Desk) -> None:
+
+async def test_outage_shows_attempts_and_countdown_until_the_cancel(desk: Desk) -> None:
+    await desk.page.clock.install()
     await desk.open()
-    await desk.place(payment="Outage")
-    await desk.shows("Reserved")
-    await expect(desk.stop("Charge payment")).to_contain_text(re.compile(r"attempt [2-9]"))
-    await desk.press("Cancel order")
-    await desk.dialog.get_by_label("Reason").fill("found it cheaper")
-    await desk.confirm("Cancel order")
+    await desk.choose("Carrier down")
+    ship = desk.stop("Create shipment")
+    waiting = r"attempt [2-9] failed: the carrier is unavailable; next in 0:0[1-9]"
+    await expect(ship).to_contain_text(re.compile(waiting))
+    await expect(ship).to_have_attribute("data-state", "waiting")
+    await expect(desk.view.locator("mark")).to_contain_text(["await self._run(step)", "async def _run("])
+    await desk.page.clock.fast_forward(6_000)
     await desk.shows("Cancelled")
-    await expect(desk.view).to_contain_text("found it cheaper")
-    charge = desk.stop("Charge payment")
-    await expect(charge).to_have_attribute("data-state", "interrupted")
-    await expect(charge).to_contain_text("interrupted")
-    assert await charge.evaluate(IS_GREY)
-    await expect(desk.stop("Refund payment")).to_contain_text("nothing to compensate")
-    await expect(desk.stop("Release inventory")).to_contain_text("compensated")
-    await expect(desk.stop("Create shipment")).to_contain_text("not reached")
+    await expect(desk.view).to_contain_text("the carrier is down")
+    await expect(ship).to_have_attribute("data-state", "interrupted")
+    assert await ship.evaluate(IS_GREY)
+    await expect(desk.stop("Refund payment")).to_contain_text("compensated")
+    await expect(desk.stop("Cancel shipment")).to_contain_text("nothing to compensate")
 
 
 async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
@@ -107,28 +155,20 @@ async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
 
     await desk.page.route("**/saga", answer_with_added_steps)
     await desk.open()
-    await expect(desk.stops(FORWARD)).to_have_text(
-        [
-            "Placed",
-            "Reserve inventory",
-            "Charge payment",
-            "Check fraud",
-            "Print label",
-            "Create shipment",
-            "Send confirmation",
-            "Completed",
-        ]
+    steps, compensations = (desk.board.get_by_role("list", name=name) for name in ("Steps", "Compensations"))
+    added_words = ["Check fraud", "Print label"]
+    await expect(steps.locator("b")).to_have_text(
+        ["Placed", "Approval", *STEPS[:2], *added_words, *STEPS[2:], "Completed"]
     )
-    await expect(desk.stops(BACK)).to_have_text(
-        ["All compensated", "Release inventory", "Refund payment", "Close fraud case", "Cancel shipment"]
+    # A screen reader comes to the compensations in the order in which they run.
+    await expect(compensations.locator("b")).to_have_text(
+        ["Cancel shipment", "Close fraud case", "Refund payment", "Release inventory", "All compensated"]
     )
-    await expect(desk.view.get_by_text("No compensation from here on")).to_have_count(1)
+    await expect(compensations).to_contain_text("No compensation from here on")
     await desk.place()
     await desk.shows("Completed")
     await expect(desk.stop("Charge payment")).to_have_attribute("data-state", "done")
     await expect(desk.stop("Check fraud")).to_have_attribute("data-state", "idle")
-    await desk.page.get_by_label("Status").select_option("Check fraud passed")
-    await expect(desk.rows).to_have_count(0)
 
 
 def added_step(name: str, compensation: str | None) -> dict[str, Any]:
@@ -141,31 +181,12 @@ def added_step(name: str, compensation: str | None) -> dict[str, Any]:
     }
 
 
-async def test_approve_large_order_completes_it(desk: Desk) -> None:
+async def test_large_orders_wait_for_a_decision(desk: Desk, shop: Shop) -> None:
     await desk.open()
-    await desk.place(BIKE=1)
+    await desk.choose("Needs approval")
     await desk.shows("Awaiting approval")
-    await expect(desk.stop("Approval")).to_contain_text("waits for a person")
-    await desk.press("Approve")
-    await desk.shows("Completed")
-    await expect(desk.stop("Approval")).to_contain_text("approved")
-
-
-async def test_decline_large_order_shows_reason(desk: Desk) -> None:
-    await desk.open()
-    await desk.place(BIKE=1)
-    await desk.press("Reject")
-    await desk.dialog.get_by_label("Reason").fill("over budget")
-    await desk.confirm("Reject")
-    await desk.shows("Failed")
-    await expect(desk.view).to_contain_text("over budget")
-    await expect(desk.stop("Approval")).to_contain_text("not approved")
-    await expect(desk.stop("Reserve inventory")).to_contain_text("not reached")
-
-
-async def test_change_address_is_offered_until_shipping_begins(desk: Desk) -> None:
-    await desk.open()
-    await desk.place(delivery="Works", BIKE=1)
+    await expect(desk.stop("Approval")).to_contain_text(re.compile("waits for a person until .*:"))
+    await expect(desk.view.locator("mark")).to_contain_text(["_wait_for_approval", "def _wait_for_approval"])
     await desk.press("Change address")
     country = desk.dialog.get_by_label("Country")
     await country.fill("Germany")
@@ -178,12 +199,19 @@ async def test_change_address_is_offered_until_shipping_begins(desk: Desk) -> No
     await expect(desk.view.locator("address")).to_contain_text("Wien, AT")
     await desk.press("Approve")
     await desk.shows("Completed")
+    await expect(desk.stop("Approval")).to_contain_text("approved")
     await expect(desk.view.get_by_role("button", name="Change address")).to_be_hidden()
 
+    await desk.choose("Needs approval")
+    await desk.press("Reject")
+    await desk.dialog.get_by_label("Reason").fill("over budget")
+    await desk.confirm("Reject")
+    await desk.shows("Failed")
+    await expect(desk.view).to_contain_text("over budget")
+    await expect(desk.stop("Approval")).to_contain_text("not approved")
+    await expect(desk.stop("Reserve inventory")).to_contain_text("not reached")
 
-async def test_cancel_after_completion_shows_refusal(desk: Desk, shop: Shop) -> None:
-    await desk.open()
-    await desk.place(BIKE=1)
+    await desk.choose("Needs approval")
     await desk.press("Cancel order")
     # The order changes while the dialog is open.
     await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
@@ -192,8 +220,9 @@ async def test_cancel_after_completion_shows_refusal(desk: Desk, shop: Shop) -> 
     await expect(desk.dialog.get_by_role("alert")).to_contain_text("completed")
 
 
-async def test_place_with_invalid_fields_shows_error_beside_field(desk: Desk) -> None:
+async def test_form_shows_errors_and_live_stock_and_places_one_order_per_double_click(desk: Desk, shop: Shop) -> None:
     await desk.open()
+    await desk.unfold()
     await desk.form.get_by_label("Country").fill("Germany")
     await desk.form.get_by_label("Quantity of MUG").fill("-1")
     await desk.press("Place order")
@@ -201,25 +230,35 @@ async def test_place_with_invalid_fields_shows_error_beside_field(desk: Desk) ->
     await expect(country).to_have_accessible_description(re.compile("two-letter country code"))
     await expect(quantity).to_have_accessible_description(re.compile("at least 1"))
     await expect(quantity).to_be_focused()
-
     await quantity.fill("0")
     await desk.press("Place order")
     await expect(desk.form.get_by_role("group", name="Products")).to_contain_text("choose at least one product")
 
+    mug = desk.form.locator("#products li", has_text="MUG")
+    await expect(mug).to_contain_text("100 in stock")
+    await shop.stock("MUG", available=2)
+    await expect(mug).to_contain_text("2 in stock")
+    await quantity.fill("3")
+    await expect(mug).to_contain_text("Only 2 left: the order will fail.")
+    await mug.get_by_role("button", name="restock").click()
+    await expect(mug).to_contain_text("12 in stock")
+    await expect(mug.get_by_text("Only")).to_be_hidden()
 
-async def test_double_click_places_one_order(desk: Desk, shop: Shop) -> None:
-    await desk.open()
+    await country.fill("DE")
     await desk.page.get_by_role("button", name="Place order").dblclick()
     await desk.shows("Completed")
     assert await shop.mongo.orders.count_documents({}) == 1
 
 
-async def test_place_twenty_at_random(desk: Desk) -> None:
-    await desk.page.add_init_script("Math.random = () => 0")  # all orders are the same, and all complete
+async def test_board_counts_twenty_orders_at_once(desk: Desk) -> None:
+    await desk.page.add_init_script("Math.random = () => 0.5")  # all orders are the same, and all complete
     await desk.open()
-    await desk.press("Place 20 at random")
+    await desk.press("20 at once At random")
     await expect(desk.rows).to_have_count(20)
     await expect(desk.news).to_have_text("20 orders placed.")
+    await expect(desk.on_board("Completed")).to_contain_text("20 orders")
+    await expect(desk.filter.get_by_role("radio", name="Completed 20")).to_be_visible()
+    await expect(desk.board.get_by_role("listitem").filter(has_text="MUG")).to_contain_text("80")
 
 
 async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop: Shop) -> None:
@@ -231,26 +270,14 @@ async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop
         await desk.page.mouse.wheel(0, 3_000)
         await desk.page.wait_for_timeout(20)
 
-    await desk.page.get_by_label("Status").select_option("Reserved")
-    await expect(desk.rows).to_have_count(0)
-    await desk.place(payment="Outage")  # an order starts to match the filter, then stops to
+    await desk.place(payment="Outage")
+    await desk.filter_by("Reserved")
     await expect(desk.rows).to_have_count(1)
+    await desk.place(payment="Outage", MUG=2)  # an order starts to match the filter, then stops to
+    await expect(desk.rows).to_have_count(2)
     await desk.press("Cancel order")
     await desk.confirm("Cancel order")
-    await expect(desk.rows).to_have_count(0)
-
-
-async def test_restock_click_updates_live_stock(desk: Desk, shop: Shop) -> None:
-    await desk.open()
-    mug = desk.page.locator("#products li", has_text="MUG")
-    await expect(mug).to_contain_text("100 in stock")
-    await shop.stock("MUG", available=2)
-    await expect(mug).to_contain_text("2 in stock")
-    await mug.get_by_role("spinbutton").fill("3")
-    await expect(mug).to_contain_text("Only 2 left: the order will fail.")
-    await mug.get_by_role("button", name="restock").click()
-    await expect(mug).to_contain_text("12 in stock")
-    await expect(mug.get_by_text("Only")).to_be_hidden()
+    await expect(desk.rows).to_have_count(1)
 
 
 async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_server: ApiServer, shop: Shop) -> None:
@@ -278,6 +305,7 @@ async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> No
     address = {"name": markup, "street": markup, "city": markup, "postal_code": "<b>1</b>", "country": "DE"}
     await shop.mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"name": markup}})
     await desk.open()
+    await desk.unfold()
     for label, value in {"Name": markup, "Street": markup, "City": markup, "Postal code": "<b>1</b>"}.items():
         await desk.form.get_by_role("textbox", name=label, exact=True).fill(value)
     await desk.press("Place order")
@@ -289,7 +317,7 @@ async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> No
     await expect(desk.page.locator("main img, main address b")).to_have_count(0)
 
 
-async def test_keyboard_alone_places_and_opens_orders(desk: Desk, shop: Shop) -> None:
+async def test_keyboard_alone_places_filters_opens_and_cancels_orders(desk: Desk, shop: Shop) -> None:
     async def tab_to(name: str) -> None:
         for _ in range(60):
             await desk.page.keyboard.press("Tab")
@@ -302,30 +330,42 @@ async def test_keyboard_alone_places_and_opens_orders(desk: Desk, shop: Shop) ->
 
     await fill_with_orders(shop, 3)
     await desk.open()
+    await tab_to("Works")
+    await desk.page.keyboard.press("Enter")
+    await desk.shows("Completed")
+    await tab_to("Your own order")
+    await desk.page.keyboard.press("Enter")
     await tab_to("Quantity of MUG")
     await desk.page.keyboard.press("ArrowUp")
     await desk.page.keyboard.press("Tab")
-    for _ in ("Declined", "Flaky"):
+    for _ in ("Declined", "Flaky", "Slow", "Outage"):
         await desk.page.keyboard.press("ArrowDown")
     await tab_to("Place order")
     await desk.page.keyboard.press("Enter")
-    await desk.shows("Completed")
+    await desk.shows("Reserved")
     await expect(desk.rows.first).to_contain_text(re.compile("2 . MUG"))
 
-    await tab_to("Status")
+    await expect(desk.filter.get_by_role("radio", name="Placed")).to_be_visible()
+    await tab_to("Place order")
+    await desk.page.keyboard.press("Tab")  # to the filter, which the arrow keys change
+    await desk.page.keyboard.press("ArrowDown")
+    await expect(desk.filter.get_by_role("radio", name="Placed")).to_be_checked()
+    await expect(desk.rows).to_have_count(3)
+    await desk.page.keyboard.press("ArrowUp")
+    await expect(desk.rows).to_have_count(5)
     await desk.page.keyboard.press("Tab")  # into the list, where the arrow keys move
     await expect(desk.rows.first.get_by_role("link")).to_be_focused()
     await desk.page.keyboard.press("ArrowDown")
     await expect(desk.rows.nth(1).get_by_role("link")).to_be_focused()
     await desk.page.keyboard.press("End")
     await expect(desk.rows.last.get_by_role("link")).to_be_focused()
+    await desk.page.keyboard.press("Home")
+    await desk.page.keyboard.press("ArrowDown")
     await desk.page.keyboard.press("Enter")
-    await expect(desk.view.get_by_role("heading")).to_be_focused()
+    await expect(desk.view.get_by_role("heading", level=2)).to_be_focused()
+    await desk.page.go_back()
+    await desk.shows("Reserved")
 
-
-async def test_keyboard_confirms_and_leaves_dialog(desk: Desk) -> None:
-    await desk.open()
-    await desk.place(payment="Outage")
     cancel = desk.view.get_by_role("button", name="Cancel order")
     await cancel.focus()
     await desk.page.keyboard.press("Enter")
@@ -335,7 +375,7 @@ async def test_keyboard_confirms_and_leaves_dialog(desk: Desk) -> None:
     await desk.page.keyboard.type("no longer needed")
     await desk.page.keyboard.press("Enter")
     await desk.shows("Cancelled")
-    await expect(desk.view.get_by_role("heading")).to_be_focused()  # the button no longer exists
+    await expect(desk.view.get_by_role("heading", level=2)).to_be_focused()  # the button no longer exists
 
 
 async def test_api_key_is_asked_for_and_sent(
@@ -366,6 +406,10 @@ async def test_api_key_is_asked_for_and_sent(
         await desk.press("Use another key")
         await use(key_of("auditor"))
         await expect(desk.page.locator("#connection")).to_have_text("Live")
+        await expect(desk.page.get_by_role("heading", name="Stock")).to_be_hidden()
+        await desk.press("Works Completes at once")
+        await expect(desk.news).to_contain_text("inventory:read")
+        await desk.page.get_by_text("Your own order").click()
         await expect(desk.form.get_by_text("The products cannot be shown")).to_contain_text("inventory:read")
         await desk.press("Place order")
         await expect(desk.form.get_by_role("alert")).to_contain_text("lacks the scope orders:write")

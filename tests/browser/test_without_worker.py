@@ -1,45 +1,76 @@
-"""The page without a worker: it relies on `GET /saga` and the state in MongoDB."""
+"""The page without a worker, or with one whose compensations fail: it says so, and relies on the state in MongoDB."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import pytest
 from playwright.async_api import Route, expect
 
 from tests.browser.conftest import ApiServer, Desk
+from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.shop import Shop
+from tests.kit.workflows import REFUND
+
+ACTIONS = {  # the buttons of an order, by status
+    "placed": ("Reserve inventory", ["Change address", "Cancel order"]),
+    "awaiting_approval": ("Approval", ["Approve", "Reject", "Change address", "Cancel order"]),
+    "reserved": ("Charge payment", ["Change address", "Cancel order"]),
+    "charged": ("Create shipment", ["Cancel order"]),
+    "shipped": ("Send confirmation", []),
+}
+NO_WORKER = re.compile("(no|a) worker (answers|does not answer)", re.IGNORECASE)
+REVERSED = {"status": "done", "at": datetime.now(UTC), "detail": "-"}
 
 
-@pytest.mark.parametrize(
-    ("status", "step", "actions"),
-    [
-        ("placed", "Reserve inventory", ["Change address", "Cancel order"]),
-        ("awaiting_approval", "Approval", ["Approve", "Reject", "Change address", "Cancel order"]),
-        ("reserved", "Charge payment", ["Change address", "Cancel order"]),
-        ("charged", "Create shipment", ["Cancel order"]),
-        ("shipped", "Send confirmation", []),
-    ],
-)
-async def test_order_without_worker_shows_running_step_and_actions(
-    desk: Desk, shop: Shop, status: str, step: str, actions: list[str]
-) -> None:
-    order = await shop.place(status=status)
-    await desk.open(f"#/orders/{order.order_id}")
-    await expect(desk.view.locator(".stop[data-state=running]:visible")).to_contain_text([step])
-    await expect(desk.view.get_by_role("button")).to_have_text(actions)
-    await expect(desk.view.get_by_text("Cancel accepted")).to_be_hidden()
+async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, shop: Shop, tmp_path: Path) -> None:
+    ids = {status: (await shop.start(status=status)).id.removeprefix("order-") for status in ACTIONS}
+    await shop.place(status="compensating", steps={"reserve_inventory": REVERSED, "charge_payment": REVERSED})
+    await shop.place(status="needs_attention", steps={"reserve_inventory": REVERSED})
+    await desk.page.clock.install()
+    await desk.open()
+    for stop, _ in ACTIONS.values():
+        await expect(desk.on_board(stop)).to_contain_text("1 order")
+    await expect(desk.on_board("Refund payment")).to_contain_text("1 order")
+    await expect(desk.on_board("Release inventory")).to_contain_text("1 order, 1 needs attention")
+    await desk.page.clock.fast_forward(6_000)
+    await expect(desk.board.get_by_role("status")).to_contain_text(NO_WORKER)
+    await desk.picture(tmp_path / "board.png")
 
+    for status, (stop, actions) in ACTIONS.items():
+        await desk.page.goto(f"{desk.url}/#/orders/{ids[status]}")
+        await expect(desk.view.locator(".stop:is([data-state=next], [data-state=waiting]):visible")).to_contain_text(
+            [stop]
+        )
+        await expect(desk.view.get_by_role("button")).to_have_text(actions)
+        await expect(desk.view.get_by_text("Cancel accepted")).to_be_hidden()
+    await expect(desk.stop("Send confirmation")).to_contain_text(NO_WORKER)
+    await expect(desk.view.locator(".notice").get_by_text(NO_WORKER)).to_be_visible()
+    await desk.picture(tmp_path / "order.png")
 
-async def test_cancel_without_worker_is_shown_as_accepted(desk: Desk, shop: Shop) -> None:
-    order = await shop.place(status="awaiting_approval")
-    await desk.open(f"#/orders/{order.order_id}")
+    await desk.page.goto(f"{desk.url}/#/orders/{ids['awaiting_approval']}")
     await desk.press("Cancel order")
     await desk.confirm("Cancel order")
     await expect(desk.dialog).to_be_hidden()
     await desk.shows("Awaiting approval")
     await expect(desk.view.get_by_text("Cancel accepted")).to_be_visible()
     await expect(desk.view.get_by_role("button")).to_have_count(0)
+
+
+async def test_compensation_that_keeps_failing_is_named(desk: Desk, shop: Shop, tmp_path: Path) -> None:
+    steps = {"reserve_inventory": REVERSED, "charge_payment": REVERSED}
+    refund = Fails()
+    async with FaultyGateways(shop, **{REFUND: refund}).worker():
+        handle = await shop.start(status="needs_attention", steps=steps, cancellation={"at": datetime.now(UTC)})
+        await desk.open(f"#/orders/{handle.id.removeprefix('order-')}")
+        reason = "the payment service is unavailable"
+        await expect(desk.view.get_by_text(f"Refund payment keeps failing: {reason}.")).to_be_visible()
+        await expect(desk.stop("Refund payment")).to_contain_text(re.compile(f"attempt [1-9] failed: {reason}; next"))
+        await desk.picture(tmp_path / "order.png")
+        refund.times = 0
+        await desk.shows("Failed")
+    await expect(desk.view.locator(".notice")).to_be_hidden()
 
 
 async def test_products_are_loaded_a_page_at_a_time(desk: Desk, shop: Shop) -> None:
@@ -49,6 +80,7 @@ async def test_products_are_loaded_a_page_at_a_time(desk: Desk, shop: Shop) -> N
         [{"_id": sku, "name": sku, "unit_price": price, "available": 9} for sku in skus]
     )
     await desk.open()
+    await desk.unfold()
     rows = desk.page.locator("#products li")
     await expect(rows).to_have_count(50)
     await shop.stock("X-59", available=8)  # not on this page

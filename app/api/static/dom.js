@@ -8,10 +8,12 @@ const ICONS = {
   box: "M2.5 5 8 2l5.5 3v6L8 14l-5.5-3zM2.5 5 8 8l5.5-3M8 8v6",
   card: "M2 4h12v8H2zM2 7h12",
   check: "m3.5 8.5 3 3 6-7",
+  clock: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M8 5v3l2 1.5",
   cross: "m4.5 4.5 7 7m0-7-7 7",
   flag: "M4 14V3h8l-2 2.75 2 2.75H4",
   inbox: "M2.5 8.5 4.5 3h7l2 5.5V13h-11zM2.5 9H6l.8 1.5h2.4L10 9h3.5",
   mail: "M2 4h12v8.5H2zM2.5 4.5 8 9l5.5-4.5",
+  pause: "M6 4.5v7M10 4.5v7",
   person: "M8 8a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5M3 13.5c.5-3 2.3-4 5-4s4.5 1 5 4",
   step: "M8 4.5 11.5 8 8 11.5 4.5 8z",
   stop: "M8 2.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11M4.2 4.2l7.6 7.6",
@@ -43,12 +45,16 @@ export function setText(target, text) {
 
 /** Creates an icon. It is hidden from screen readers, because there is always a word beside it. */
 export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 16 16");
-  svg.setAttribute("aria-hidden", "true");
-  svg.append(document.createElementNS(SVG, "path"));
+  const svg = svgElement("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, svgElement("path"));
   changeIcon(svg, name);
   return svg;
+}
+
+export function svgElement(tag, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) set(made, name, value);
+  made.append(...children);
+  return made;
 }
 
 /** Replaces an icon by another one. */
@@ -70,8 +76,13 @@ export function notify(text) {
   news.animate({ opacity: [0, 1, 1, 1, 1, 0] }, 6000);
 }
 
-/** Highlights a change for a moment, unless the user prefers reduced motion. */
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** Whether changes may move: the user does not prefer reduced motion, and sees the page. */
+export const mayMove = () => !reducedMotion.matches && !document.hidden;
+
+/** Highlights a change for a moment. */
 export function flash(target) {
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  if (!mayMove()) return;
   target.animate({ backgroundColor: ["color-mix(in srgb, var(--accent) 25%, transparent)", "transparent"] }, 1200);
 }

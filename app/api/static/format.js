@@ -36,12 +36,22 @@ export function time(timestamp) {
 }
 
 /** The time since `start`: +48 ms, +5.2 s, +3 min, +2 h. */
-export function after(start, end) {
-  const ms = Math.max(0, new Date(end) - new Date(start));
-  if (ms < 1000) return `+${ms}\u00a0ms`;
-  if (ms < 60_000) return `+${(ms / 1000).toFixed(1)}\u00a0s`;
-  if (ms < 3_600_000) return `+${Math.round(ms / 60_000)}\u00a0min`;
-  return `+${Math.round(ms / 3_600_000)}\u00a0h`;
+export const after = (start, end) => `+${duration(Math.max(0, new Date(end) - new Date(start)))}`;
+
+/** 48 ms, 5.2 s, 3 min, 2 h. */
+export function duration(ms) {
+  if (ms < 1000) return `${ms}\u00a0ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)}\u00a0s`;
+  if (ms < 3_600_000) return `${Math.round(ms / 60_000)}\u00a0min`;
+  return `${Math.round(ms / 3_600_000)}\u00a0h`;
+}
+
+/** 0:38, 4:05, 1:00:00. */
+export function countdown(ms) {
+  const seconds = Math.ceil(ms / 1000);
+  const two = (number) => String(number).padStart(2, "0");
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  return `${hours ? `${hours}:${two(minutes)}` : minutes}:${two(seconds % 60)}`;
 }
 
 /** out_of_stock: Out of stock. ReleaseInventory: Release inventory. */

@@ -1,41 +1,56 @@
 // The order desk: wires the panes to the address bar and to the stream of events.
 
+import * as board from "./board.js";
+import * as counts from "./counts.js";
 import { notify, setText, set } from "./dom.js";
 import { follow } from "./live.js";
 import * as orderList from "./order-list.js";
 import { forget, keep, onChange } from "./order-store.js";
-import * as orderView from "./order-view.js";
-import "./place-order.js";
-import { steps } from "./saga.js";
+import { load as loadSteps } from "./saga.js";
+import "./scenarios.js";
 import * as stock from "./stock.js";
 
 const connection = document.getElementById("connection");
 const banner = document.getElementById("lost");
 const [tryNow, useAnotherKey] = banner.querySelectorAll("button");
 
+// The first view needs neither the view of one order nor the form: they are loaded when they are opened.
+let orderView = null;
+const own = document.getElementById("own");
+own.addEventListener("toggle", () => own.open && import("./place-order.js"));
+
 // The address bar selects the view: #/new, #/orders or #/orders/ord_…
-function route() {
-  const [, view = "new", orderId] = location.hash.split("/");
+async function route() {
+  const [, view = "new", encodedId] = location.hash.split("/");
+  const orderId = encodedId && decodeURIComponent(encodedId);
   document.body.dataset.view = orderId ? "order" : view === "orders" ? "orders" : "new";
   for (const link of document.querySelectorAll("nav a")) {
     set(link, "aria-current", link.hash === `#/${view || "new"}` && "page");
   }
   if (!orderId) document.title = "Order desk";
-  orderList.select(orderId && decodeURIComponent(orderId));
-  orderView.show(orderId && decodeURIComponent(orderId));
+  orderList.select(orderId);
+  if (orderId) orderView ??= await import("./order-view.js");
+  if (!orderId || location.hash.endsWith(`/${encodedId}`)) orderView?.show(orderId);
 }
 
-addEventListener("hashchange", () => {
-  route();
-  // The focus moves to the view, unless the form is still visible: the user may want to place another order.
+addEventListener("hashchange", async () => {
+  await route();
+  // The focus moves to the view, unless the buttons and the form are still visible: the user may want to place another order.
   const { view } = document.body.dataset;
   const title = view === "order" ? orderView.heading() : document.getElementById(`${view}-title`);
-  if (!document.activeElement.closest("#new")?.checkVisibility()) title.focus();
+  if (!document.activeElement.closest("#new")?.checkVisibility()) title?.focus();
 });
 
 let lostAt = null; // when the connection was lost, in ms; null while it is up
 let missed = 0; // orders that changed or were placed since
 onChange((order, before) => (missed += before ? before.status !== order.status : Date.parse(order.created_at) > lostAt));
+
+async function load() {
+  const isNewTable = await loadSteps();
+  await Promise.all([stock.load(), orderList.load(), orderView?.load({ isNewTable })]);
+  await board.load(isNewTable);
+  await counts.load();
+}
 
 const reconnect = follow("/orders/events", {
   handlers: {
@@ -50,13 +65,13 @@ const reconnect = follow("/orders/events", {
     reset() {
       forget();
       orderList.restart();
-      orderView.load();
+      orderView?.load({});
+      counts.load();
     },
   },
   // The stream opens first, then the rest is loaded, then the events are handled, so that no change is missed.
   async opened() {
-    await Promise.all([stock.load(), orderList.load(), orderView.load()]);
-    orderList.offer(steps.map(({ status }) => status));
+    await load();
     set(connection, "data-tone", "good");
     setText(connection, "Live");
     banner.hidden = true;

@@ -1,8 +1,9 @@
 // The list of orders: newest first, live, filtered by status; scrolling loads older ones.
 
 import { call } from "./api.js";
+import { chosenStatus } from "./counts.js";
 import { element, flash, icon, notify, setText, set, changeIcon } from "./dom.js";
-import { money, statusOf, STATUSES, time } from "./format.js";
+import { money, statusOf, time } from "./format.js";
 import { get, keep, linkTo, onChange } from "./order-store.js";
 
 const PAGE = 30;
@@ -18,13 +19,6 @@ let oldest = Infinity; // created_at, in ms, of the oldest order that was loaded
 let unseen = new Set(); // rows that the current reload has not seen yet
 let loading = new AbortController();
 let selected = null;
-
-/** Adds statuses to the filter, each once: a step may have a status that this page does not know. */
-export function offer(statuses) {
-  const offered = new Set(Array.from(filter.options, ({ value }) => value));
-  for (const status of statuses) if (!offered.has(status)) filter.append(element("option", { value: status }, statusOf({ status }).word));
-}
-offer(Object.keys(STATUSES));
 
 const createdAt = (order) => Date.parse(order.created_at);
 
@@ -49,7 +43,7 @@ export async function load() {
 
 async function loadPage(signal) {
   const query = new URLSearchParams({ limit: PAGE });
-  if (filter.value) query.set("status", filter.value);
+  if (chosenStatus()) query.set("status", chosenStatus());
   if (cursor) query.set("cursor", cursor);
   const { items, next_cursor } = await call("GET", `/orders?${query}`, { signal });
   cursor = next_cursor;
@@ -94,7 +88,7 @@ function observeAgain() {
 
 onChange((order, before) => {
   const beyond = cursor && createdAt(order) < oldest; // a later page will load it
-  if (filter.value && order.status !== filter.value) remove(order.order_id);
+  if (chosenStatus() && order.status !== chosenStatus()) remove(order.order_id);
   else if (rows.has(order.order_id) || !beyond) show(order, before && before.status !== order.status);
 });
 

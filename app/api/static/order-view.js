@@ -1,11 +1,14 @@
 // One order: its details, its saga and its actions.
 
 import { call } from "./api.js";
-import { announce, element, icon, setText, set, changeIcon } from "./dom.js";
+import { announce, element, icon, mayMove, setText, set, changeIcon } from "./dom.js";
 import { inWords, money, statusOf, time } from "./format.js";
+import { actionsFor } from "./order-actions.js";
+import { drawOrder } from "./order-drawing.js";
 import { get, keep, onChange } from "./order-store.js";
-import { load as loadSteps } from "./saga.js";
-import { drawSaga } from "./saga-drawing.js";
+import { playback } from "./playback.js";
+import { askWorkflow } from "./saga.js";
+import { load as loadSource, sourcePanel } from "./source-code.js";
 
 const CANCELLABLE = ["placed", "awaiting_approval", "reserved", "charged"];
 const QUERY_INTERVAL = 1000; // ms between two queries of the workflow, while the order shown is in progress
@@ -16,20 +19,22 @@ let queryTimer = 0; // of the next query of the workflow
 
 export const heading = () => pane.querySelector("h2");
 
-/** Shows an order or, without an id, an example of a saga. */
+/** Shows an order or, without an id, none. */
 export function show(orderId) {
   clearTimeout(queryTimer);
+  shown?.stop();
   shown = orderId && build(orderId);
-  pane.replaceChildren(...(shown ? shown.parts : example()));
+  pane.replaceChildren(...(shown ? shown.parts : []));
   if (!shown) return;
   if (get(orderId)) shown.update(get(orderId));
   loadOrder();
 }
 
-/** Fetches the table of steps and the order again: both may have changed while the stream was down. */
-export async function load() {
-  if (await loadSteps()) show(shown?.orderId);
-  else await loadOrder();
+/** Fetches the order and the code again: both may have changed while the stream was down. */
+export async function load({ isNewTable }) {
+  if (!shown) return;
+  if (isNewTable) return show(shown.orderId);
+  await Promise.all([loadOrder(), loadSource()]);
 }
 
 async function loadOrder() {
@@ -53,24 +58,14 @@ onChange((order, before) => {
   queryTimer = setTimeout(queryWorkflow, QUERY_INTERVAL / 4, shown);
 });
 
-/** Queries the workflow for what MongoDB does not know: the attempt, and what it waits for. It may be unavailable. */
+/** Queries the workflow, which may be unavailable. */
 async function queryWorkflow(view) {
-  const progress = document.hidden ? null : await call("GET", `${view.path}/status`).catch(() => null);
+  const progress = document.hidden ? null : await askWorkflow(view.orderId);
   const order = get(view.orderId);
   if (view !== shown || !order) return;
   view.update(order, progress);
   clearTimeout(queryTimer);
   if (!statusOf(order).final) queryTimer = setTimeout(queryWorkflow, QUERY_INTERVAL, view);
-}
-
-function example() {
-  const saga = drawSaga();
-  saga.update({ status: "none", steps: [] });
-  return [
-    element("h2", { tabindex: -1 }, "A saga"),
-    element("p", { class: "note" }, "When a step fails for good, or the order is cancelled, the completed steps are compensated in reverse. Place an order, and watch."),
-    saga.drawing,
-  ];
 }
 
 function build(orderId) {
@@ -82,7 +77,11 @@ function build(orderId) {
   const facts = element("p", { class: "note" });
   const failure = element("p", { class: "failure", hidden: true });
   const problem = element("p", { class: "problem", role: "alert", hidden: true });
-  const saga = drawSaga();
+  const notice = element("p", { class: "notice", hidden: true });
+  const saga = drawOrder();
+  const source = sourcePanel();
+  const player = playback(render);
+  const replay = element("button", { type: "button", hidden: true, onclick: () => player.replay() }, "Replay");
   const temporal = element("a", { target: "_blank", rel: "noopener", hidden: true }, "Open in Temporal ↗");
   const buttons = element("div", { class: "buttons" }, failure);
   const lines = element("ul");
@@ -94,7 +93,18 @@ function build(orderId) {
     problem.hidden = !failed;
   }
 
-  function update(order, progress) {
+  let progress = null; // the last answer of the workflow about this state of the order
+
+  function update(order, newProgress = null) {
+    progress = newProgress;
+    actions.update(order);
+    player.update(order);
+    replay.hidden = !mayMove() || !statusOf(order).final || order.steps.length === 0;
+  }
+
+  /** Shows a version of the order; what the workflow says is about the last one. */
+  function render(order, isLast) {
+    const answer = isLast ? progress : null;
     const status = statusOf(order);
     document.title = `${status.word}: ${orderId}`;
     badge.hidden = false;
@@ -110,34 +120,42 @@ function build(orderId) {
     set(failure, "data-tone", order.failure ? status.tone : "off");
     failure.replaceChildren(element("b", {}, `${inWords(code)}:`), ` ${message}`);
 
-    actions?.update(order);
-    saga.update(order, progress);
-    if (/^https?:/.test(progress?.workflow_url ?? "")) set(temporal, "href", progress.workflow_url);
+    setText(notice, noticeOf(order, answer));
+    notice.hidden = !notice.textContent;
+    set(notice, "data-tone", answer?.unavailable ? "wait" : "bad");
+    saga.update(order, answer);
+    source.update(order);
+    const url = order.workflow_url ?? progress?.workflow_url ?? "";
+    if (/^https?:/.test(url)) set(temporal, "href", url);
     temporal.hidden = !temporal.href;
 
     if (!lines.children.length) lines.append(...order.lines.map(line));
     setText(address, `${person}\n${street}\n${postal_code} ${city}, ${country}`);
   }
 
-  // The first view has no buttons and dialogs, so their code is loaded with the first order.
-  let actions = null;
-  import("./order-actions.js").then(({ actionsFor }) => {
-    actions = actionsFor(path, name, report);
-    buttons.prepend(...actions.buttons);
-    if (get(orderId)) actions.update(get(orderId));
-  });
+  const actions = actionsFor(path, name, report);
+  buttons.prepend(...actions.buttons, replay);
 
   const parts = [
-    element("a", { class: "back", href: "#/orders" }, "← Orders"),
+    element("a", { class: "back", href: "#/orders" }, "← All orders"),
     element("div", { class: "bar" }, name, badge),
     element("p", { class: "where" }, element("code", {}, orderId), temporal),
     facts,
     buttons,
     problem,
-    saga.drawing,
+    notice,
+    element("div", { class: "beside" }, saga.drawing, source.panel),
     element("div", { class: "particulars" }, lines, address),
   ];
-  return { orderId, path, parts, update, report };
+  return { orderId, path, parts, update, report, stop: player.stop };
+}
+
+/** Why an order does not go on, if it does not. */
+function noticeOf(order, answer) {
+  if (answer?.unavailable) return `${inWords(answer.unavailable)}. The order waits, and goes on when it is back.`;
+  const stuck = answer?.activities?.filter(({ compensates, last_failure }) => compensates && last_failure) ?? [];
+  if (order.status !== "needs_attention" || !stuck.length) return "";
+  return stuck.map(({ activity, last_failure }) => `${inWords(activity)} keeps failing: ${last_failure.message}.`).join(" ") + " It is retried until it succeeds.";
 }
 
 function line({ name, quantity, unit_price: { amount, currency } }) {

@@ -1,14 +1,12 @@
-// The form that places an order, and the button that places twenty.
+// The form for an order of one's own. Loaded when it is unfolded.
 
 import { call, Problem } from "./api.js";
-import { notify } from "./dom.js";
 import { clearProblem, showProblem, valuesOf } from "./fields.js";
 import { money } from "./format.js";
 import { keep, linkTo } from "./order-store.js";
-import * as stock from "./stock.js";
+import * as products from "./products.js";
 
 const form = document.getElementById("place");
-const random = document.getElementById("random");
 const sum = document.getElementById("sum");
 const postalCode = form.elements.namedItem("shipping_address.postal_code");
 const delivery = form.elements.namedItem("delivery");
@@ -20,7 +18,7 @@ let last = { body: null, key: null };
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const { customer_id, email, payment_method, shipping_address } = valuesOf(form);
-  const lines = stock.chosen().map(({ item, quantity }) => ({ sku: item.sku, quantity }));
+  const lines = products.chosen().map(({ item, quantity }) => ({ sku: item.sku, quantity }));
   const body = { customer_id, email, payment_method, lines, shipping_address };
   if (JSON.stringify(body) !== JSON.stringify(last.body)) last = { body, key: crypto.randomUUID() };
   const sent = last;
@@ -48,18 +46,9 @@ function atProducts(problem, lines) {
 form.addEventListener("input", ({ target }) => {
   if (target.name === "delivery") postalCode.value = target.value;
   if (target === postalCode) delivery.value = ["00000", "99999"].includes(target.value) ? target.value : delivery[0].value;
-  const chosen = stock.chosen();
+  const chosen = products.chosen();
   const amount = chosen.reduce((total, { item, quantity }) => total + item.unit_price.amount * quantity, 0);
   sum.value = chosen.length ? money({ amount, currency: chosen[0].item.unit_price.currency }) : "–";
 });
 
-random.addEventListener("click", async () => {
-  if (random.ariaDisabled || !stock.all().length) return;
-  random.ariaDisabled = "true";
-  location.hash = "#/orders";
-  const { placeAtRandom } = await import("./random-orders.js");
-  const problems = await placeAtRandom(20, stock.all());
-  random.ariaDisabled = null;
-  if (problems.length) notify(`${problems.length} of 20 orders were not placed: ${problems[0].message}`);
-  else notify("20 orders placed.");
-});
+products.start();

@@ -21,31 +21,54 @@ export async function load() {
   return true;
 }
 
+const UNAVAILABLE = {
+  "urn:problem:no-worker": "no worker answers",
+  "urn:problem:temporal-unavailable": "Temporal does not answer",
+  "urn:problem:temporarily-unavailable": "Temporal or a worker does not answer",
+};
+
+/** Asks the workflow for what MongoDB does not know: the attempts, and what it waits for. Resolves to null if refused. */
+export const askWorkflow = (orderId, signal) =>
+  call("GET", `/orders/${encodeURIComponent(orderId)}/status`, { signal }).catch(({ type }) =>
+    UNAVAILABLE[type] ? { unavailable: UNAVAILABLE[type] } : null,
+  );
+
 /**
- * Derives the state of each step from an order and, if there is one, the workflow's answer (GET /orders/{id}/status).
+ * Derives the state of each step from an order and, if there is one, the workflow's answer.
  *
- * Returns `{forward, back}` for each step, both `{state, at}` and, while running, `attempt`; `forward` also has `attempts`
- * and `detail`. A step is idle, running, done, failed, interrupted or compensated, its compensation idle, due, running or done. `turn` is
- * the index of the step at which the saga turned back.
+ * Returns `{forward, back}` for each step, both `{state, at}`; `forward` also has `attempts`, `since` (the first attempt) and `detail`.
+ * A step is idle, next, queued, running, waiting (for its next attempt), stuck, done, failed, interrupted or compensated;
+ * its compensation is idle, due, next, queued, running, waiting, stuck or done. From `queued` to `stuck`, the state also
+ * has `attempt`, `failure` and `nextAt`, or `unavailable`. `turn` is the index of the step at which the saga turned back.
  */
 export function readSaga(order, progress) {
   const back = ["compensating", "needs_attention", "failed", "cancelled"].includes(order.status);
   const live = !statusOf(order).final;
-  const attempt = progress?.attempt;
+  const activities = live ? progress?.activities ?? [] : [];
+  const next = { state: progress?.unavailable ? "stuck" : "next", unavailable: progress?.unavailable };
+
+  function runOf(step, compensates) {
+    const found = activities.find((activity) => activity.step === step && activity.compensates === compensates);
+    return found && { state: found.state, attempt: found.attempt, failure: found.last_failure, nextAt: found.next_attempt_at };
+  }
 
   const read = steps.map(({ step, starts_from, compensation }) => {
-    const { status = "idle", interrupted, at, compensated_at, attempts, detail } = order.steps.find((entry) => entry.step === step) ?? {};
-    const runs = live && !back && status === "idle" && (progress?.step ? progress.step === step : order.status === starts_from);
-    const due = back && live && status === "done" && compensation;
+    const record = order.steps.find((entry) => entry.step === step) ?? {};
+    const { status = "idle", interrupted, first_attempt_at: since, at, compensated_at, attempts, detail } = record;
+    const isNext = live && !back && status === "idle" && order.status === starts_from;
+    const isDue = back && live && status === "done" && compensation;
+    const ended = { state: interrupted ? "interrupted" : status, since, at, attempts, detail };
     return {
-      forward: runs ? { state: "running", attempt } : { state: interrupted ? "interrupted" : status, at, attempts, detail },
-      back: status === "compensated" ? { state: "done", at: compensated_at } : { state: due ? "due" : "idle" },
+      forward: (!back && status === "idle" && runOf(step, false)) || (isNext ? next : ended),
+      back: status === "compensated" ? { state: "done", at: compensated_at } : runOf(step, true) ?? { state: isDue ? "due" : "idle" },
     };
   });
 
-  // Compensations run in reverse: of those that are due, the last one is running.
-  const compensating = read.findLast(({ back }) => back.state === "due");
-  if (compensating) compensating.back = { state: "running", attempt };
+  // Compensations run in reverse: of those that are due, the last one is next.
+  if (back && !read.some((each) => each.back.attempt)) {
+    const last = read.findLast((each) => each.back.state === "due");
+    if (last) last.back = next;
+  }
 
   const turn = back ? read.findLastIndex(({ forward }) => forward.state !== "idle") : -1;
   return { steps: read, turn, back, live };
