@@ -11,22 +11,32 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^##-/ { print "  " substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Run
 
 dev: $(READY)  ## run Temporal, MongoDB, worker and API in the foreground
 	@$(PY) -m dev.stack
 
+up:  ## run the same stack in containers
+	@docker compose up --build
+
+demo: $(READY)  ## a guided tour: orders complete, fail, await approval, and outlive their worker
+	@$(PY) -m dev.demo
+
 token: $(READY)  ## print an access token for the API of `API_OPEN=false make dev`; ARGS="--scopes orders:read"
 	@$(PY) -m dev.issuer $(ARGS)
 
-demo: $(READY)  ## a guided tour: orders that complete, fail, are cancelled or await approval
-	@$(PY) -m dev.demo
+##@ Measure
 
-bench: $(READY)  ## measure latency, throughput and contention on one product
+bench: $(READY)  ## measure latency, throughput and contention on one product; ARGS="--url http://localhost:8000"
 	@$(PY) -m dev.bench $(ARGS)
 
-chaos: $(READY)  ## kill servers while orders come in, then check that nothing is lost
+chaos: $(READY)  ## kill servers while orders come in, then check that nothing is lost; ARGS="--orders 20 --faults 5"
 	@$(PY) -m dev.chaos $(ARGS)
+
+##@ Test
 
 test: $(READY)  ## all tests, in six processes; ARGS="-k cancel" or ARGS=path runs some, in one process
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
@@ -47,8 +57,20 @@ lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m mypy
 	@.venv/bin/zizmor --offline --strict-collection --persona=pedantic --quiet .github
 
-up:  ## run the same stack in containers
-	@docker compose up --build
+test-tools:  ## install the tests' browser and proxy: Chromium and nginx
+	@missing=; \
+	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "installing $$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; \
+	  smaller="$${missing/chromium/chromium-headless-shell}"; \
+	  apt-get -qq install --no-install-recommends $$smaller >/dev/null || \
+	  apt-get -qq install --no-install-recommends $$missing >/dev/null; \
+	else echo "missing: $$missing. On Debian: sudo apt-get install $$missing" >&2; exit 1; fi
+
+##@ Maintain
 
 lock: $(READY)  ## update the lock files to the newest versions that pyproject.toml allows
 	@$(PY) -m pip install --quiet uv
@@ -64,21 +86,12 @@ replay: $(READY)  ## record the workflow histories that the tests replay
 pictures: $(READY) test-tools  ## take the pictures of the README from the running page
 	@$(PY) -m dev.pictures
 
-test-tools:  ## install the tests' browser and proxy: Chromium and nginx
-	@missing=; \
-	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
-	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
-	if [ -z "$$missing" ]; then exit; fi; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  echo "installing $$missing"; \
-	  export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; \
-	  smaller="$${missing/chromium/chromium-headless-shell}"; \
-	  apt-get -qq install --no-install-recommends $$smaller >/dev/null || \
-	  apt-get -qq install --no-install-recommends $$missing >/dev/null; \
-	else echo "missing: $$missing. On Debian: sudo apt-get install $$missing" >&2; exit 1; fi
-
 clean:  ## delete .venv, all caches and all data of `make dev`
 	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+##@ Ports: set the variable to use another, as in API_PORT=8100 make dev
+##- API_PORT 8000, TEMPORAL_PORT 7233, TEMPORAL_UI_PORT 8233, MONGODB_PORT 27017, DEV_CONTROL_PORT 8009, ISSUER_PORT 8400
+##- The data of make dev is in .dev; DEV_DIR names another folder.
 
 # Also runs if PYTHON is given, or if the Python behind .venv no longer exists.
 $(READY): requirements-dev.lock $(if $(PYTHON),FORCE,$(shell $(PY) -c '' 2>/dev/null || echo FORCE))

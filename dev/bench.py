@@ -9,20 +9,24 @@ import asyncio
 import tempfile
 import time
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import httpx
 
 from app.mongo import Mongo
 from dev import hot_stock
 from dev.sample_stock import authorization
-from dev.stack import Config, Stack, run
+from dev.servers import ServerError
+from dev.stack import Config, run
+from dev.terminal import console, progress, temporary_stack
 
 WARM_UP = 20  # orders placed first, without measuring them, to open connections and load code
 TIMEOUT = 120  # seconds for one benchmark
+RETRY_DELAY = 0.2  # seconds before a request that failed is repeated
 
 
 class Client:
@@ -30,36 +34,69 @@ class Client:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
+        self.completed = 0  # orders of the current benchmark
+        self.repeats = 0  # of all requests
+
+    async def send(self, method: str, path: str, **request: Any) -> Any:
+        """The JSON of the answer. Names a request that fails and repeats it; a POST needs an Idempotency-Key.
+
+        Raises:
+            ServerError: the request is refused.
+        """
+        while True:
+            try:
+                response = await self.http.request(method, path, **request)
+            except httpx.TransportError as error:
+                failure = f"{type(error).__name__} {error}".strip()
+            else:
+                if response.is_success:
+                    return response.json()
+                failure = f"{response.status_code} {response.text}"
+                if not response.is_server_error:
+                    raise ServerError(f"{method} {path} was refused: {failure}")
+            self.repeats += 1
+            key = request.get("headers", {}).get("Idempotency-Key")
+            again = f"repeated with Idempotency-Key {key}" if key else "repeated"
+            console.print(f"{method} {path} failed, {again}: {failure}", style="yellow", soft_wrap=True)
+            await asyncio.sleep(RETRY_DELAY)
 
     async def measure(self, orders: int, in_flight: int) -> tuple[list[float], float]:
         """Place this many orders, at most `in_flight` at a time. Returns the seconds each one took, and the total."""
         customer = f"bench-{uuid.uuid4().hex[:12]}"
         pending: dict[str, asyncio.Future[float]] = {}
+        self.completed = 0
         slots = asyncio.Semaphore(in_flight)
 
         async def place() -> float:
             async with slots:
                 begin = time.time()
-                response = await self.http.post("/orders", json=order_body(customer))
-                order_id = response.raise_for_status().json()["order_id"]
-                pending[order_id] = asyncio.get_running_loop().create_future()
-                return await pending[order_id] - begin
+                key = {"Idempotency-Key": uuid.uuid4().hex}
+                order = await self.send("POST", "/orders", json=order_body(customer), headers=key)
+                done = pending[order["order_id"]] = asyncio.get_running_loop().create_future()
+                keep(order)  # a repeated request may find it completed
+                return float(await done) - begin
+
+        def keep(order: dict[str, Any]) -> None:
+            if order["status"] == "completed" and (done := pending.pop(order["order_id"], None)):
+                self.completed += 1
+                done.set_result(datetime.fromisoformat(order["updated_at"]).timestamp())
 
         async def poll() -> None:
             query = {"customer_id": customer, "status": "completed", "limit": str(min(100, 2 * in_flight))}
             while True:
                 await asyncio.sleep(0.01 if in_flight == 1 else 0.05)
-                response = await self.http.get("/orders", params=query)
-                for order in response.raise_for_status().json()["items"]:
-                    if future := pending.pop(order["order_id"], None):
-                        future.set_result(datetime.fromisoformat(order["updated_at"]).timestamp())
+                for order in (await self.send("GET", "/orders", params=query))["items"]:
+                    keep(order)
 
         begin = time.monotonic()
-        async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
-            poller = group.create_task(poll())
-            placed = [group.create_task(place()) for _ in range(orders)]
-            await asyncio.wait(placed)
-            poller.cancel()
+        try:
+            async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+                poller = group.create_task(poll())
+                placed = [group.create_task(place()) for _ in range(orders)]
+                await asyncio.wait(placed)
+                poller.cancel()
+        except TimeoutError:
+            raise ServerError(f"only {self.completed} of {orders} orders completed within {TIMEOUT} s") from None
         return [task.result() for task in placed], time.monotonic() - begin
 
 
@@ -84,23 +121,27 @@ async def bench(api_url: str | None) -> int:
         stack = None
         if not api_url:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
-            stack = await resources.enter_async_context(Stack(Config.on_free_ports(folder)))
+            stack = await resources.enter_async_context(temporary_stack(Config.on_free_ports(folder)))
             api_url = stack.api_url
         http = httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=30)
         client = Client(await resources.enter_async_context(http))
-        await client.measure(WARM_UP, in_flight=5)
-        print(f"{'':<16}{'orders':>8}{'p50':>10}{'p95':>10}{'orders/s':>10}")
+        async with progress(lambda: f"warming up: {client.completed} of {WARM_UP} orders"):
+            await client.measure(WARM_UP, in_flight=5)
+        console.print(f"{'':<16}{'orders':>8}{'p50':>10}{'p95':>10}{'orders/s':>10}", style="bold")
         for title, orders, in_flight in (("one at a time", 60, 1), ("50 at once", 50, 50), ("50 in flight", 300, 50)):
-            times, total = await client.measure(orders, in_flight)
+            async with progress(lambda: f"{title}: {client.completed} of {orders} orders"):  # noqa: B023
+                times, total = await client.measure(orders, in_flight)
             percentiles = quantiles(times, n=100)
             p50, p95 = (f"{1000 * percentiles[n - 1]:,.0f} ms" for n in (50, 95))
-            print(f"{title:<16}{orders:>8}{p50:>10}{p95:>10}{orders / total:>10.1f}", flush=True)
+            console.print(f"[cyan]{title:<16}[/]{orders:>8}{p50:>10}{p95:>10}{orders / total:>10.1f}")
+        if client.repeats:
+            console.print(f"{client.repeats} requests failed and were repeated", style="yellow")
         if stack:  # this benchmark needs direct access to MongoDB
-            mongo = Mongo(stack.mongodb_uri, "hot_stock")
-            rates = await hot_stock.measure(mongo)
-            mongo.close()
-            print(f"\n{hot_stock.CALLERS} concurrent callers reserve one product, reservations/s")
-            print(
+            with closing(Mongo(stack.mongodb_uri, "hot_stock")) as mongo:
+                async with progress(lambda: f"{hot_stock.CALLERS} concurrent callers reserve one product"):
+                    rates = await hot_stock.measure(mongo)
+            console.print(f"\n{hot_stock.CALLERS} concurrent callers reserve one product, reservations/s", style="bold")
+            console.print(
                 f"  one transaction each {rates.plain:,.0f}, "
                 f"group commit {rates.grouped:,.0f}: {rates.speedup:.0f} times as many"
             )

@@ -32,6 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from dev.sample_stock import authorization
 from dev.servers import ReplicaSet, Server, free_port
 from dev.stack import ROOT, Config, Stack, run
+from dev.terminal import console, progress, temporary_stack
 
 PRODUCTS = {  # price and available quantity; the vases run out, and a sofa needs approval
     "CHAOS-MUG": (12_99, 10_000),
@@ -183,6 +184,7 @@ class Faults:
         self, stack: Stack, replica_set: ReplicaSet, temporal: Client, client: RetryingClient, seed: int
     ) -> None:
         self.injected = Counter[str]()
+        self.current = ""
         self._stack = stack
         self._replica_set = replica_set
         self._temporal = temporal
@@ -194,11 +196,12 @@ class Faults:
         for number, (target, fault) in enumerate(islice(rounds, times), 1):
             downtime = self._random.uniform(0.2, 3)
             started_at = time.monotonic()
-            print(f"  {number:>2}. {target} {fault}", end="", flush=True)
+            self.current = f"{number}. {target} {fault}"
+            detail = ""
             match fault:
                 case "reset" | "terminated":
                     affected = await (self._reset() if fault == "reset" else self._terminate())
-                    print(f": {affected}", end="")
+                    detail = f": {affected}"
                     self.injected[f"{target} {fault}"] += affected
                 case "deleted":
                     await self._delete_temporal_data(downtime)
@@ -214,7 +217,9 @@ class Faults:
                 case _:
                     await self._interrupt(target, fault, downtime)
                     self.injected[fault] += 1
-            print(f" ({time.monotonic() - started_at:.1f} s)", flush=True)
+            took = time.monotonic() - started_at
+            console.print(f"  {number:>2}. {target} {fault}{detail} [dim]({took:.1f} s)[/]")
+            self.current = ""
             await asyncio.sleep(self._random.uniform(0.5, 2))
 
     async def _interrupt(self, name: str, fault: str, downtime: float) -> None:
@@ -374,14 +379,15 @@ def check_sandbox_records(order_id: str, order: dict[str, Any], records: dict[st
 async def chaos(orders: int, fault_count: int, seed: int) -> int:
     generator = random.Random(seed)
     begin = time.monotonic()
-    print(f"{orders} orders, {fault_count} faults, seed {seed}", flush=True)
+    console.print(f"{orders} orders, {fault_count} faults, seed {seed}", style="bold")
     with tempfile.TemporaryDirectory(prefix="order-saga-") as name:
         folder = Path(name)
-        replica_set = await ReplicaSet.start(folder / "mongodb", [free_port() for _ in range(3)])
+        async with progress(lambda: "starting three mongods"):
+            replica_set = await ReplicaSet.start(folder / "mongodb", [free_port() for _ in range(3)])
         try:
             config = Config.on_free_ports(folder, mongodb_uri=replica_set.uri, workers=2)
             async with (
-                Stack(config) as stack,
+                temporary_stack(config) as stack,
                 httpx.AsyncClient(base_url=stack.api_url, headers=authorization(), timeout=5) as http,
             ):
                 client = RetryingClient(http)
@@ -393,29 +399,36 @@ async def chaos(orders: int, fault_count: int, seed: int) -> int:
                 temporal = await Client.connect(stack.temporal_address)
                 faults = Faults(stack, replica_set, temporal, client, seed)
                 weights = [kind.weight for kind in KINDS.values()]
-                async with asyncio.TaskGroup() as group:
+
+                def state() -> str:
+                    placed, repeats = f"{len(client.placed)} of {orders} orders placed", client.repeats
+                    return f"{placed}, {repeats} requests repeated; {faults.current or 'no fault'}"
+
+                async with progress(state), asyncio.TaskGroup() as group:
                     injecting = group.create_task(faults.run(fault_count))
                     for number, kind in enumerate(generator.choices(list(KINDS), weights, k=orders)):
                         group.create_task(client.place(kind, number, generator.uniform(0, 20)))
                         await asyncio.sleep(fault_count * 3 / orders)  # orders keep coming until about the last fault
                     await injecting
-                print(
-                    f"all orders are placed, {client.repeats} requests repeated; waiting for final statuses", flush=True
-                )
+                console.print(f"all orders are placed, {client.repeats} requests repeated")
                 await wait_until_final(client)
-                violations = await audit(stack, client)
-                outcomes = Counter([(await client.order(item.order_id))["status"] for item in client.placed])
+                async with progress(lambda: "checking orders, stock, payments and shipments"):
+                    violations = await audit(stack, client)
+                    outcomes = Counter([(await client.order(item.order_id))["status"] for item in client.placed])
         finally:
-            await replica_set.stop()
+            await replica_set.kill()
         if violations:
             shutil.rmtree(FAILURE_DIR, ignore_errors=True)
             shutil.copytree(folder, FAILURE_DIR)
             violations.append(f"data and logs are in {FAILURE_DIR}")
 
-    print("survived:", ", ".join(f"{number} {fault}" for fault, number in faults.injected.most_common()))
-    print(", ".join(f"{number} {status}" for status, number in outcomes.most_common()), end=" ")
-    print(f"after {time.monotonic() - begin:.0f} s")
-    print("\n".join(violations) if violations else "no order lost or duplicated; stock, payments and shipments agree")
+    console.print("survived:", ", ".join(f"{number} {fault}" for fault, number in faults.injected.most_common()))
+    ended = ", ".join(f"{number} {status}" for status, number in outcomes.most_common())
+    console.print(f"{ended} after {time.monotonic() - begin:.0f} s")
+    for violation in violations:
+        console.print(violation, style="red", markup=False, soft_wrap=True)
+    if not violations:
+        console.print("no order lost or duplicated; stock, payments and shipments agree", style="green")
     return 1 if violations else 0
 
 
@@ -423,9 +436,12 @@ async def wait_until_final(client: RetryingClient) -> None:
     """Wait until every order is final, at most SETTLE_TIMEOUT."""
     unfinished = {item.order_id for item in client.placed}
     deadline = time.monotonic() + SETTLE_TIMEOUT
-    while unfinished and time.monotonic() < deadline:
-        await asyncio.sleep(1)
-        unfinished = {order_id for order_id in unfinished if (await client.order(order_id))["status"] not in TERMINAL}
+    async with progress(lambda: f"waiting for the final status of {len(unfinished)} of {len(client.placed)} orders"):
+        while unfinished and time.monotonic() < deadline:
+            await asyncio.sleep(1)
+            for order_id in list(unfinished):
+                if (await client.order(order_id))["status"] in TERMINAL:
+                    unfinished.remove(order_id)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,43 @@
 """A guided tour (`make demo`): one order for each possible outcome, with each saga drawn while it runs.
 
-The tour uses only the HTTP API, as a client would. The exit code is 0 if every order ended as expected.
+The tour uses the HTTP API, as a client would, and the control endpoint of the stack to kill the worker. It orders the
+sample products. The exit code is 0 if every order ended as expected.
 """
 
 import asyncio
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import httpx
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from dev.sample_stock import authorization
-from dev.stack import run, running_or_new_stack
+from dev.sample_stock import SAMPLE_STOCK, authorization
+from dev.servers import ServerError
+from dev.stack import run
+from dev.terminal import clock, console, running_or_new_stack
 
 SYMBOLS = {
     "done": ("✔", "green"),
     "failed": ("✘", "red"),
     "compensated": ("↩", "yellow"),
     "interrupted": ("◌", "dim"),
+    "in progress": ("▸", "blue"),
     "": ("·", "dim"),
 }
-TERMINAL = {"completed", "failed", "cancelled"}
-TIMEOUT = 30  # seconds per order; the slowest takes about one
+TERMINAL = {"completed": "green", "failed": "red", "cancelled": "yellow"}
+TIMEOUT = 90  # seconds per order; the slowest waits for another worker
+DOWNTIME = 3  # seconds that the worker is away
+LOOK = 0.1  # seconds between two looks at an order
 
-# Products that only the tour uses. The bicycle is expensive enough to need approval.
-BIKE_PRICE = max(649_00, int(os.environ.get("APPROVAL_THRESHOLD") or 0))
-PRODUCTS = {
-    "TOUR-MUG": {"name": "Mug", "unit_price": {"amount": 12_99, "currency": "EUR"}, "available": 100},
-    "TOUR-VASE": {"name": "Vase, last one", "unit_price": {"amount": 89_00, "currency": "EUR"}, "available": 1},
-    "TOUR-BIKE": {"name": "Bicycle", "unit_price": {"amount": BIKE_PRICE, "currency": "EUR"}, "available": 100},
-}
+# A bike, or as many as need approval.
+BIKES = max(1, -(-int(os.environ.get("APPROVAL_THRESHOLD") or 0) // SAMPLE_STOCK["BIKE-CITY"][1]))
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,28 @@ class Scenario:
     title: str
     status: str
     failure: str | None = None
-    sku: str = "TOUR-MUG"
+    sku: str = "MUG-BLUE"
     quantity: int = 1
     payment_method: str = "pm_card_ok"
     postal_code: str = "10115"
     at_status: str = ""  # when the order has this status ...
     action: str = ""  # ... the tour sends this action to it ...
     body: dict[str, Any] | None = None  # ... with this body
+    kills_worker: bool = False  # while the charge waits for its next attempt
 
 
 SCENARIOS = [
     Scenario("An order that completes", "completed"),
     Scenario("A declined card", "failed", "payment_declined", payment_method="pm_card_declined"),
-    Scenario("Two units of a product with one in stock", "failed", "out_of_stock", sku="TOUR-VASE", quantity=2),
+    Scenario(
+        "More lamps than there are: approved, but out of stock",
+        "failed",
+        "out_of_stock",
+        sku="LAMP-OAK",
+        at_status="awaiting_approval",
+        action="approval",
+        body={"approved": True},
+    ),
     Scenario("An address that the carrier does not serve", "failed", "address_unserviceable", postal_code="00000"),
     Scenario(
         "The payment service is down, and the customer cancels",
@@ -69,103 +80,188 @@ SCENARIOS = [
         body={"reason": "changed my mind"},
     ),
     Scenario(
-        "A bicycle, which needs approval: approved",
+        "A bike, which needs approval: approved",
         "completed",
-        sku="TOUR-BIKE",
+        sku="BIKE-CITY",
+        quantity=BIKES,
         at_status="awaiting_approval",
         action="approval",
         body={"approved": True},
     ),
     Scenario(
-        "Another bicycle: rejected",
+        "Another bike: rejected",
         "failed",
         "not_approved",
-        sku="TOUR-BIKE",
+        sku="BIKE-CITY",
+        quantity=BIKES,
         at_status="awaiting_approval",
         action="approval",
         body={"approved": False, "reason": "credit limit reached"},
     ),
+    Scenario(
+        "The worker is killed in the middle of an order", "completed", payment_method="pm_card_flaky", kills_worker=True
+    ),
 ]
 
 
-async def run_scenario(
-    scenario: Scenario, number: int, saga: list[str], http: httpx.AsyncClient, console: Console
-) -> bool:
-    """Place the order and draw it until it is final. Returns True if it ended as expected. `saga` names the steps."""
-    response = await http.post(
-        "/orders",
-        json={
+@dataclass
+class Run:
+    """A scenario while it runs: what is known of its order, and what the tour has done."""
+
+    scenario: Scenario
+    number: int
+    saga: list[str]  # the names of the steps
+    http: httpx.AsyncClient
+    control: httpx.AsyncClient
+    order: dict[str, Any] = field(default_factory=dict)
+    activities: list[dict[str, Any]] = field(default_factory=list)  # that Temporal has not completed yet
+    done: list[str] = field(default_factory=list)
+    placed_at: float = field(default_factory=time.monotonic)
+    seconds: float | None = None  # until it was final
+
+    async def run(self) -> bool:
+        """Place the order and draw it until it is final. Returns True if it ended as expected."""
+        with Live(get_renderable=self.render, console=console, refresh_per_second=8) as live:
+            await self.place()
+            while self.order["status"] not in TERMINAL and time.monotonic() - self.placed_at < TIMEOUT:
+                if self.is_due() and self.scenario.action and len(self.done) == 1:
+                    await self.act()
+                if self.scenario.kills_worker and len(self.done) == 1:
+                    await self.look_at_activities()
+                    if any(each["state"] == "waiting" for each in self.activities):
+                        await self.kill_worker()
+                await asyncio.sleep(LOOK)
+                await self.look()
+            self.seconds = time.monotonic() - self.placed_at
+            live.refresh()
+        return self.ended_as_expected()
+
+    async def place(self) -> None:
+        body = {
             "customer_id": "tour",
             "email": "tour@example.com",
-            "payment_method": scenario.payment_method,
-            "lines": [{"sku": scenario.sku, "quantity": scenario.quantity}],
+            "payment_method": self.scenario.payment_method,
+            "lines": [{"sku": self.scenario.sku, "quantity": self.scenario.quantity}],
             "shipping_address": {
                 "name": "Ada Lovelace",
                 "street": "Example Street 1",
                 "city": "Berlin",
-                "postal_code": scenario.postal_code,
+                "postal_code": self.scenario.postal_code,
                 "country": "DE",
             },
-        },
-    )
-    order = response.raise_for_status().json()
-    requests = [f"POST /orders -> {order['order_id']}"]
-    started_at = time.monotonic()
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            if scenario.at_status and order["status"] == scenario.at_status and len(requests) == 1:
-                await http.post(f"/orders/{order['order_id']}/{scenario.action}", json=scenario.body)
-                requests.append(f"POST /orders/{{order_id}}/{scenario.action} {json.dumps(scenario.body)}")
-            finished = order["status"] in TERMINAL or time.monotonic() - started_at > TIMEOUT
-            live.update(render(scenario, number, saga, order, requests, finished=finished), refresh=True)
-            if finished:
-                return ended_as_expected(scenario, order)
-            await asyncio.sleep(0.05)
-            order = (await http.get(f"/orders/{order['order_id']}")).raise_for_status().json()
+        }
+        self.order = (await self.http.post("/orders", json=body)).raise_for_status().json()
+        self.done.append(f"POST /orders -> {self.order['order_id']}")
+
+    def is_due(self) -> bool:
+        return bool(self.order["status"] == self.scenario.at_status)
+
+    async def act(self) -> None:
+        """Send the request of the scenario."""
+        path = f"/orders/{self.order['order_id']}/{self.scenario.action}"
+        (await self.http.post(path, json=self.scenario.body)).raise_for_status()
+        self.done.append(f"POST /orders/{{order_id}}/{self.scenario.action} {json.dumps(self.scenario.body)}")
+
+    async def kill_worker(self) -> None:
+        """Kill the worker, show that the order waits, and start it again."""
+        await self.use_control("kill", "stopped")
+        self.activities = []
+        self.done.append("the worker is killed (SIGKILL): the order waits")
+        await asyncio.sleep(DOWNTIME)
+        await self.look()
+        self.done.append("the worker is started again: it takes over within 10 s")
+        await self.use_control("start", "running")
+
+    async def use_control(self, action: str, state: str) -> None:
+        answer = (await self.control.post("/servers/worker", json={"action": action})).raise_for_status().json()
+        while next(each["state"] for each in answer["servers"] if each["name"] == "worker") != state:
+            await asyncio.sleep(LOOK)
+            answer = (await self.control.get("/servers")).raise_for_status().json()
+
+    async def look(self) -> None:
+        self.order = (await self.http.get(f"/orders/{self.order['order_id']}")).raise_for_status().json()
+
+    async def look_at_activities(self) -> None:
+        """Ask the workflow, which no worker may answer for."""
+        answer = await self.http.get(f"/orders/{self.order['order_id']}/status")
+        self.activities = answer.json()["activities"] if answer.is_success else []
+
+    def ended_as_expected(self) -> bool:
+        failure = self.order["failure"] and self.order["failure"]["code"]
+        return bool(self.order["status"] == self.scenario.status and failure == self.scenario.failure)
+
+    def render(self) -> Group:
+        title = Text(f"{self.number}. {self.scenario.title}", "bold")
+        if self.seconds is None:
+            title.append(f"  {clock(time.monotonic() - self.placed_at)}", "not bold dim")
+        done = [Text(f"    > {action}", "cyan") for action in self.done]
+        return Group(title, *done, self.steps(), *([self.outcome()] if self.order else []))
+
+    def steps(self) -> Table:
+        records = {step["step"]: step for step in self.order.get("steps", [])}
+        table = Table.grid(*(Column(no_wrap=True) for _ in range(5)), padding=(0, 2))
+        for name in self.saga:
+            status, took, detail = "", "", ""
+            if record := records.get(name):
+                status = "interrupted" if record["interrupted"] else record["status"]
+                took, detail = _took(record), record["detail"]
+            elif pending := next((each for each in self.activities if each["step"] == name), None):
+                status, failure = "in progress", pending["last_failure"]
+                took = f"attempt {pending['attempt']}"
+                detail = f"{failure['message']}; {pending['state']}" if failure else pending["state"]
+            symbol, style = SYMBOLS[status]
+            more = Text(detail, "dim", no_wrap=True, overflow="ellipsis")
+            words = Text(name.replace("_", " ").capitalize(), style)
+            table.add_row("  ", Text(symbol, style), words, Text(status, style), took, more)
+        return table
+
+    def outcome(self) -> Text:
+        status, failure = self.order["status"], self.order["failure"]
+        text = Text("    = ").append(status, f"bold {TERMINAL.get(status, 'blue')}")
+        if failure:
+            text.append(f" ({failure['code']}): {failure['message']}")
+        if self.seconds is not None:
+            text.append(f"  after {self.seconds:.1f} s", "dim")
+            if not self.ended_as_expected():
+                text.append(f"  expected {self.scenario.status} ({self.scenario.failure})", "bold red")
+        return text
 
 
-def ended_as_expected(scenario: Scenario, order: dict[str, Any]) -> bool:
-    failure = order["failure"] and order["failure"]["code"]
-    return bool(order["status"] == scenario.status and failure == scenario.failure)
+def _took(record: dict[str, Any]) -> str:
+    """From the first attempt of a step to its outcome."""
+    attempts = f", {record['attempts']} attempts" if record["attempts"] > 1 else ""
+    if not record["first_attempt_at"]:
+        return ""
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("first_attempt_at", "at"))
+    return f"{(ended - began).total_seconds():.2f} s{attempts}"
 
 
-def render(
-    scenario: Scenario, number: int, saga: list[str], order: dict[str, Any], requests: list[str], *, finished: bool
-) -> Group:
-    started = {step["step"]: step for step in order["steps"]}
-    steps = Table.grid(padding=(0, 2))
-    for name in saga:
-        step = started.get(name, {"status": "", "detail": "", "interrupted": False})
-        status = "interrupted" if step["interrupted"] else step["status"]
-        symbol, style = SYMBOLS[status]
-        steps.add_row(
-            "  ",
-            Text(symbol, style),
-            Text(name.replace("_", " ").capitalize(), style),
-            Text(status, style),
-            Text(step["detail"], "dim"),
-        )
-    outcome = Text(f"    = {order['status']}", "bold")
-    if order["failure"]:
-        outcome.append(f" ({order['failure']['code']}): {order['failure']['message']}", "not bold")
-    if finished and not ended_as_expected(scenario, order):
-        outcome.append(f"  expected {scenario.status} ({scenario.failure})", "bold red")
-    sent = [Text(f"    > {request}", "cyan") for request in requests]
-    return Group(Text(f"{number}. {scenario.title}", "bold"), *sent, steps, outcome)
+async def available(http: httpx.AsyncClient) -> dict[str, int]:
+    """The quantity of each product that the tour orders. Raises ServerError if it cannot be ordered."""
+    quantities = {}
+    for sku in {scenario.sku for scenario in SCENARIOS}:
+        answer = await http.get(f"/inventory/{sku}")
+        quantities[sku] = answer.json()["available"] if answer.is_success else 0
+        if quantities[sku] < BIKES:
+            raise ServerError(f"the tour orders sample products, and {sku} is out of stock or missing: restock it")
+    return quantities
 
 
 async def demo() -> int:
-    console = Console(highlight=False)
     async with (
-        running_or_new_stack() as api_url,
-        httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=10) as http,
+        running_or_new_stack() as stack,
+        httpx.AsyncClient(base_url=stack.api_url, headers=authorization(), timeout=10) as http,
+        httpx.AsyncClient(base_url=stack.control_url, timeout=10) as control,
     ):
-        for sku, product in PRODUCTS.items():
-            (await http.put(f"/inventory/{sku}", json=product)).raise_for_status()
+        lamps = (await available(http))["LAMP-OAK"]
         saga = [row["step"] for row in (await http.get("/saga")).raise_for_status().json()["steps"]]
         results = []
         for number, scenario in enumerate(SCENARIOS, 1):
-            results.append(await run_scenario(scenario, number, saga, http, console))
+            if scenario.kills_worker and not stack.control_url:
+                console.print(f"{number}. {scenario.title}: left out, because this stack has no control endpoint")
+                continue
+            ordered = replace(scenario, quantity=lamps + 1) if scenario.sku == "LAMP-OAK" else scenario
+            results.append(await Run(ordered, number, saga, http, control).run())
             console.print("" if console.is_terminal else "\n")
     console.print(f"{sum(results)} of {len(results)} orders ended as expected")
     return 0 if all(results) else 1

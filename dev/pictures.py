@@ -10,7 +10,8 @@ import httpx
 from playwright.async_api import Browser, ViewportSize, async_playwright, expect
 
 from dev.sample_stock import authorization
-from dev.stack import ROOT, run, running_or_new_stack
+from dev.stack import ROOT, run
+from dev.terminal import running_or_new_stack
 
 FOLDER = ROOT / "docs" / "pictures"
 VIEWPORT = ViewportSize(width=760, height=900)
@@ -80,9 +81,9 @@ async def pictures() -> int:
         print("error: Chromium not found. `make test-tools` installs it")
         return 1
     FOLDER.mkdir(exist_ok=True)
-    async with running_or_new_stack() as api_url, async_playwright() as playwright:
-        await place_failing_order(api_url)  # warm-up: the first order on a new stack is slow
-        url = f"{api_url}/#/orders/{await place_failing_order(api_url)}"
+    async with running_or_new_stack() as stack, async_playwright() as playwright:
+        await place_failing_order(stack.api_url)  # warm-up: the first order on a new stack is slow
+        url = f"{stack.api_url}/#/orders/{await place_failing_order(stack.api_url)}"
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in SCHEMES:
             picture = await take_picture(browser, url, scheme)

@@ -357,7 +357,7 @@ class ReplicaSet:
             await replica_set.elect(replica_set.members[0])
             await replica_set.wait_until_complete()
         except BaseException:
-            await replica_set.stop()
+            await replica_set.kill()
             raise
         return replica_set
 
@@ -432,6 +432,9 @@ class ReplicaSet:
 
     async def stop(self) -> None:
         await asyncio.gather(*(member.stop() for member in self.members))
+
+    async def kill(self) -> None:
+        await asyncio.gather(*(member.kill() for member in self.members))
 
     async def _start(self, index: int) -> Server:
         name, port = f"mongod-{index + 1}", self._ports[index]

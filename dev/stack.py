@@ -9,10 +9,8 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -57,18 +55,18 @@ class Config:
         """Read the environment variables of `make dev`. Raises ServerError if a port is in use or invalid."""
         config = cls(
             dev_dir=Path(os.environ.get("DEV_DIR") or cls.dev_dir).absolute(),
-            api_port=_port("API_PORT", cls.api_port),
-            temporal_port=_port("TEMPORAL_PORT", cls.temporal_port),
-            temporal_ui_port=_port("TEMPORAL_UI_PORT", 8233),
-            mongodb_port=_port("MONGODB_PORT", cls.mongodb_port),
-            control_port=_port("DEV_CONTROL_PORT", cls.control_port),
+            api_port=port_from("API_PORT", cls.api_port),
+            temporal_port=port_from("TEMPORAL_PORT", cls.temporal_port),
+            temporal_ui_port=port_from("TEMPORAL_UI_PORT", 8233),
+            mongodb_port=port_from("MONGODB_PORT", cls.mongodb_port),
+            control_port=port_from("DEV_CONTROL_PORT", cls.control_port),
             temporal_address=os.environ.get("TEMPORAL_ADDRESS", ""),
             mongodb_uri=os.environ.get("MONGODB_URI", ""),
         )
         ports = {"API_PORT": config.api_port, "DEV_CONTROL_PORT": config.control_port}
         if not config.temporal_address:
             ports["TEMPORAL_PORT"] = config.temporal_port
-            ports["TEMPORAL_UI_PORT"] = _port("TEMPORAL_UI_PORT", 8233)
+            ports["TEMPORAL_UI_PORT"] = port_from("TEMPORAL_UI_PORT", 8233)
         if not config.mongodb_uri:
             ports["MONGODB_PORT"] = config.mongodb_port
         variables: dict[int, str] = {}
@@ -97,7 +95,8 @@ class Config:
         )
 
 
-def _port(variable: str, default: int) -> int:
+def port_from(variable: str, default: int) -> int:
+    """The port that an environment variable sets. Raises ServerError if it is no port."""
     text = os.environ.get(variable) or str(default)
     if text.isdecimal() and 0 < int(text) < 65_536:
         return int(text)
@@ -305,53 +304,43 @@ async def _until_it_answers(server: Server, url: str, timeout: float) -> Server:
         return await server.wait_until(ready, timeout=timeout)
 
 
-@asynccontextmanager
-async def running_or_new_stack() -> AsyncIterator[str]:
-    """The API's address: of the stack that runs on API_PORT, or else of a temporary stack."""
-    api_url = f"http://{HOST}:{_port('API_PORT', Config.api_port)}"
-    try:
-        async with httpx.AsyncClient(timeout=3) as http:
-            ready = (await http.get(f"{api_url}/readyz")).json()["status"] == "ready"
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):  # no server on that port, or a different one
-        ready = False
-    if ready:
-        print(f"using the running stack at {api_url}\n", flush=True)
-        yield api_url
-        return
-    print("no stack is running: starting a temporary one ...\n", flush=True)
-    with tempfile.TemporaryDirectory(prefix="order-saga-") as folder:
-        async with Stack(Config.on_free_ports(Path(folder))) as stack:
-            yield stack.api_url
+def run(main: Coroutine[Any, Any, int], *, stopped: int | None = None) -> NoReturn:
+    """Run a command of this folder and exit with its code, or with 1 and one line on an error.
 
-
-def run(main: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a command of this folder and exit with its code: 1 and one line on an error, 0 on Ctrl-C and SIGTERM."""
+    Ctrl-C, SIGTERM and SIGHUP cancel it, and it exits with `stopped`, or else as a shell reports the signal: 130 for
+    Ctrl-C.
+    """
+    received: list[int] = []
 
     async def run_until_signalled() -> int:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
 
-        def stop() -> None:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, lambda: None)  # ignore further signals while stopping
-            task.cancel()
+        def stop(number: int) -> None:
+            if not received:  # ignore further signals while stopping
+                task.cancel()
+            received.append(number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, stop, number)
         return await task
 
     try:
         code = asyncio.run(run_until_signalled())
-    except asyncio.CancelledError:
-        code = 0
-    except ExceptionGroup as group:
-        sys.exit(_error_line(group.exceptions[0]))
-    except (ServerError, httpx.HTTPError, TimeoutError) as error:
-        sys.exit(_error_line(error))
+    except BaseException as error:
+        if not received:  # else its servers have been ended, too
+            error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            if isinstance(error, ServerError | httpx.HTTPError | TimeoutError):
+                sys.exit(_error_line(error))
+            raise error from None
+    if received:
+        # At once: threads of a driver may still wait for servers that have ended.
+        sys.stdout.flush()
+        os._exit(128 + received[0] if stopped is None else stopped)
     sys.exit(code)
 
 
-def _error_line(error: Exception) -> str:
+def _error_line(error: BaseException) -> str:
     if isinstance(error, ServerError):
         return f"error: {error}"
     return f"error: request to the API failed: {type(error).__name__} {error}"
@@ -381,4 +370,4 @@ async def serve() -> int:
 
 
 if __name__ == "__main__":
-    run(serve())
+    run(serve(), stopped=0)

@@ -44,10 +44,10 @@ class Dev:
         self.printed = ""
         self._process: asyncio.subprocess.Process
 
-    async def start(self) -> Self:
-        """Start the process, with standard error redirected to standard output."""
+    async def start(self, *command: str) -> Self:
+        """Start the process, or that of another command, with standard error redirected to standard output."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "dev.stack"),
+            *(sys.executable, "-m", *(command or ["dev.stack"])),
             cwd=self.root,
             env={**os.environ, **self.environment},
             stdin=asyncio.subprocess.DEVNULL,
@@ -85,8 +85,11 @@ class Dev:
 
     async def stop(self, number: signal.Signals) -> int:
         """Send a signal. Returns the exit code, or the negated number of the signal that ended the process."""
-        self._process.send_signal(number)
+        self.send(number)
         return (await self.wait_for_exit())[0]
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def processes(self) -> dict[int, str]:
         """The command of each process that it started, by pid. Finds processes even after their parent has exited."""

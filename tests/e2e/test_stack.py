@@ -59,6 +59,10 @@ async def second(dev: Dev, tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
             await second.stop(signal.SIGINT)
 
 
+async def skus(http: httpx.AsyncClient) -> list[str]:
+    return [product["sku"] for product in (await http.get("/inventory")).json()["items"]]
+
+
 @pytest.fixture
 async def http(dev: Dev) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=dev.api_url, timeout=10, verify=NO_TLS) as http:
@@ -330,7 +334,8 @@ async def test_invalid_setting_is_named(dev: Dev, tmp_path: Path) -> None:
     assert re.match(r"error: (worker|api) exited with code 1: wrong setting: APPROVAL_TIMEOUT: ", message)
 
 
-async def test_guided_tour_ends_every_order_as_expected(dev: Dev) -> None:
+async def test_guided_tour_ends_every_order_as_expected(dev: Dev, http: httpx.AsyncClient) -> None:
+    before = await skus(http)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dev.demo"),
         cwd=ROOT,
@@ -341,7 +346,11 @@ async def test_guided_tour_ends_every_order_as_expected(dev: Dev) -> None:
     printed = (await process.communicate())[0].decode()
     assert process.returncode == 0, printed
     assert printed.startswith(f"using the running stack at {dev.api_url}\n")
-    assert printed.endswith("7 of 7 orders ended as expected\n")
+    assert printed.endswith("8 of 8 orders ended as expected\n")
+    assert re.search(
+        r"the worker is killed .*\n.*the worker is started again(.*\n)+.*Charge payment +done .*, 3 attempts", printed
+    )
+    assert await skus(http) == before  # no product is left behind
 
 
 # --- names in docs and CI

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 
+from dev import issuer
 from dev.stack import ROOT, Config
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -41,3 +42,11 @@ def test_devcontainer_uses_make_and_forwards_every_port() -> None:
     ports = [Config.api_port, Config.control_port, Config.temporal_ui_port, Config.temporal_port, Config.mongodb_port]
     assert DEVCONTAINER["forwardPorts"] == ports
     assert list(DEVCONTAINER["portsAttributes"]) == [str(port) for port in ports]
+
+
+def test_help_names_every_target_and_port() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)) == targets
+    [ports] = re.findall(r"^##- (API_PORT .*)$", MAKEFILE, re.MULTILINE)
+    own = [Config.api_port, Config.temporal_port, Config.temporal_ui_port, Config.mongodb_port, Config.control_port]
+    assert [int(port) for port in re.findall(r"_PORT (\d+)", ports)] == [*own, issuer.port()]

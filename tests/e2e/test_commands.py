@@ -1,0 +1,85 @@
+"""`make demo`, `make bench` and `make chaos`: Ctrl-C, and requests that fail. test_stack.py has the whole tour."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dev.bench import Client
+from tests.e2e.dev_process import Dev
+from tests.kit.http import NO_TLS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+
+
+@pytest.fixture
+async def api_with_stock(api: httpx.AsyncClient, shop: Shop) -> httpx.AsyncClient:
+    await shop.stock("MUG-BLUE")
+    return api
+
+
+async def ctrl_c(dev: Dev, *command: str, printed: str, processes: int) -> None:
+    """Press it once the command has printed something and has so many processes."""
+    await dev.start(*command)
+    try:
+        await dev.wait_for_output(printed)
+
+        async def count() -> int:
+            return len(dev.processes())
+
+        await eventually(count, lambda number: number >= processes)
+        dev.send(signal.SIGINT)
+        code, lines = await dev.wait_for_exit()
+        assert (code, [line for line in lines if "Traceback" in line]) == (130, []), lines
+        assert dev.processes() == {}
+    finally:
+        dev.kill()
+
+
+async def test_ctrl_c_ends_tour_whose_stack_starts(tmp_path: Path) -> None:
+    await ctrl_c(Dev(tmp_path), "dev.demo", printed="starting a temporary one", processes=5)
+
+
+async def test_ctrl_c_ends_chaos_whose_servers_start(tmp_path: Path) -> None:
+    await ctrl_c(Dev(tmp_path), "dev.chaos", "--seed", "7", printed="seed 7", processes=2)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_ctrl_c_ends_benchmark_in_progress(tmp_path: Path, api_with_stock: httpx.AsyncClient) -> None:
+    url = str(api_with_stock.base_url)
+    await ctrl_c(Dev(tmp_path), "dev.bench", "--url", url, printed="orders/s", processes=1)
+
+
+class LosesAnswers(httpx.AsyncHTTPTransport):
+    """Sends each request, and loses the first answer to a POST and to a GET."""
+
+    def __init__(self) -> None:
+        super().__init__(verify=NO_TLS)
+        self.lost: dict[str, httpx.Request] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if request.method not in self.lost:
+            self.lost[request.method] = request
+            await response.aread()
+            raise httpx.ReadError("connection reset")
+        return response
+
+
+@pytest.mark.usefixtures("worker")
+async def test_benchmark_names_and_repeats_requests_that_fail(
+    api_with_stock: httpx.AsyncClient, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = LosesAnswers()
+    async with httpx.AsyncClient(base_url=api_with_stock.base_url, transport=network, timeout=10) as http:
+        client = Client(http)
+        times, _ = await client.measure(2, in_flight=1)
+    assert (len(times), client.completed, client.repeats) == (2, 2, 2)
+    assert await shop.mongo.orders.count_documents({}) == 2  # the repeated POST placed no third one
+    key = network.lost["POST"].headers["Idempotency-Key"]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"POST /orders failed, repeated with Idempotency-Key {key}: ReadError connection reset" in lines
+    assert "GET /orders failed, repeated: ReadError connection reset" in lines
