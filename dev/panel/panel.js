@@ -41,7 +41,7 @@ function show({ servers }) {
   }
   const down = servers.filter(({ state }) => state !== "running").map(({ title }) => title);
   const problem = servers.find((server) => server.problem)?.problem;
-  say(problem ?? (down.length ? "No order is lost: it waits, and goes on when all run again." : "Place orders, then stop a server."));
+  say(problem ?? (down.length ? "No order is lost: it waits." : "Orders will wait."));
   strip.hidden = false;
 }
 

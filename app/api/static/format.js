@@ -17,6 +17,17 @@ export const STATUSES = {
 /** A status that this page does not know yet is shown by its own name. */
 export const statusOf = (order) => STATUSES[order.status] ?? { word: inWords(order.status), icon: "inbox", tone: "run" };
 
+/** The sandbox's cards. A payment method of another service is shown by its own name. */
+const CARDS = {
+  pm_card_ok: "card that works",
+  pm_card_declined: "card that is declined",
+  pm_card_flaky: "card that fails twice",
+  pm_card_slow: "card that takes 5 s",
+  pm_card_outage: "card whose service is down",
+};
+
+export const payment = ({ payment_method }) => CARDS[payment_method] ?? payment_method;
+
 const moneyFormats = new Map();
 
 /** Formats minor units: 1299 EUR is €12.99, 1299 JPY is ¥1,299. */

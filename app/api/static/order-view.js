@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { announce, element, icon, mayMove, setText, set, changeIcon } from "./dom.js";
-import { inWords, money, statusOf, time } from "./format.js";
+import { inWords, money, payment, statusOf, time } from "./format.js";
 import { actionsFor } from "./order-actions.js";
 import { drawOrder } from "./order-drawing.js";
 import { get, keep, onChange } from "./order-store.js";
@@ -113,7 +113,7 @@ function build(orderId) {
     setText(word, status.word);
     const { name: person, street, postal_code, city, country } = order.shipping_address;
     setText(name, person);
-    setText(facts, `${money(order.total)} · ${order.payment_method} · ${order.customer_id} · placed ${time(order.created_at)}`);
+    setText(facts, `${money(order.total)} · ${payment(order)} · ${order.customer_id} · placed ${time(order.created_at)}`);
     // Between an accepted cancel and the first compensation, the status does not show the cancel yet.
     const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
     failure.hidden = !order.failure && (order.cancellable || !CANCELLABLE.includes(order.status));
