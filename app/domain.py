@@ -31,7 +31,9 @@ class Model(BaseModel):
     """Base of the domain's models. Rejects unknown fields: dropping a misspelt one would hide the caller's error."""
 
     # Errors do not contain the value: it may be personal, and errors end up in logs and workflow histories.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, json_schema_serialization_defaults_required=True
+    )
 
 
 class Stored(Model):
@@ -40,8 +42,21 @@ class Stored(Model):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
 
+# Declared in the order in which the saga reaches them; the allowed transitions are derived from this order.
 class OrderStatus(StrEnum):
-    """Declared in the order in which the saga reaches them; the allowed transitions are derived from this order."""
+    """The status of an order.
+
+    - `placed`: stored; the saga begins.
+    - `awaiting_approval`: the total needs the approval of a person; no decision in time counts as a rejection.
+    - `reserved`: the quantities are reserved.
+    - `charged`: the payment is captured.
+    - `shipped`: the shipment exists; the order can no longer be cancelled.
+    - `completed`: final; the confirmation is sent, or its retries have ended.
+    - `compensating`: a step failed or the order was cancelled; the steps that took effect are compensated.
+    - `needs_attention`: a compensation keeps failing; it is retried, and the order recovers when the cause is gone.
+    - `failed`: final; everything that took effect is compensated, and `failure` has the reason.
+    - `cancelled`: final; cancelled, and everything that took effect is compensated.
+    """
 
     PLACED = "placed"
     AWAITING_APPROVAL = "awaiting_approval"
@@ -79,7 +94,13 @@ ALLOWED_FROM: Mapping[OrderStatus, list[OrderStatus]] = {
 
 
 class StepName(StrEnum):
-    """Declared in the order of the saga."""
+    """A step of the saga, in the order in which they run.
+
+    - `reserve_inventory`: reserves the quantities of all lines, or of none.
+    - `charge_payment`: captures the total.
+    - `create_shipment`: creates the shipment, after which the order can no longer be cancelled.
+    - `send_confirmation`: sends the confirmation; it has no compensation.
+    """
 
     RESERVE_INVENTORY = "reserve_inventory"
     CHARGE_PAYMENT = "charge_payment"
@@ -92,8 +113,15 @@ STATUS_AFTER = dict(zip(StepName, _FORWARD[2:], strict=True))  # strict: each st
 
 
 class StepStatus(StrEnum):
+    """The outcome of a step.
+
+    - `done`: it took effect.
+    - `failed`: declined or fenced, without a known effect.
+    - `compensated`: it took effect, and that was reversed.
+    """
+
     DONE = "done"
-    FAILED = "failed"  # declined or fenced, without a known effect
+    FAILED = "failed"
     COMPENSATED = "compensated"
 
 
@@ -199,7 +227,24 @@ class Line(OrderedLine):
 
 
 class Failure(Model):
-    """The reason why an order did not complete: a code for programs and a message for people."""
+    """The reason why an order did not complete: a code for programs and a message for people.
+
+    Codes of the saga:
+
+    - `cancelled`: the order was cancelled.
+    - `not_approved`: a person rejected the order, or nobody decided in time.
+    - `out_of_stock`: the available quantity of a product is less than ordered.
+    - `inventory_unavailable`, `payment_unavailable`, `shipping_unavailable`, `confirmation_not_sent`: the service did
+      not answer until the retries ended.
+    - `misconfigured`: a service refused the credentials or the request; see the log of the worker.
+    - `fenced`: the step was compensated before it took effect.
+    - `malformed`: another program wrote an order that is not valid.
+
+    Codes of the sandbox services; services of your own may have others:
+
+    - `payment_declined`: the card was declined.
+    - `address_unserviceable`: the carrier does not deliver to this address.
+    """
 
     code: str
     message: str

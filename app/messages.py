@@ -14,7 +14,7 @@ from app.domain import Failure, OrderStatus, StepName
 class Message(BaseModel):
     """Base of all messages. Ignores unknown fields: during a rollout, an old worker receives messages of a new one."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_serialization_defaults_required=True)
 
 
 class OrderInput(Message):

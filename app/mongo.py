@@ -162,13 +162,14 @@ class Mongo:
             pymongo.errors.OperationFailure: the stream cannot start where the options say, for example too long ago
                 (error 286); the caller has to read what has changed since.
         """
-        stream = await source.watch(pipeline, **options).__aenter__()  # opened here, not by the first `next`
+        opening = asyncio.ensure_future(source.watch(pipeline, **options).__aenter__())  # not by the first `next`
         try:
-            yield stream
+            # Shielded: a stream that is abandoned while it opens would stay open on the server.
+            yield await asyncio.shield(opening)
         finally:
             with suppress(PyMongoError, TimeoutError):  # an error here would replace a cancellation
                 async with asyncio.timeout(2):  # `try_next` in flight may take one second
-                    await stream.close()
+                    await (await opening).close()
 
 
 async def _retry(call: Callable[[], Awaitable[T]], label: str, deadline: float) -> T:

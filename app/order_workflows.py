@@ -84,8 +84,8 @@ class OrderWorkflows:
         Raises:
             TemporalUnavailable
         """
-        async with _deadline(CALL_TIMEOUT):
-            await self.start(order)
+        await self.start(order)
+        async with _deadline(CALL_TIMEOUT, NoWorker):
             try:
                 return await self._handle(order.order_id).execute_update(
                     OrderWorkflow.change_shipping_address, change, id=f"address-{change.number}"
@@ -102,17 +102,14 @@ class OrderWorkflows:
         """Return the workflow's answer to the query `status`, and its pending activities.
 
         Raises:
-            TemporalUnavailable: also if Temporal does not know the workflow yet, or any more.
-            NoWorker
+            TemporalUnavailable
+            NoWorker: also if Temporal does not know the workflow yet, or any more.
         """
-        handle, answered = self._handle(order_id), False
-        try:
-            async with _deadline(CALL_TIMEOUT):
-                description = await handle.describe()
-                answered = True
-                progress = await handle.query(OrderWorkflow.status)
-        except TemporalUnavailable as error:
-            raise NoWorker if answered else error from None
+        handle = self._handle(order_id)
+        async with _deadline(CALL_TIMEOUT):
+            description = await handle.describe()
+        async with _deadline(CALL_TIMEOUT, NoWorker):
+            progress = await handle.query(OrderWorkflow.status)
         return progress, [PendingActivity.from_info(info) for info in description.raw_description.pending_activities]
 
     async def running(self, order_ids: Sequence[str] | None = None) -> set[str]:
@@ -147,8 +144,10 @@ class OrderWorkflows:
 
 
 @asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
-    """Set a deadline for all calls in the block, and turn the SDK's errors into `TemporalUnavailable`.
+async def _deadline(
+    seconds: float, unavailable: type[TemporalUnavailable] = TemporalUnavailable
+) -> AsyncIterator[None]:
+    """Set a deadline for all calls in the block, and turn the SDK's errors into `unavailable`.
 
     `rpc_timeout` is not enough: it limits each attempt of a call, but neither their sum nor the first connection.
     """
@@ -156,4 +155,6 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except (TemporalError, RuntimeError, TimeoutError) as error:  # RuntimeError: never connected yet
-        raise TemporalUnavailable from error
+        # A workflow that does not exist has yet to be started by the relay, which runs in the worker.
+        is_missing = isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND
+        raise (NoWorker if is_missing else unavailable) from error

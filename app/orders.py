@@ -62,16 +62,16 @@ class OrderRepository:
         return Order.from_document(await self._find(order_id))
 
     async def page(
-        self, status: OrderStatus | None, customer_id: str | None, limit: int, cursor: str | None
+        self, statuses: Sequence[OrderStatus], customer_id: str | None, limit: int, cursor: str | None
     ) -> tuple[list[Order], str | None]:
-        """Return a page of orders, newest first, and the cursor of the next page.
+        """Return a page of orders, newest first, in any of these statuses if given, and the cursor of the next page.
 
         A cursor holds the time of the last order shown, and the number of orders with that time shown so far, so it
         works with any `_id`. An order added with that same time, to the millisecond, may be shown twice.
         """
         time, _, skip = (cursor or f"{MAX_TIME}.0").partition(".")
         begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))
-        wanted = {"status": status, "customer_id": customer_id}
+        wanted = {"status": {"$in": statuses} if statuses else None, "customer_id": customer_id}
         query: Document = {field: value for field, value in wanted.items() if value is not None}
         query["$and"] = [self._owned]
         query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # not an array of dates

@@ -101,7 +101,7 @@ async def authorize(
     caller = await authenticate(request)
     for scope in needed.scopes:
         if scope not in caller.scopes:
-            raise Problem(403, f"cannot authorize: the scope {scope} is missing")
+            raise Problem("not-allowed", f"cannot authorize: the scope {scope} is missing")
     return caller
 
 

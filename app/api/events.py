@@ -1,196 +1,30 @@
-"""Live progress as server-sent events. One change stream per process feeds all subscriptions.
+"""Live progress as server-sent events. A `Last-Event-ID` brings all orders that changed since, within an hour."""
 
-Every event carries the whole state, so a duplicate is harmless, and a subscription that fell behind needs only the
-latest. The event's id is MongoDB's time of the change; a `Last-Event-ID` brings all orders that changed since, if that
-was within the last hour. A caller receives only what it may read, until its token expires.
-"""
-
-import asyncio
-import logging
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
-from bson import Timestamp
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.sse import EventSourceResponse
 
-from app import domain
-from app.api.auth import Caller, OrderReader
-from app.api.dependencies import Clients, Order, OrderId, OwnOrders
-from app.api.problems import Problem, responses
+from app.api.auth import OrderReader
+from app.api.dependencies import OrderId, OwnOrders
+from app.api.hub import Messages, each
+from app.api.problems import responses
 from app.api.route import ApiRoute
-from app.domain import TERMINAL, Product
-from app.mongo import Document, is_unavailable, next_change
-from app.settings import Scope
 from app.validation import EVENT_ID
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
-Messages = AsyncIterator[ServerSentEvent]
-
-MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 60 KB
-MAX_STREAMS_OF_CALLER = 1_000
-MAX_STREAMS_OF_CUSTOMER = 20  # of a caller for one customer: it must not delay the events of others
 MAX_AGE = timedelta(hours=1)  # of a Last-Event-ID: an older one would bring a large part of the orders
-DAY = 86_400.0  # seconds, after which a stream ends in any case
-SLICE, BREAK = 8, 0.004  # so many subscriptions receive an event at once; then, for so many seconds, others run
-MAX_QUEUED = 256  # events; a subscription further behind is ended, and reconnects with its Last-Event-ID
 OVERLAP = timedelta(seconds=30)  # the maximum difference of `updated_at` and MongoDB's time of the change
-COLLECTIONS = {"$in": ["orders", "inventory"]}
-PIPELINE: list[Document] = [{"$match": {"ns.coll": COLLECTIONS, "fullDocument": {"$exists": True}}}]
 INITIAL_ORDERS = 50  # sent first to a new subscription to all orders
-
-
-@dataclass(frozen=True)
-class Event:
-    """The state of an order or a product, MongoDB's time of it, and the customer as stored, even if it is malformed."""
-
-    state: Order | Product
-    at: Timestamp
-    customer: Any = None
-
-    @cached_property
-    def message(self) -> ServerSentEvent:
-        name = "order" if isinstance(self.state, Order) else "stock"
-        return ServerSentEvent(event=name, raw_data=self.state.model_dump_json(), id=f"{self.at.time}.{self.at.inc}")
-
-
-class Subscription:
-    """To one order or to all. Changes up to `since` are in the current state, which the subscriber reads itself."""
-
-    def __init__(self, order_id: str | None, caller: Caller, shown: Callable[[domain.Order], Order]) -> None:
-        self.order_id, self.since = order_id, Timestamp(0, 0)
-        self._caller, self._shown = caller, shown
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_QUEUED)
-        self._has_ended = False
-
-    def _accepts(self, event: Event) -> bool:
-        if isinstance(event.state, Product):
-            return self.order_id is None and Scope.INVENTORY_READ in self._caller.scopes
-        return self.order_id in {None, event.state.order_id} and self._caller.customer in (None, event.customer)
-
-    def offer(self, event: Event) -> bool:
-        """Queue an event, if the subscriber may receive it. A subscription that is too far behind is ended."""
-        is_accepted = not self._has_ended and event.at > self.since and self._accepts(event)
-        if is_accepted and self._queue.full():
-            self.end()
-        elif is_accepted:
-            self._queue.put_nowait(event)
-        return is_accepted
-
-    def end(self) -> None:
-        self._has_ended = True
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self._queue.put_nowait(None)
-
-    async def messages(self, current: AsyncIterator[domain.Order], *, reset: bool = False) -> Messages:
-        """Yield the current state, then the changes; for one order, until it is final.
-
-        Only the last of the current orders has an id: a subscriber that leaves before it has not received all of them.
-        """
-        if reset:
-            yield ServerSentEvent(event="reset", raw_data="{}")
-        event: Event | None = None
-        async for order in current:
-            if self._has_ended:
-                return
-            if event:
-                yield event.message.model_copy(update={"id": None})
-            event = Event(self._shown(order), self.since)
-        event = event or await self._queue.get()
-        while event:
-            yield event.message
-            if self.order_id and isinstance(event.state, Order) and event.state.status in TERMINAL:
-                break
-            event = await self._queue.get()
-
-
-class Hub:
-    """The change stream of this process, open while there are subscriptions."""
-
-    def __init__(self, clients: Clients) -> None:
-        self._mongo, self._shown = clients.mongo, clients.shown
-        self._subscriptions: set[Subscription] = set()
-        self._streams = Counter[str]()  # by the caller's name
-        self._running: asyncio.Task[None] | None = None
-
-    @asynccontextmanager
-    async def subscribe(self, order_id: str | None, caller: Caller) -> AsyncIterator[Subscription]:
-        """Subscribe from now on, by MongoDB's time. A subscriber that then reads the current state misses nothing.
-
-        Raises:
-            Problem: 503; there are too many streams.
-        """
-        limit = MAX_STREAMS_OF_CALLER if caller.customer is None else MAX_STREAMS_OF_CUSTOMER
-        if self._streams[caller.name] >= limit or self._streams.total() >= MAX_STREAMS:
-            raise Problem(503, "cannot open another event stream: too many are open; close some, or try again later")
-        subscription = Subscription(order_id, caller, self._shown)
-        lasts = DAY if caller.expires_at is None else min(DAY, caller.expires_at - time.time())
-        expiry = asyncio.get_running_loop().call_later(lasts, subscription.end)
-        self._streams[caller.name] += 1
-        try:
-            subscription.since = await self._mongo.ping()
-            self._subscriptions.add(subscription)
-            if self._running is None or self._running.done():
-                self._running = asyncio.create_task(self._run(subscription.since))
-            yield subscription
-        finally:
-            expiry.cancel()
-            self._streams -= Counter([caller.name])
-            self._subscriptions.discard(subscription)
-            if self._running is not None and not self._subscriptions:
-                self._running.cancel()
-                self._running = None
-
-    async def _run(self, start: Timestamp) -> None:
-        begin: Document = {"start_at_operation_time": start, "full_document": "updateLookup"}
-        while True:
-            try:
-                async with self._mongo.watch(self._mongo.database, PIPELINE, **begin) as changes:
-                    while True:
-                        await self._dispatch(await next_change(changes))
-                        begin = {"resume_after": changes.resume_token, "full_document": "updateLookup"}
-            except Exception as error:  # noqa: BLE001  (any: the subscriptions depend on this task)
-                logger.warning("live events interrupted: %s", type(error).__name__)
-                if not is_unavailable(error):  # the stream cannot resume
-                    break
-                await asyncio.sleep(0.5)
-        for subscription in self._subscriptions:  # they reconnect, and read the orders again
-            subscription.end()
-
-    async def _dispatch(self, change: Document | None) -> None:
-        if not change or not change["fullDocument"]:  # none at the moment, or deleted in the meantime
-            return
-        document, is_order = change["fullDocument"], change["ns"]["coll"] == "orders"
-        state = self._shown(domain.Order.from_any_document(document)) if is_order else Product.from_document(document)
-        if state:
-            event = Event(state, change["clusterTime"], document.get("customer_id"))
-            accepted = 0
-            for subscription in list(self._subscriptions):
-                accepted += subscription.offer(event)
-                if accepted == SLICE:
-                    accepted = 0
-                    await asyncio.sleep(BREAK)
-
-
-async def _each(orders: Iterable[domain.Order]) -> AsyncIterator[domain.Order]:
-    for order in orders:
-        yield order
 
 
 # Both subscribe first and then read the current state, so that no change is missed.
 
 
-async def _of_all(
+async def _all_orders(
     caller: OrderReader,
     orders: OwnOrders,
     request: Request,
@@ -201,20 +35,20 @@ async def _of_all(
         if abs(subscription.since.as_datetime() - last_seen) < MAX_AGE:
             yield subscription.messages(orders.changed_since(last_seen - OVERLAP))
         else:
-            newest, _next = await orders.page(None, None, INITIAL_ORDERS, None)
-            yield subscription.messages(_each(reversed(newest)), reset=last_event_id is not None)
+            newest, _next = await orders.page((), None, INITIAL_ORDERS, None)
+            yield subscription.messages(each(reversed(newest)), reset=last_event_id is not None)
 
 
-async def _of_one(
+async def _one_order(
     caller: OrderReader, order_id: OrderId, orders: OwnOrders, request: Request
 ) -> AsyncIterator[Messages]:
     await orders.show(order_id)  # 404, before a change stream is opened
     async with request.app.state.hub.subscribe(order_id, caller) as subscription:
-        yield subscription.messages(_each([await orders.show(order_id)]))
+        yield subscription.messages(each([await orders.show(order_id)]))
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=responses())
-async def of_all(messages: Annotated[Messages, Depends(_of_all)]) -> Messages:
+@router.get("/events", response_class=EventSourceResponse, responses=responses("too-many-streams"))
+async def stream_all_order_events(messages: Annotated[Messages, Depends(_all_orders)]) -> Messages:
     """Send one `order` event for each change of an order, and one `stock` event for each change of a product.
 
     Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Only the last of these has an
@@ -225,8 +59,10 @@ async def of_all(messages: Annotated[Messages, Depends(_of_all)]) -> Messages:
         yield message
 
 
-@router.get("/{order_id}/events", response_class=EventSourceResponse, responses=responses(404))
-async def of_one(messages: Annotated[Messages, Depends(_of_one)]) -> Messages:
+@router.get(
+    "/{order_id}/events", response_class=EventSourceResponse, responses=responses("not-found", "too-many-streams")
+)
+async def stream_order_events(messages: Annotated[Messages, Depends(_one_order)]) -> Messages:
     """Send the current state, then one `order` event for each change; ends when the order is final."""
     async for message in messages:
         yield message

@@ -1,8 +1,9 @@
 """Protects the API from web pages of other sites, which act with the rights and the network access of the person who
-has them open.
+has them open. Also gives each request an id, and measures it.
 """
 
 import re
+import secrets
 from time import perf_counter
 
 import anyio
@@ -11,7 +12,9 @@ from prometheus_client import Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import logs
 from app.api.problems import Problem, answer
+from app.validation import IDENTIFIER
 
 REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may send any word
@@ -46,7 +49,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = perf_counter()
-        headers = HEADERS if scope["path"].startswith("/static/") else HEADERS | NOT_STORED
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if re.fullmatch(IDENTIFIER, sent) else secrets.token_hex(8)
+        logs.request_id.set(request_id)
+        headers = HEADERS | ({} if scope["path"].startswith("/static/") else NOT_STORED) | {"X-Request-ID": request_id}
         method = scope["method"] if scope["method"] in METHODS else "other"
 
         async def send_guarded(message: Message) -> None:
@@ -56,6 +62,8 @@ class Guard:
             await send(message)
 
         app = self._app
+        if scope["method"] == "HEAD":  # answered as a GET, whose body the server leaves out
+            scope = {**scope, "method": "GET", "is_head": True}
         if problem := self._problem(scope):
             app = await answer(Request(scope), problem)
         try:
@@ -72,11 +80,13 @@ class Guard:
         names, headers = ("host", "sec-fetch-site", "origin"), Headers(scope=scope)
         hosts, sites, origins = ([value.lower() for value in headers.getlist(name)] for name in names)
         if self._open and not (len(hosts) == 1 and LOOPBACK.fullmatch(hosts[0])):
-            return Problem(421, "cannot answer under this host name: without API_KEYS, the API serves localhost only")
+            text = "cannot answer under this host name: without API_KEYS, the API serves localhost only"
+            return Problem("wrong-host-name", text)
         if scope["method"] in SAFE_METHODS:
             return None
         if sites:
             is_same = {*sites} <= {"same-origin", "none"}
         else:
             is_same = all([origin.partition("://")[2]] == hosts for origin in origins)
-        return None if is_same else Problem(403, "cannot accept a change that a page of another origin requests")
+        text = "cannot accept a change that a page of another origin requests"
+        return None if is_same else Problem("foreign-origin", text)

@@ -37,13 +37,13 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz")
-async def healthz() -> dict[Literal["status"], Literal["ok"]]:
+async def get_health() -> dict[Literal["status"], Literal["ok"]]:
     """Return 200 while the process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is unavailable"}})
-async def readyz(clients: ClientsDep, response: Response) -> Readiness:
+async def get_readiness(clients: ClientsDep, response: Response) -> Readiness:
     """Return 200 if MongoDB and Temporal answer; else 503, with the reason for each."""
     mongodb, temporal = await asyncio.gather(_check(clients.mongo.ping), _check(clients.workflows.ping))
     ready = mongodb == temporal == "ok"
@@ -63,6 +63,6 @@ async def _check(ping: Callable[[], Awaitable[object]]) -> str:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
-async def metrics(_: AnyCaller) -> Response:
+async def get_metrics(_: AnyCaller) -> Response:
     """Return the Prometheus metrics of this API process; for those of the worker, see WORKER_METRICS_ADDRESS."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -7,6 +7,7 @@ from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
@@ -16,6 +17,7 @@ from app.api import events, health, inventory, orders, pages, problems, saga
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
+from app.api.hub import Hub
 from app.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         clients = Clients(settings, await temporal.connect(lazy=True, **temporal_options))
-        app.state.clients, app.state.hub = clients, events.Hub(clients)
+        app.state.clients, app.state.hub = clients, Hub(clients)
         yield
         # Closing waits for MongoDB, which may hang. An `await` would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.
@@ -43,6 +45,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # `pages` has it, for callers only
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: to_camel(route.name),
         middleware=[Middleware(Guard, open=settings.api_open)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )

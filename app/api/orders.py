@@ -3,13 +3,14 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
 from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, OwnOrders, document_id, fingerprint
+from app.api.hub import Outcome
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
-from app.api.route import ApiRoute
+from app.api.route import ApiRoute, link_to_next
 from app.attempts import PendingActivity
 from app.domain import TERMINAL, Address, Identifier, Model, NewOrder, OrderStatus, Text
 from app.messages import OrderProgress
@@ -19,6 +20,9 @@ from app.orders import MAX_COUNT
 from app.validation import CURSOR
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=ApiRoute)
+
+CHANGE_PROBLEMS = ("not-found", "temporal-unavailable", *BODY_PROBLEMS)
+APPROVAL_PROBLEMS = ("own-order", "not-awaiting-approval", "already-decided")
 
 
 class Reason(Model):
@@ -34,7 +38,7 @@ class OrderPage(BaseModel):
     next_cursor: str | None
 
 
-class OrderCounts(BaseModel):
+class OrderCounts(Model):
     """The number of orders in each status; `maximum` means so many or more."""
 
     by_status: dict[OrderStatus, int]
@@ -48,9 +52,14 @@ class OrderStatusAnswer(OrderProgress):
     workflow_url: str | None
 
 
-@router.post("", status_code=202, responses=responses(*BODY_PROBLEMS))
-async def place(
-    new: NewOrder, response: Response, caller: OrderWriter, clients: ClientsDep, key: IdempotencyKey = None
+@router.post("", status_code=202, responses=responses("unknown-product", "idempotency-key-reused", *BODY_PROBLEMS))
+async def place_order(
+    new: NewOrder,
+    response: Response,
+    caller: OrderWriter,
+    clients: ClientsDep,
+    outcome: Annotated[Outcome, Depends()],
+    key: IdempotencyKey = None,
 ) -> Order:
     """Place an order. After a 202, it is stored and reaches a final status despite any failure."""
     if caller.customer not in (None, new.customer_id):
@@ -63,7 +72,8 @@ async def place(
         known = await clients.products.by_sku(line.sku for line in new.lines)
         unknown = [index for index, line in enumerate(new.lines) if line.sku not in known]
         if unknown:
-            raise invalid(*(in_body("unknown_product", "no such product", "lines", i, "sku") for i in unknown))
+            errors = [in_body("unknown_product", "no such product", "lines", index, "sku") for index in unknown]
+            raise invalid(*errors, kind="unknown-product")
         try:
             order = await orders.add(order_id, new, known, body, None if caller is ANYONE else caller.name)
         except ValueError as error:
@@ -71,43 +81,48 @@ async def place(
         if order is not None:
             with suppress(TemporalUnavailable):  # the relay starts it then
                 await clients.workflows.start(order, START_TIMEOUT)
-            return clients.shown(order)
+            return await outcome.of(order)
         order = await orders.placed(order_id, body, durable=True)  # a concurrent request with the same key
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
-    return clients.shown(order)
+    return await outcome.of(order)
 
 
 @router.get("", responses=responses())
-async def page(
+async def list_orders(
     _: OrderReader,
     orders: OwnOrders,
     clients: ClientsDep,
-    status: OrderStatus | None = None,
+    request: Request,
+    response: Response,
+    status: Annotated[list[OrderStatus], Query(description="may be given several times")] = [],  # noqa: B006
     customer_id: Identifier | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=CURSOR)] = None,
 ) -> OrderPage:
     """List orders, newest first. Paging by cursor is stable while orders come in."""
     items, next_cursor = await orders.page(status, customer_id, limit, cursor)
+    link_to_next(request, response, next_cursor)
     return OrderPage(items=[clients.shown(order) for order in items], next_cursor=next_cursor)
 
 
 @router.get("/counts", responses=responses())
-async def counts(_: OrderReader, orders: OwnOrders) -> OrderCounts:
+async def count_orders(_: OrderReader, orders: OwnOrders) -> OrderCounts:
     """Count your orders by status."""
     return OrderCounts(by_status=await orders.counts())
 
 
-@router.get("/{order_id}", responses=responses(404))
-async def read(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> Order:
+@router.get("/{order_id}", responses=responses("not-found"))
+async def get_order(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> Order:
     """Return the order from MongoDB, even while Temporal is unavailable and after it has deleted the workflow."""
     return clients.shown(await orders.show(order_id))
 
 
-@router.get("/{order_id}/status", responses=responses(404))
-async def status(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> OrderStatusAnswer:
+@router.get("/{order_id}/status", responses=responses("not-found", "temporal-unavailable", "no-worker"))
+async def get_order_status(
+    _: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep
+) -> OrderStatusAnswer:
     """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
     await orders.show(order_id)
     progress, activities = await clients.workflows.progress(order_id)
@@ -115,41 +130,48 @@ async def status(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: 
     return OrderStatusAnswer(**progress.model_dump(), activities=activities, workflow_url=url)
 
 
-@router.post("/{order_id}/cancel", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
-async def cancel(
-    caller: OrderWriter, order_id: OrderId, orders: OwnOrders, clients: ClientsDep, request: Reason | None = None
+@router.post("/{order_id}/cancel", status_code=202, responses=responses(*CHANGE_PROBLEMS, "too-late-to-cancel"))
+async def cancel_order(
+    caller: OrderWriter,
+    order_id: OrderId,
+    orders: OwnOrders,
+    clients: ClientsDep,
+    outcome: Annotated[Outcome, Depends()],
+    why: Annotated[Reason, Body(default_factory=Reason)],
 ) -> Order:
     """Cancel the order. After a 202 it will be compensated; a 409 means that it is shipped or final."""
     order = await orders.show(order_id)
     if order.status not in TERMINAL:
-        order = await orders.request_cancellation(order_id, request.reason if request else None, caller.name)
+        order = await orders.request_cancellation(order_id, why.reason, caller.name)
     if order.cancellation is None or order.status in TERMINAL:
-        raise Problem(409, f"cannot cancel: the order is {order.status}")
+        raise Problem("too-late-to-cancel", f"cannot cancel: the order is {order.status}")
     await clients.workflows.start(order)
-    return clients.shown(order)
+    return await outcome.of(order)
 
 
-@router.post("/{order_id}/approval", status_code=202, responses=responses(404, 409, *BODY_PROBLEMS))
-async def approve(
+@router.post("/{order_id}/approval", status_code=202, responses=responses(*CHANGE_PROBLEMS, *APPROVAL_PROBLEMS))
+async def decide_approval(
     caller: Approver, order_id: OrderId, decision: Approval, orders: OwnOrders, clients: ClientsDep
 ) -> Order:
     """Approve a large order, or reject it, unless you placed it. The first decision counts."""
     order = await orders.show(order_id)
     if order.placed_by == caller.name:
-        raise Problem(403, "cannot decide: you placed this order, so another caller must decide")
+        raise Problem("own-order", "cannot decide: you placed this order, so another caller must decide")
     order = await orders.decide_approval(order_id, decision.approved, decision.reason, caller.name)
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
         state = "cancelled" if order.cancellation else order.status
-        raise Problem(409, f"cannot decide: the order does not await approval; it is {state}")
+        raise Problem("not-awaiting-approval", f"cannot decide: the order does not await approval; it is {state}")
     if order.approval is None:
         raise NotReplicated
     if order.approval.approved is not decision.approved:
-        raise Problem(409, "cannot decide: a different decision is already recorded")
+        raise Problem("already-decided", "cannot decide: a different decision is already recorded")
     await clients.workflows.start(order)
     return clients.shown(order)
 
 
-@router.put("/{order_id}/shipping-address", responses=responses(404, 409, *BODY_PROBLEMS))
+@router.put(
+    "/{order_id}/shipping-address", responses=responses(*CHANGE_PROBLEMS, "address-not-changeable", "no-worker")
+)
 async def change_shipping_address(
     _: OrderWriter, order_id: OrderId, address: Address, orders: OwnOrders, clients: ClientsDep
 ) -> Order:
@@ -160,5 +182,5 @@ async def change_shipping_address(
     order = await orders.show(order_id)
     if not applied:
         state = "cancelled" if order.cancellation else order.status
-        raise Problem(409, f"cannot change the address: the order is {state}")
+        raise Problem("address-not-changeable", f"cannot change the address: the order is {state}")
     return clients.shown(order)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse
 
 from app.api.auth import AnyCaller
-from app.api.problems import schemas
+from app.api.description import describe
 from app.api.route import ApiRoute
 
 router = APIRouter(include_in_schema=False, route_class=ApiRoute)
@@ -35,6 +35,4 @@ async def saga(_: AnyCaller) -> FileResponse:
 
 @router.get("/openapi.json")
 async def openapi(_: AnyCaller, request: Request) -> JSONResponse:
-    description = request.app.openapi()
-    description["components"]["schemas"] |= schemas()
-    return JSONResponse(description)
+    return JSONResponse(describe(request.app))

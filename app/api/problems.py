@@ -3,9 +3,11 @@
 An endpoint raises a `Problem` or an error of the domain; the OpenAPI description lists the problems of each endpoint.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -18,10 +20,11 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app import logs
 from app.api.tokens import IssuerUnavailable, Unauthenticated
 from app.domain import MAX_STOCK, KeyReused, NotFound
 from app.mongo import is_unavailable
-from app.order_workflows import TemporalUnavailable
+from app.order_workflows import NoWorker, TemporalUnavailable
 from app.products import StockLimitReached
 from app.validation import explain
 
@@ -30,21 +33,11 @@ logger = logging.getLogger(__name__)
 UNAUTHENTICATED = Counter("http_unauthenticated", "Requests answered with 401.", ["reason"])
 
 MEDIA_TYPE = "application/problem+json"
-TITLES = {  # a problem's type, which is stable and meant for programs, is derived from its title
-    401: "Not authenticated",
-    403: "Not allowed",
-    404: "Not found",
-    409: "Not possible any more",
-    413: "Request entity too large",
-    415: "Not JSON",
-    421: "Wrong host name",
-    422: "Invalid request",
-    500: "Internal error",
-    503: "Temporarily unavailable",
-}
+KINDS: dict[str, tuple[int, str]] = json.loads((Path(__file__).parent / "problems.json").read_text())
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
-COMMON_PROBLEMS = (401, 403, 422, 503)  # of any request
-BODY_PROBLEMS = (413, 415)  # of any request with a body
+_UNANSWERED = ("issuer-unavailable", "database-unavailable", "deadline-exceeded")
+COMMON_PROBLEMS = ("not-authenticated", "not-allowed", "invalid-request", *_UNANSWERED)  # of any request
+BODY_PROBLEMS = ("foreign-origin", "body-too-large", "not-json")  # of any request with a body
 MAX_ERRORS = 50  # in one answer, which is otherwise many times larger than the request
 TRY_AGAIN = "try again, with the same Idempotency-Key if you sent one"
 
@@ -60,26 +53,32 @@ class FieldError:
 
 
 class ProblemDetails(BaseModel):
-    """The body of every error response."""
+    """The body of every error response (RFC 9457).
+
+    `type` is for programs: `urn:problem:` and a name that never changes, such as `urn:problem:too-late-to-cancel`.
+    `request_id` is that of the response's header and of the log.
+    """
 
     type: str
     title: str
     status: int
     detail: str
     errors: list[FieldError] | None = None
+    request_id: str | None
 
 
 class Problem(HTTPException):
-    """An error with a status; `detail` is meant for people."""
+    """An error of one of `KINDS`; `detail` is meant for people."""
 
-    def __init__(self, status: int, detail: str, *errors: FieldError) -> None:
+    def __init__(self, kind: str, detail: str, *errors: FieldError) -> None:
+        status, _ = KINDS[kind]
         super().__init__(status, detail, HEADERS.get(status))
-        self.errors = list(errors) or None
+        self.kind, self.errors = kind, list(errors) or None
 
 
-def invalid(*errors: FieldError) -> Problem:
+def invalid(*errors: FieldError, kind: str = "invalid-request") -> Problem:
     """Make a 422 of invalid fields, including those that name unknown things or contradict an earlier request."""
-    return Problem(422, "; ".join(f"{error.field}: {error.message}" for error in errors[:3]), *errors)
+    return Problem(kind, "; ".join(f"{error.field}: {error.message}" for error in errors[:3]), *errors)
 
 
 def in_body(code: str, message: str, *path: str | int) -> FieldError:
@@ -88,10 +87,19 @@ def in_body(code: str, message: str, *path: str | int) -> FieldError:
     return FieldError(".".join(map(str, path)) or "body", code, message, pointer)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of these problems and of the common ones."""
+    return described(*COMMON_PROBLEMS, *kinds)
+
+
+def described(*kinds: str) -> dict[int | str, dict[str, Any]]:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    return {status: {"description": TITLES[status], "content": content} for status in (*COMMON_PROBLEMS, *statuses)}
+    found: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        status, meaning = KINDS[kind]
+        same = found.setdefault(status, {"description": "Problem types:", "content": content})
+        same["description"] += f"\n- `{kind}`: {meaning}"
+    return found
 
 
 def schemas() -> dict[str, Any]:
@@ -108,9 +116,16 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
         for path, methods in request.app.openapi()["paths"].items():
             if compile_path(path)[0].match(request.url.path):
                 headers["Allow"] = ", ".join(sorted(methods)).upper()
-    title = TITLES.get(status) or HTTPStatus(status).phrase
-    kind, errors = f"urn:problem:{title.lower().replace(' ', '-')}", getattr(problem, "errors", None)
-    details = ProblemDetails(type=kind, title=title, status=status, detail=problem.detail, errors=errors)
+                headers["Allow"] = headers["Allow"].replace("GET", "GET, HEAD")
+    kind = getattr(problem, "kind", HTTPStatus(status).phrase.lower().replace(" ", "-"))
+    details = ProblemDetails(
+        type=f"urn:problem:{kind}",
+        title=kind.replace("-", " ").capitalize(),
+        status=status,
+        detail=problem.detail,
+        errors=getattr(problem, "errors", None),
+        request_id=logs.request_id.get(),
+    )
     return JSONResponse(details.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)
 
 
@@ -121,24 +136,28 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
         case RequestValidationError():
             return invalid(*map(_field_error, error.errors()[:MAX_ERRORS]))
         case KeyReused():
-            return invalid(FieldError("Idempotency-Key", "key_reused", "was used for a different request"))
+            reused = FieldError("Idempotency-Key", "key_reused", "was used for a different request")
+            return invalid(reused, kind="idempotency-key-reused")
         case NotFound():
-            return Problem(404, f"{error} does not exist")
+            return Problem("not-found", f"{error} does not exist")
         case StockLimitReached():
-            return Problem(409, f"cannot restock: the stock of a product is at most {MAX_STOCK}")
+            return Problem("stock-limit-reached", f"cannot restock: the stock of a product is at most {MAX_STOCK}")
         case Unauthenticated():
             UNAUTHENTICATED.labels(str(error)).inc()
             logger.warning("401: %s", error)
-            return Problem(401, f"cannot authenticate: {error}; send an API key or a token as Authorization: Bearer")
+            text = f"cannot authenticate: {error}; send an API key or a token as Authorization: Bearer"
+            return Problem("not-authenticated", text)
         case IssuerUnavailable():
-            return Problem(503, "cannot verify the token yet: its key is new, or its issuer is unavailable; try again")
+            return Problem("issuer-unavailable", "cannot verify the token yet; its issuer is slow; try again")
+        case NoWorker():
+            return Problem("no-worker", "no worker answers; the order continues when one does; try again")
         case TemporalUnavailable():
-            return Problem(503, "Temporal or the worker is unavailable; try again")
+            return Problem("temporal-unavailable", "Temporal is unavailable; try again")
         case PyMongoError() if is_unavailable(error):
-            return Problem(503, f"the database is unavailable; {TRY_AGAIN}")
+            return Problem("database-unavailable", f"the database is unavailable; {TRY_AGAIN}")
         case _:
             logger.error("unexpected error", exc_info=error)
-            return Problem(500, "unexpected error, which has been logged")
+            return Problem("internal-error", "unexpected error, which has been logged")
 
 
 def _field_error(error: ErrorDetails) -> FieldError:

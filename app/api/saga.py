@@ -27,7 +27,7 @@ class Saga(BaseModel):
 
 
 @router.get("", responses=responses())
-async def read(_: OrderReader) -> Saga:
+async def get_saga(_: OrderReader) -> Saga:
     """Return the steps in the order in which they run; compensations run in reverse."""
     steps, before = [], OrderStatus.PLACED
     for step in STEPS:

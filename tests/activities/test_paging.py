@@ -56,7 +56,7 @@ async def _pages(mongo: Mongo, limit: int, at_most: int = 200) -> list[str]:
     seen: list[str] = []
     cursor: str | None = None
     for _ in range(at_most):
-        page, cursor = await orders.page(None, None, limit, cursor)
+        page, cursor = await orders.page((), None, limit, cursor)
         assert len(page) == limit or cursor is None
         seen += [order.customer_id for order in page]
         if cursor is None:
@@ -81,8 +81,8 @@ async def test_paging_from_any_id_lists_the_rest(mongo: Mongo) -> None:
     everything = await mongo.orders.find().sort("_id", -1).to_list(None)
     tags = [document["customer_id"] for document in everything]
     for position in range(1, len(IDS)):
-        _, cursor = await orders.page(None, None, position, None)
-        page, _ = await orders.page(None, None, 100, cursor)
+        _, cursor = await orders.page((), None, position, None)
+        page, _ = await orders.page((), None, 100, cursor)
         assert [order.customer_id for order in page] == tags[position:], everything[position - 1]["_id"]
 
 
@@ -147,7 +147,7 @@ async def test_paging_while_orders_come_in_is_stable(mongo: Mongo) -> None:
     seen: list[str] = []
     cursor: str | None = None
     while cursor is not None or not seen:
-        page, cursor = await orders.page(None, None, 3, cursor)
+        page, cursor = await orders.page((), None, 3, cursor)
         seen += [order.customer_id for order in page]
         await _insert(mongo, [f"new{len(seen)}"], THEN + timedelta(seconds=1))
     assert seen == tags[::-1]
@@ -156,13 +156,13 @@ async def test_paging_while_orders_come_in_is_stable(mongo: Mongo) -> None:
 async def test_order_added_at_time_of_cursor_does_not_hide_others(mongo: Mongo) -> None:
     tags = await _insert(mongo, [f"b{n}" for n in range(6)])
     orders = OrderRepository(mongo)
-    page, cursor = await orders.page(None, None, 3, None)
+    page, cursor = await orders.page((), None, 3, None)
     await _insert(mongo, ["a", "c"])
-    rest, _ = await orders.page(None, None, 100, cursor)
+    rest, _ = await orders.page((), None, 100, cursor)
     assert {order.customer_id for order in page + rest} >= set(tags)
 
 
 @pytest.mark.parametrize("cursor", ["0.0", "-1.9999999", "-0.00", f"{2**63 - 1}.0", f"-{2**63}.0", "9" * 19 + ".0"])
 async def test_cursor_of_any_time_returns_a_page(mongo: Mongo, cursor: str) -> None:
     await _insert(mongo, IDS)
-    await OrderRepository(mongo).page(None, None, 10, cursor)
+    await OrderRepository(mongo).page((), None, 10, cursor)

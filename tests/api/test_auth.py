@@ -132,8 +132,9 @@ async def test_foreign_order_is_404_for_every_verb(api: httpx.AsyncClient, shop:
     await mongo.orders.insert_one(order_document(_id="ord_1", customer_id="cus_ann", status="awaiting_approval"))
     before = await mongo.orders.find_one({"_id": "ord_1"})
     for method, path, body, _ in ORDER_ENDPOINTS:
-        foreign = await api.request(method, path, json=body, headers=caller("bob"))
-        missing = await api.request(method, path.replace("ord_1", "ord_2"), json=body, headers=caller("bob"))
+        headers = {**caller("bob"), "X-Request-ID": "same"}
+        foreign = await api.request(method, path, json=body, headers=headers)
+        missing = await api.request(method, path.replace("ord_1", "ord_2"), json=body, headers=headers)
         assert foreign.status_code == missing.status_code == 404, path
         assert foreign.json() == {**missing.json(), "detail": missing.json()["detail"].replace("ord_2", "ord_1")}
     assert await mongo.orders.find_one({"_id": "ord_1"}) == before

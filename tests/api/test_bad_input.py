@@ -137,7 +137,8 @@ def names(answer: httpx.Response) -> list[str]:
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
     problem = answer.json()
     assert problem["status"] == answer.status_code
-    assert {"type", "title", "status", "detail"} <= problem.keys() <= {"type", "title", "status", "detail", "errors"}
+    members = {"type", "title", "status", "detail", "request_id"}
+    assert members <= problem.keys() <= members | {"errors"}
     assert "Traceback" not in answer.text
     for error in problem.get("errors", []):
         assert {"field", "code", "message"} <= error.keys() <= {"field", "code", "message", "pointer"}, error

@@ -15,7 +15,8 @@ import pytest
 from fastapi.sse import ServerSentEvent
 from pymongo.read_concern import ReadConcern
 
-from app.api import auth, events, route
+from app.api import auth, hub, route
+from app.api.hub import each
 from app.api.main import create_app
 from app.domain import OrderStatus
 from app.mongo import Mongo
@@ -119,8 +120,8 @@ async def test_500_listeners_share_one_change_stream(api: httpx.AsyncClient, sho
     await asyncio.gather(*(each.wait_for(order_id, "completed") for each in listeners[:half]))
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 1)
 
-    for each in listeners:
-        each.disconnect()
+    for listener in listeners:
+        listener.disconnect()
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
 
 
@@ -223,8 +224,8 @@ async def test_last_event_id_older_than_an_hour_begins_anew(api: httpx.AsyncClie
 async def test_too_many_streams_are_refused_until_one_ends(
     settings: ApiSettings, temporal_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "MAX_STREAMS_OF_CALLER", 2)
-    monkeypatch.setattr(events, "MAX_STREAMS", 3)
+    monkeypatch.setattr(hub, "MAX_STREAMS_OF_CALLER", 2)
+    monkeypatch.setattr(hub, "MAX_STREAMS", 3)
     async with serve(closed(settings, "shop", "desk", "till"), temporal_server.address) as api:
 
         async def connect(caller: str) -> Listener:
@@ -249,7 +250,7 @@ async def test_too_many_streams_are_refused_until_one_ends(
 async def test_caller_of_one_customer_has_few_streams(
     settings: ApiSettings, temporal_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "MAX_STREAMS_OF_CUSTOMER", 1)
+    monkeypatch.setattr(hub, "MAX_STREAMS_OF_CUSTOMER", 1)
     ann = limited_to("ann", Scope.ORDERS_READ, customer="cus_ann")
     async with serve(closed(settings, "shop", ann=ann), temporal_server.address) as api:
         streams = [await Listener.connect(api, "/orders/events", caller=who) for who in ("ann", "ann", "shop", "shop")]
@@ -332,7 +333,7 @@ async def test_1000_listeners_leave_turns_to_other_requests(
     ):
         hub = app.state.hub
         all_orders = [await streams.enter_async_context(hub.subscribe(None, auth.ANYONE)) for _ in range(1_000)]
-        reading = [asyncio.create_task(read(each.messages(events._each([])))) for each in all_orders]
+        reading = [asyncio.create_task(read(stream.messages(each([])))) for stream in all_orders]
         assert (await api.post("/orders", json=order_body())).status_code == 202
         while received < len(all_orders):
             turns += received > 0

@@ -75,7 +75,7 @@ async def raise_http_problem_when_cancelled() -> None:
     try:
         await wait_forever()
     except asyncio.CancelledError as error:
-        raise Problem(404, "there is no order") from error
+        raise Problem("not-found", "there is no order") from error
 
 
 @pytest.mark.parametrize(

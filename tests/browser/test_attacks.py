@@ -63,7 +63,7 @@ async def test_page_of_other_origin_changes_and_reads_nothing(
         async with page.expect_navigation() as navigation:
             await page.get_by_role("button").click()
         answer = await (await navigation.value).json()
-    assert (answer["status"], answer["title"]) == (403, "Not allowed")
+    assert (answer["status"], answer["title"]) == (403, "Foreign origin")
     assert (await shop.order(order.order_id)).cancellation is None
     assert await shop.available("MUG") == 100
 

@@ -65,4 +65,4 @@ async def test_every_error_is_described_as_a_problem(api: httpx.AsyncClient) -> 
                     schema = answer["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/ProblemDetails"}
     problem = description["components"]["schemas"]["ProblemDetails"]
-    assert problem["required"] == ["type", "title", "status", "detail"]
+    assert problem["required"] == ["type", "title", "status", "detail", "request_id"]

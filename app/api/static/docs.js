@@ -36,7 +36,7 @@ function article(endpoint, schemas) {
     { id: operationId },
     element("h3", {}, ...title(endpoint)),
     ...prose(description),
-    endpoint.security && element("p", {}, "Needs an API key or a token", ...(scopes.length ? [" with the scope ", ...list(scopes)] : []), ", unless the API is open."),
+    endpoint.security.length && element("p", {}, "Needs an API key or a token", ...(scopes.length ? [" with the scope ", ...list(scopes)] : []), ", unless the API is open."),
     ...table("Parameters", rows),
     body && element("p", {}, "Body: ", ...type(body)),
     ...table("Responses", answers),
