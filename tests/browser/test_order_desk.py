@@ -36,6 +36,12 @@ FIND_ALL = """async () => {
 }"""
 
 
+def lines(method: Any) -> tuple[int, int]:
+    """The number of a method's first line, and of its lines."""
+    source, first = inspect.getsourcelines(method)
+    return first, len(source)
+
+
 async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> None:
     await desk.page.emulate_media(reduced_motion="no-preference")
     await desk.page.clock.install()
@@ -69,13 +75,7 @@ async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> Non
     await desk.shows("Completed")
     await expect(desk.stop("Send confirmation")).to_contain_text("done")
 
-
-async def test_lines_that_run_are_found_in_the_real_workflow(desk: Desk) -> None:
-    def lines(method: Any) -> tuple[int, int]:
-        source, first = inspect.getsourcelines(method)
-        return first, len(source)
-
-    await desk.open()
+    # The lines that run are found in the real workflow.
     saga, run = lines(OrderWorkflow._saga)[0], lines(OrderWorkflow._run)
     approval, compensation = lines(OrderWorkflow._wait_for_approval), lines(OrderWorkflow._compensate)
     assert {what: tuple(found) for what, found in (await desk.page.evaluate(FIND_ALL)).items()} == {
@@ -385,6 +385,9 @@ async def test_api_key_is_asked_for_and_sent(
     limited = {
         "store": limited_to("store", Scope.INVENTORY_READ),
         "auditor": limited_to("auditor", Scope.ORDERS_READ, Scope.ORDERS_ANY),
+        "customer": limited_to(
+            "customer", Scope.ORDERS_READ, Scope.ORDERS_WRITE, Scope.INVENTORY_READ, customer="cus_9"
+        ),
     }
     locked = closed(settings, "desk", **limited)
 
@@ -425,6 +428,15 @@ async def test_api_key_is_asked_for_and_sent(
         await desk.press("Place order")
         await expect(desk.dialog).to_contain_text("The token has expired.")
         await use(key_of("desk"))
+        await desk.page.evaluate("key => sessionStorage.setItem('api-key', key)", key_of("customer"))
+        await desk.page.reload()
+        await desk.press("Works Completes at once")
+        customer = desk.form.get_by_label("Customer", exact=True)
+        await expect(customer).to_have_accessible_description(re.compile("your own customer"))
+        await customer.fill("cus_9")
+        await desk.choose("Works Completes at once")
+        await desk.shows("Completed")
+        await desk.page.evaluate("key => sessionStorage.setItem('api-key', key)", key_of("desk"))
         await desk.page.reload()
         await desk.open()
         await desk.place()

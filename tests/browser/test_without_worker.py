@@ -36,6 +36,7 @@ async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, sh
     await expect(desk.on_board("Release inventory")).to_contain_text("1 order, 1 needs attention")
     await desk.page.clock.fast_forward(6_000)
     await expect(desk.board.get_by_role("status")).to_contain_text(NO_WORKER)
+    await expect(desk.page.locator("#connection")).to_contain_text(NO_WORKER)
     await desk.picture(tmp_path / "board.png")
 
     for status, (stop, actions) in ACTIONS.items():

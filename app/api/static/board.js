@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { counted, onCount } from "./counts.js";
 import { element, flash, setText, set } from "./dom.js";
-import { STATUSES } from "./format.js";
+import { inWords, STATUSES } from "./format.js";
 import { keep, onChange, openOrders } from "./order-store.js";
 import { askWorkflow, readSaga } from "./saga.js";
 import { drawSaga } from "./saga-drawing.js";
@@ -89,16 +89,20 @@ onChange((order, before) => {
   });
 });
 
-// A page that is live does not show that no worker runs: ask about the order that has not changed for the longest time.
-setInterval(async () => {
-  const [oldest] = openOrders().sort((a, b) => a.since - b.since);
-  const isQuiet = isShown() && oldest && performance.now() - oldest.since > PATIENCE;
-  const answer = isQuiet ? await askWorkflow(oldest.order.order_id) : null;
-  const words = answer?.unavailable;
-  setText(trouble, words ? `${words[0].toUpperCase()}${words.slice(1)}. The orders wait, and go on when it is back.` : "");
-  trouble.hidden = !words;
-  if (board) set(board.drawing, "data-stuck", !!words);
-}, PATIENCE);
+/** Calls `listener(words)` when no worker or no Temporal answers; with null when they do. */
+export function onTrouble(listener) {
+  // The stream is up all the same. So ask about the order that has not changed for the longest time.
+  setInterval(async () => {
+    if (document.hidden) return;
+    const [oldest] = openOrders().sort((a, b) => a.since - b.since);
+    const isQuiet = oldest && performance.now() - oldest.since > PATIENCE;
+    const answer = isQuiet ? await askWorkflow(oldest.order.order_id) : null;
+    const words = answer?.unavailable ? inWords(answer.unavailable) : null;
+    setText(trouble, words ? `${words}. The orders wait, and go on when it is back.` : "");
+    trouble.hidden = !words;
+    listener(words);
+  }, PATIENCE);
+}
 
 stock.onChange((product, before) => {
   if (!products.has(product.sku) && products.size === MAX_PRODUCTS) return;

@@ -41,6 +41,16 @@ addEventListener("hashchange", async () => {
   if (!document.activeElement.closest("#new")?.checkVisibility()) title?.focus();
 });
 
+function showConnection(tone, words) {
+  set(connection, "data-tone", tone);
+  setText(connection, words);
+}
+
+board.onTrouble((words) => {
+  const isUp = ["good", "wait"].includes(connection.dataset.tone);
+  if (isUp) showConnection(words ? "wait" : "good", words ?? "Live");
+});
+
 let lostAt = null; // when the connection was lost, in ms; null while it is up
 let missed = 0; // orders that changed or were placed since
 onChange((order, before) => (missed += before ? before.status !== order.status : Date.parse(order.created_at) > lostAt));
@@ -72,8 +82,7 @@ const reconnect = follow("/orders/events", {
   // The stream opens first, then the rest is loaded, then the events are handled, so that no change is missed.
   async opened() {
     await load();
-    set(connection, "data-tone", "good");
-    setText(connection, "Live");
+    showConnection("good", "Live");
     banner.hidden = true;
     if (!lostAt) return;
     lostAt = null;
@@ -85,8 +94,7 @@ const reconnect = follow("/orders/events", {
     useAnotherKey.hidden = !isRefused;
     lostAt ??= Date.now();
     missed = 0;
-    set(connection, "data-tone", "bad");
-    setText(connection, "Offline");
+    showConnection("bad", "Offline");
     banner.hidden = false;
   },
 });

@@ -43,6 +43,7 @@ function show(item) {
     rows.set(item.sku, build(item));
     list.append(rows.get(item.sku).row);
   }
+  refused.hidden = true;
   const product = rows.get(item.sku);
   const moved = product.item.available !== item.available;
   product.item = item;

@@ -80,8 +80,10 @@ function stop(word, ownSign) {
     lightUp: () => flash(dot),
     /** Puts something below the words, in place of what was there. */
     put(below) {
-      if (node.lastChild.children.length > 3) node.lastChild.lastChild.remove();
-      if (below) node.lastChild.append(below);
+      const before = detail.nextSibling;
+      if (before && below?.isEqualNode(before)) return;
+      before?.remove();
+      if (below) detail.after(below);
     },
   };
 }

@@ -22,11 +22,17 @@ const customer = document.getElementById("customer");
 for (const button of document.querySelectorAll("#scenarios button")) {
   button.addEventListener("click", async () => {
     if (button.ariaDisabled) return;
-    if (!stock.all().length) return notify(stock.refusal ?? "There are no products to order yet.");
     button.ariaDisabled = "true";
-    await (button.value === "twenty" ? placeTwenty() : place(SCENARIOS[button.value])).catch(showProblem);
+    await run(button.value).catch(showProblem);
     button.ariaDisabled = null;
   });
+}
+
+async function run(scenario) {
+  if (!stock.all().length) await stock.load(); // pressed before the page was loaded
+  if (!stock.all().length) notify(stock.refusal ?? "There are no products to order yet.");
+  else if (scenario === "twenty") await placeTwenty();
+  else await place(SCENARIOS[scenario]);
 }
 
 async function place({ payment_method = "pm_card_ok", postal_code = "10115", isLarge = false, cancelAfter }) {
