@@ -52,6 +52,7 @@ async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> Non
     async def plays(pace: int) -> None:
         for count in range(1, len(STEPS) + 1):
             await expect(done).to_have_count(count)
+            await expect(desk.view.locator(".failure")).to_be_hidden()
             await expect(desk.stop(STEPS[count - 1])).to_have_attribute("data-state", re.compile("next|running"))
             await desk.page.clock.run_for(pace)
         await desk.shows("Completed")

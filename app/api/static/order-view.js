@@ -10,7 +10,6 @@ import { playback } from "./playback.js";
 import { askWorkflow } from "./saga.js";
 import { load as loadSource, sourcePanel } from "./source-code.js";
 
-const CANCELLABLE = ["placed", "awaiting_approval", "reserved", "charged"];
 const QUERY_INTERVAL = 1000; // ms between two queries of the workflow, while the order shown is in progress
 
 const pane = document.getElementById("order");
@@ -99,7 +98,6 @@ function build(orderId) {
     progress = newProgress;
     actions.update(order);
     player.update(order);
-    replay.hidden = !mayMove() || !statusOf(order).final || order.steps.length === 0;
   }
 
   /** Shows a version of the order; what the workflow says is about the last one. */
@@ -116,7 +114,7 @@ function build(orderId) {
     setText(facts, `${money(order.total)} · ${payment(order)} · ${order.customer_id} · placed ${time(order.created_at)}`);
     // Between an accepted cancel and the first compensation, the status does not show the cancel yet.
     const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
-    failure.hidden = !order.failure && (order.cancellable || !CANCELLABLE.includes(order.status));
+    failure.hidden = !order.failure && (!order.cancel_requested || status.final);
     set(failure, "data-tone", order.failure ? status.tone : "off");
     failure.replaceChildren(element("b", {}, `${inWords(code)}:`), ` ${message}`);
 
@@ -124,6 +122,7 @@ function build(orderId) {
     notice.hidden = !notice.textContent;
     set(notice, "data-tone", answer?.unavailable ? "wait" : "bad");
     saga.update(order, answer);
+    if (isLast) replay.hidden = !mayMove() || !status.final || order.steps.length === 0;
     source.update(order);
     const url = order.workflow_url ?? progress?.workflow_url ?? "";
     if (/^https?:/.test(url)) set(temporal, "href", url);

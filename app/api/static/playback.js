@@ -64,6 +64,7 @@ function asOf(order, moment) {
     .map((record) => (record.compensated_at && !isPast(record.compensated_at) ? { ...record, status: "done", compensated_at: null } : record));
   const hasTurned = steps.some(({ status }) => status !== "done");
   const last = table.findLast(({ step }) => steps.some((record) => record.step === step));
+  const updated_at = new Date(Math.max(moment, Date.parse(order.created_at))).toISOString();
   const status = hasTurned ? "compensating" : last?.status ?? "placed";
-  return { ...order, steps, status, failure: hasTurned ? order.failure : null, updated_at: new Date(Math.max(moment, Date.parse(order.created_at))).toISOString() };
+  return { ...order, steps, status, failure: hasTurned ? order.failure : null, cancel_requested: false, updated_at };
 }

@@ -4,7 +4,7 @@
 import { element, svgElement } from "./dom.js";
 import { duration } from "./format.js";
 
-const KINDS = { wait: "waits", work: "one attempt", tries: "several attempts", back: "in effect until compensated" };
+const KINDS = { wait: "waits", work: "one attempt", tries: "several attempts", back: "in effect" };
 const WIDTH = 1000; // units of a bar
 const NARROWEST = 8; // so that the shortest time can be seen
 
