@@ -25,6 +25,7 @@ from app.mongo import Document, Mongo
 from app.orders import OrderRepository
 from dev.servers import Server
 from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
+from tests.kit.databases import create_collections
 from tests.kit.faults import BEFORE_THE_EFFECT, failing, recorded_commands
 from tests.kit.orders import order_document, steps_of
 from tests.kit.shop import dependencies
@@ -105,8 +106,7 @@ def _without_release(record: Document) -> Document:
 
 @pytest.fixture
 async def warehouse(mongo: Mongo, mongod: Server) -> AsyncIterator[Warehouse]:
-    for name in ("orders", "inventory"):
-        await mongo.database.create_collection(name)
+    await create_collections(mongo, "orders", "inventory")
     other = Mongo(mongod.address, mongo.database.name)
     yield Warehouse(mongo, OrderRepository(mongo), Inventory(dependencies(mongo)), Inventory(dependencies(other)))
     other.close()

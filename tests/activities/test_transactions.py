@@ -13,6 +13,7 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from app.mongo import Mongo, Session, is_unavailable
 from dev.servers import free_port, start_mongod
+from tests.kit.databases import create_collections
 from tests.kit.faults import AFTER_THE_EFFECT, Gate, failing
 from tests.kit.waiting import eventually
 
@@ -43,8 +44,7 @@ class Work:
 
 @pytest.fixture
 async def work(mongo: Mongo) -> Work:
-    await mongo.database.create_collection("orders")
-    await mongo.database.create_collection("restocks")
+    await create_collections(mongo, "orders", "restocks")
     return Work(mongo)
 
 
