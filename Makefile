@@ -57,10 +57,11 @@ lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m mypy
 	@.venv/bin/zizmor --offline --strict-collection --persona=pedantic --quiet .github
 
-test-tools:  ## install the tests' browser and proxy: Chromium and nginx
+test-tools:  ## install the tests' browser, proxy and generators of clients: Chromium, nginx, npm packages
 	@missing=; \
 	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
 	if [ -z "$$missing" ]; then exit; fi; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing $$missing"; \
@@ -69,6 +70,9 @@ test-tools:  ## install the tests' browser and proxy: Chromium and nginx
 	  apt-get -qq install --no-install-recommends $$smaller >/dev/null || \
 	  apt-get -qq install --no-install-recommends $$missing >/dev/null; \
 	else echo "missing: $$missing. On Debian: sudo apt-get install $$missing" >&2; exit 1; fi
+	@cd tests/clients && [ node_modules/.package-lock.json -nt package-lock.json ] || \
+	  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || \
+	  echo "the tests of TypeScript clients will be skipped: npm cannot install its packages" >&2
 
 ##@ Maintain
 
