@@ -109,6 +109,8 @@ class Control:
             raise HTTPException(404, f"no such server: {name}")
         if action not in self.actions(name):
             raise HTTPException(409, f"cannot {action} {name}: it is {self.state(name)}")
+        if not self._stack.config.temporary:
+            print(f"{name}: {action}, as the control endpoint was told", flush=True)
         match action:
             case "freeze":
                 self._stack.processes[name].pause()

@@ -7,6 +7,7 @@ a `breakpoint()` in workflow code opens the debugger. The exit code is 1 if the 
 """
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -35,4 +36,5 @@ async def replay(files: list[str]) -> int:
 if __name__ == "__main__":
     if not sys.argv[1:]:
         sys.exit(__doc__)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the debugger's
     sys.exit(asyncio.run(replay(sys.argv[1:])))

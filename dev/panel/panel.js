@@ -18,7 +18,7 @@ strip.append(element("h2", {}, "Break it"), list, note);
 
 function build({ name, title }) {
   const state = element("span");
-  const buttons = ["stop", "kill", "freeze", "resume", "start"].map((action) => {
+  const buttons = ["stop", "resume", "start", "kill", "freeze"].map((action) => {
     const button = element("button", { type: "button", hidden: true }, action[0].toUpperCase() + action.slice(1));
     button.ariaLabel = `${button.textContent} ${title}`;
     button.addEventListener("click", () => act(name, action));
@@ -39,9 +39,10 @@ function show({ servers }) {
     for (const { action, button } of buttons) button.hidden = !server.actions.includes(action);
     if (hadFocus && document.activeElement.hidden) buttons.find(({ button }) => !button.hidden)?.button.focus();
   }
-  const down = servers.filter(({ state }) => state !== "running").map(({ title }) => title);
+  const down = servers.filter(({ state }) => state !== "running").map(({ name }) => name);
   const problem = servers.find((server) => server.problem)?.problem;
-  say(problem ?? (down.length ? "No order is lost: it waits." : "Orders will wait."));
+  const effect = down.includes("mongod") ? "Without MongoDB, no order is accepted or lost." : "No order is lost: it waits.";
+  say(problem ?? (down.length ? effect : "Orders will wait."));
   strip.hidden = false;
 }
 
