@@ -20,7 +20,7 @@ ACTIONS = {  # the buttons of an order, by status
     "charged": ("Create shipment", ["Cancel order"]),
     "shipped": ("Send confirmation", []),
 }
-NO_WORKER = re.compile("(no|a) worker (answers|does not answer)", re.IGNORECASE)
+NO_WORKER = re.compile("no worker answers", re.IGNORECASE)
 REVERSED = {"status": "done", "at": datetime.now(UTC), "detail": "-"}
 
 

@@ -24,7 +24,6 @@ export async function load() {
 const UNAVAILABLE = {
   "urn:problem:no-worker": "no worker answers",
   "urn:problem:temporal-unavailable": "Temporal does not answer",
-  "urn:problem:temporarily-unavailable": "Temporal or a worker does not answer",
 };
 
 /** Asks the workflow for what MongoDB does not know: the attempts, and what it waits for. Resolves to null if refused. */
