@@ -128,9 +128,10 @@ async def test_axe_finds_no_violation(
         await desk.press("Place order")
         await expect(desk.form.locator(".error")).to_contain_text(["one e-mail address", "direction of text"])
         await check("errors")
-        await desk.page.goto(f"{desk.url}/#/orders")
-        await expect(desk.rows).to_have_count(3)
-        await check("orders")
+        if context["viewport"] == PHONE:  # elsewhere, they are beside the board
+            await desk.page.goto(f"{desk.url}/#/orders")
+            await expect(desk.rows).to_have_count(3)
+            await check("orders")
 
 
 async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
