@@ -4,7 +4,7 @@
 import { element, svgElement } from "./dom.js";
 import { duration } from "./format.js";
 
-const KINDS = { wait: "waits", work: "one attempt", tries: "several attempts", back: "in effect" };
+const KINDS = { wait: "waits", work: "one attempt", tries: "several attempts", effect: "in effect" };
 const WIDTH = 1000; // units of a bar
 const NARROWEST = 8; // so that the shortest time can be seen
 
@@ -25,7 +25,7 @@ export function timeBars(order, { steps, live }) {
     const tried = attempts > 1 ? `${attempts} attempts` : "1 attempt";
     const words = since ? `waited ${duration(wait.to - wait.from)}, ${tried} in ${duration(work.to - work.from)}` : `${state} ${at ? "after" : "for"} ${duration(done - before)}`;
     before = Math.max(before, done);
-    const effect = back.at && { kind: "back", from: done, to: ms(back.at) };
+    const effect = back.at && { kind: "effect", from: done, to: ms(back.at) };
     return { forward: bar(parts, words), back: effect && bar([effect], `in effect for ${duration(effect.to - done)}`) };
   });
 
