@@ -422,7 +422,8 @@ async def chaos(orders: int, fault_count: int, seed: int) -> int:
             shutil.copytree(folder, FAILURE_DIR)
             violations.append(f"data and logs are in {FAILURE_DIR}")
 
-    console.print("survived:", ", ".join(f"{number} {fault}" for fault, number in faults.injected.most_common()))
+    survived = ", ".join(f"{number} {fault}" for fault, number in faults.injected.most_common())
+    console.print(f"survived: {survived}", soft_wrap=True)
     ended = ", ".join(f"{number} {status}" for status, number in outcomes.most_common())
     console.print(f"{ended} after {time.monotonic() - begin:.0f} s")
     for violation in violations:
