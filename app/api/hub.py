@@ -206,7 +206,8 @@ class Outcome:
         if self._wait and order.status not in TERMINAL:
             state, orders = self._request.state, self._clients.orders
             state.deadline.reschedule(state.deadline.when() + self._wait)
-            with suppress(Problem, PyMongoError):  # the request has taken effect in any case
+            # The request has taken effect in any case. The server cancels when it stops.
+            with suppress(Problem, PyMongoError, asyncio.CancelledError):
                 async with self._request.app.state.hub.subscribe(order.order_id, self._caller) as subscription:
                     self._response.headers["Preference-Applied"] = f"wait={self._wait}"
                     with suppress(TimeoutError):

@@ -137,6 +137,7 @@ async def test_axe_finds_no_violation(
 async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
     browser: Browser, api_server: ApiServer, shop: Shop
 ) -> None:
+    await shop.stock("MUG-BLUE")
     requests: list[Request] = []
 
     def keep(request: Request) -> None:
@@ -153,7 +154,10 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
             assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
             assert {*described["components"]["schemas"]} <= {*shown}
             assert all(request.url.startswith(desk.url) for request in requests)
-            command = await desk.page.locator("article", has_text="POST /orders").first.locator("pre").inner_text()
+            place = desk.page.locator("article#placeOrder")
+            command = await place.locator("pre").first.inner_text()
+            await place.get_by_role("button", name="Execute").click()
+            await expect(place.get_by_role("status")).to_contain_text('202 {\n  "order_id"')
             await desk.page.get_by_role("link", name="NewOrder").first.click()
             await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
             assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -163,7 +167,6 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
             await desk.page.evaluate(AXE)
             await check_page(desk)
 
-    await shop.stock("MUG-BLUE")
     curl = await asyncio.create_subprocess_shell(f"{command} -si", stdout=asyncio.subprocess.PIPE)
     answer, _ = await curl.communicate()
     assert answer.startswith(b"HTTP/1.1 202")

@@ -119,6 +119,11 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
                     await http.post("/orders", json=order_body(payment_method="pm_card_slow"))
                     await asyncio.sleep(0.5)
 
+        async def wait_for_outcome() -> None:
+            body = order_body(payment_method="pm_card_outage")
+            answer = await http.post("/orders", json=body, headers={"Prefer": "wait=30"})
+            assert (answer.status_code, answer.json()["status"]) == (202, "placed"), "not when the API stops"
+
         async def healthy() -> bool:
             with suppress(httpx.TransportError):
                 return (await http.get("/readyz")).is_success
@@ -126,7 +131,7 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
 
         await eventually(healthy)
         listener = await Listener.connect(http, "/orders/events")
-        clients = [group.create_task(place_orders()) for _ in range(2)]
+        clients = [group.create_task(work()) for work in (place_orders, place_orders, wait_for_outcome)]
         order = await shop.start(payment_method="pm_card_slow")
 
         async def charging() -> bool:

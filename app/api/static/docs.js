@@ -1,16 +1,14 @@
 // Shows the API's OpenAPI description: endpoints by tag, then the schemas that they name. Loads nothing from elsewhere.
 
-import { call } from "./api.js";
+import { call, open } from "./api.js";
 import { element } from "./dom.js";
 
 const TONES = { get: "run", post: "good", put: "wait", patch: "wait", delete: "bad" };
-const SAMPLES = {
-  customer_id: "cus_ada", email: "ada@example.com", payment_method: "pm_card_ok", sku: "MUG-BLUE", reason: "no longer needed",
-  name: "Ada Lovelace", street: "Invalidenstrasse 116", city: "Berlin", postal_code: "10115", country: "DE", currency: "EUR", amount: 1299,
-};
 
 const contents = document.getElementById("contents");
 const main = document.getElementById("endpoints");
+
+let newest = "ORDER_ID"; // an order that exists, if there is one
 
 function show({ paths, components: { schemas } }) {
   const endpoints = Object.entries(paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, operation]) => ({ path, method, ...operation })));
@@ -30,7 +28,7 @@ function article(endpoint, schemas) {
   const body = requestBody?.content["application/json"]?.schema;
   const rows = parameters.map(({ name, in: place, required, schema, description }) => [name, [`${place}, `, ...type(schema)], required, description]);
   const scopes = endpoint.security?.flatMap((schemes) => Object.values(schemes).flat()) ?? [];
-  const answers = Object.entries(responses).map(([status, { description, content = {} }]) => [status, [`${description}. `, ...contentType(content)], true]);
+  const answers = Object.entries(responses).map(([status, { description, content = {} }]) => [status, contentType(content), true, description]);
   return element(
     "article",
     { id: operationId },
@@ -40,7 +38,7 @@ function article(endpoint, schemas) {
     ...table("Parameters", rows),
     body && element("p", {}, "Body: ", ...type(body)),
     ...table("Responses", answers),
-    element("pre", {}, element("code", {}, curl(endpoint, body, schemas))),
+    ...execution(endpoint, body && JSON.stringify(schemas[nameOf(body)].examples?.[0] ?? {})),
   );
 }
 
@@ -48,9 +46,9 @@ const title = ({ method, path }) => [element("span", { class: "badge", "data-ton
 
 const inCapitals = (word) => word[0].toUpperCase() + word.slice(1);
 
-/** Paragraphs, with `code` between backticks. */
+/** Paragraphs and the items of lists, with `code` between backticks. */
 function prose(text = "") {
-  const paragraphs = text.split("\n\n").filter(Boolean);
+  const paragraphs = text.split(/\n\n|\n(?=- )/).map((paragraph) => paragraph.replace(/^- /, "• ")).filter(Boolean);
   return paragraphs.map((paragraph) => element("p", {}, ...paragraph.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : part))));
 }
 
@@ -97,27 +95,36 @@ function list(items, show = (item) => [element("code", {}, String(item))]) {
 
 const nameOf = ({ $ref }) => $ref.split("/").at(-1);
 
-/** A command line that a POSIX shell accepts. */
-function curl({ method, path, security, responses }, body, schemas) {
-  const parts = ["curl"];
-  if (method !== "get") parts.push(`-X ${method.toUpperCase()}`);
-  if (responses[200]?.content?.["text/event-stream"]) parts.push("-N");
-  parts.push(`"${location.origin}${path.replace(/\{(\w+)\}/g, (_, name) => SAMPLES[name] ?? `$${name.toUpperCase()}`)}"`);
-  if (security && sessionStorage.getItem("api-key")) parts.push('-H "Authorization: Bearer $KEY"');
-  if (body) parts.push("--json", `'${JSON.stringify(sample(body, schemas))}'`);
-  return parts.join(" ");
-}
+const asResponse = ({ type, status, message, errors }) => ({ status, text: () => JSON.stringify({ type, detail: message, errors }) });
 
-/** A value that fits a schema, as far as the schema tells. */
-function sample(schema, schemas, name) {
-  if (schema.$ref) return sample(schemas[nameOf(schema)], schemas, name);
-  if (schema.anyOf) return sample(schema.anyOf[0], schemas, name);
-  if (schema.properties) return Object.fromEntries(Object.entries(schema.properties).map(([field, inner]) => [field, sample(inner, schemas, field)]));
-  if (schema.items) return [sample(schema.items, schemas)];
-  return SAMPLES[name] ?? schema.enum?.[0] ?? { integer: Math.max(1, schema.minimum ?? 1), boolean: true }[schema.type] ?? "text";
+/** A command line that a POSIX shell accepts, and a form that sends the same request; a stream is left to curl. */
+function execution({ method, path, security, responses, parameters = [] }, body) {
+  const samples = Object.fromEntries(parameters.map(({ name, example }) => [name, example]));
+  const target = path.replace(/\{(\w+)\}/g, (_, name) => samples[name] ?? newest);
+  const isStream = responses[200]?.content?.["text/event-stream"];
+  const parts = ["curl", method !== "get" && `-X ${method.toUpperCase()}`, isStream && "-N", `"${location.origin}${target}"`];
+  if (security.length && sessionStorage.getItem("api-key")) parts.push('-H "Authorization: Bearer $KEY"');
+  if (body) parts.push("--json", `'${body}'`);
+  const command = element("pre", {}, element("code", {}, parts.filter(Boolean).join(" ")));
+  if (isStream) return [command];
+
+  const url = element("input", { "aria-label": "Path and query", value: target, spellcheck: "false" });
+  const text = body && element("textarea", { "aria-label": "Body", rows: 6, spellcheck: "false" }, JSON.stringify(JSON.parse(body), null, 2));
+  const answer = element("pre", { role: "status", hidden: true });
+  const send = async (event) => {
+    event.preventDefault();
+    const headers = body ? { "Content-Type": "application/json" } : {};
+    const response = await open(url.value, { method: method.toUpperCase(), headers, body: text?.value }).catch(asResponse);
+    const content = await response.text();
+    answer.textContent = `${response.status} ${content.startsWith("{") ? JSON.stringify(JSON.parse(content), null, 2) : content}`;
+    answer.hidden = false;
+  };
+  return [command, element("form", { onsubmit: send }, url, text, element("button", {}, "Execute"), answer)];
 }
 
 try {
+  const { items } = await call("GET", "/orders?limit=1").catch(() => ({ items: [] }));
+  newest = items[0]?.order_id ?? newest;
   show(await call("GET", "/openapi.json"));
   document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
 } catch (problem) {
