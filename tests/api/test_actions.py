@@ -11,6 +11,7 @@ import pytest
 
 from app.domain import OrderStatus
 from app.order_workflows import workflow_id
+from tests.kit.http import kind_of
 from tests.kit.orders import ADDRESS, order_body, steps_of
 from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
@@ -49,6 +50,7 @@ async def test_cancel_of_waiting_order_compensates_it(api: httpx.AsyncClient, sh
     assert await shop.available() == 10
     again = await api.post(f"/orders/{order_id}/cancel")
     assert (again.status_code, again.json()["detail"]) == (409, "cannot cancel: the order is cancelled")
+    assert kind_of(again) == "too-late-to-cancel"
 
 
 async def test_cancel_of_completed_order_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
@@ -178,7 +180,7 @@ async def test_large_order_awaits_approval(
     answer = await api.post(f"/orders/{order_id}/approval", json={"approved": approved, "reason": "credit check"})
     assert answer.status_code == 202
     opposite = await api.post(f"/orders/{order_id}/approval", json={"approved": not approved})
-    assert opposite.status_code == 409
+    assert (opposite.status_code, kind_of(opposite)) in ((409, "already-decided"), (409, "not-awaiting-approval"))
     order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
     assert order.status is ending
     assert (order.failure and order.failure.code) == (None if approved else "not_approved")
@@ -214,13 +216,15 @@ async def test_simultaneous_decisions_first_one_counts(api: httpx.AsyncClient, s
         order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.FAILED)
         expected = (202, 409) if order.status is OrderStatus.COMPLETED else (409, 202)
         assert (yes.status_code, no.status_code) == expected
+        assert kind_of(no if yes.is_success else yes) in {"already-decided", "not-awaiting-approval"}
 
 
 async def test_approval_of_order_that_awaits_none_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
     await shop.wait_for_status(order_id, OrderStatus.RESERVED)
-    assert (await api.post(f"/orders/{order_id}/approval", json={"approved": True})).status_code == 409
+    refused = await api.post(f"/orders/{order_id}/approval", json={"approved": True})
+    assert (refused.status_code, kind_of(refused)) == (409, "not-awaiting-approval")
     assert (await api.post("/orders/ord_none/approval", json={"approved": True})).status_code == 404
 
 
@@ -246,6 +250,7 @@ async def test_address_change_after_charge_is_refused(api: httpx.AsyncClient, sh
     await shop.wait_for_status(order_id, OrderStatus.CHARGED)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["detail"]) == (409, "cannot change the address: the order is charged")
+    assert kind_of(answer) == "address-not-changeable"
     assert "Baker" not in (await shop.order(order_id)).shipping_address.street
     missing = await api.put("/orders/ord_none/shipping-address", json=NEW_ADDRESS)
     assert missing.status_code == 404
@@ -264,7 +269,7 @@ async def test_address_change_without_worker_answers_503(api: httpx.AsyncClient,
     await shop.stock()
     order_id = await place(api)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
-    assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+    assert (answer.status_code, kind_of(answer), "Retry-After" in answer.headers) == (503, "no-worker", True)
 
 
 async def test_cancel_of_open_order_with_closed_workflow_takes_effect(
@@ -316,5 +321,7 @@ async def test_status_without_worker_answers_503(api: httpx.AsyncClient, shop: S
     await shop.stock()
     order_id = await place(api)
     answer = await api.get(f"/orders/{order_id}/status")
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert (answer.status_code, kind_of(answer), answer.headers["Retry-After"]) == (503, "no-worker", "2")
+    unstarted = (await shop.place()).order_id  # the relay starts it, in a worker
+    assert kind_of(await api.get(f"/orders/{unstarted}/status")) == "no-worker"
     assert (await api.get(f"/orders/{order_id}")).status_code == 200

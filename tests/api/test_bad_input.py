@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.mongo import Mongo
-from tests.kit.http import raw
+from tests.kit.http import kind_of, raw
 from tests.kit.orders import ADDRESS, order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -212,6 +212,7 @@ async def test_invalid_field_has_stable_code_readable_message_and_pointer(api: h
     answer = await api.post("/orders", json=WRONG_FIELDS[case][0])
     (error,) = answer.json()["errors"]
     assert (error["code"], error["message"], error["pointer"]) == EXPECTED_ERRORS[case]
+    assert kind_of(answer) == ("unknown-product" if case == "an unknown sku" else "invalid-request")
     assert answer.json()["detail"] == f"{error['field']}: {error['message']}"
 
 
@@ -305,14 +306,14 @@ async def test_large_body_without_content_length_answers_413(api: httpx.AsyncCli
 
     for path in PATHS_WITH_BODY:
         answer = await api.post(path, content=chunks(), headers=JSON)
-        assert (answer.status_code, names(answer)) == (413, [])
+        assert (answer.status_code, kind_of(answer), names(answer)) == (413, "body-too-large", [])
 
 
 async def test_body_without_json_content_type_answers_415(api: httpx.AsyncClient) -> None:
     for path in PATHS_WITH_BODY:
         for content_type in BAD_TYPES:
             answer = await api.post(path, content=json.dumps(order_body()), headers={"Content-Type": content_type})
-            assert (answer.status_code, names(answer)) == (415, []), (path, content_type)
+            assert (answer.status_code, kind_of(answer), names(answer)) == (415, "not-json", []), (path, content_type)
 
 
 PRICE = {"amount": 1, "currency": "EUR"}
@@ -355,7 +356,7 @@ async def test_other_requests_with_invalid_field_answer_422(api: httpx.AsyncClie
 async def test_restock_beyond_maximum_answers_409(api: httpx.AsyncClient, shop: Shop, mongo: Mongo) -> None:
     await shop.stock("FULL", available=10**9)
     answer = await api.post("/inventory/FULL/restock", json={"quantity": 1})
-    assert (answer.status_code, names(answer)) == (409, [])
+    assert (answer.status_code, kind_of(answer), names(answer)) == (409, "stock-limit-reached", [])
     await mongo.inventory.delete_one({"_id": "FULL"})
 
 

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse
 
 from app.api.guard import METHODS, Guard
+from tests.kit.http import kind_of
 from tests.kit.shop import Shop
 
 Headers = list[tuple[bytes, bytes]]
@@ -100,6 +101,8 @@ async def test_every_response_has_security_headers(api: httpx.AsyncClient, shop:
     answers += [await api.get("/", headers={"Host": "evil.test"})]
     answers += [await api.post("/orders", headers={"Sec-Fetch-Site": "cross-site"})]
     assert [answer.status_code for answer in answers] == [200] * 6 + [404, 422, 200, 405, 421, 403]
+    kinds = [kind_of(answer) for answer in answers if answer.is_error]
+    assert kinds == ["not-found", "invalid-request", "method-not-allowed", "wrong-host-name", "foreign-origin"]
     async with api.stream("GET", "/orders/events") as stream:
         answers.append(stream)
     for answer in answers:

@@ -14,7 +14,7 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import ApiSettings
 from dev.servers import Server
-from tests.kit.http import bearer, closed, key_of, raw, serve
+from tests.kit.http import bearer, closed, key_of, kind_of, raw, serve
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -80,7 +80,7 @@ async def test_same_key_with_another_body_is_refused(api: httpx.AsyncClient, sho
     first = await api.post("/orders", json=order_body(), headers=key)
     assert "Idempotency-Replayed" not in first.headers
     misuse = await api.post("/orders", json=order_body(customer_id="cus_2"), headers=key)
-    assert misuse.status_code == 422
+    assert (misuse.status_code, kind_of(misuse)) == (422, "idempotency-key-reused")
     assert misuse.json()["errors"][0]["field"] == "Idempotency-Key"
     assert await shop.mongo.orders.count_documents({}) == 1
 

@@ -70,6 +70,11 @@ async def raw(http: httpx.AsyncClient, request: bytes) -> tuple[int, bytes]:
         writer.close()
 
 
+def kind_of(answer: httpx.Response) -> str:
+    """The problem type of an error, without its prefix."""
+    return str(answer.json()["type"]).removeprefix("urn:problem:")
+
+
 def key_of(caller: str) -> str:
     return f"8c1e0b7d4a63-of-{caller}-5f2a9d0b37c1"
 
