@@ -21,6 +21,11 @@ ACTIONS = {  # the buttons of an order, by status
     "shipped": ("Send confirmation", []),
 }
 NO_WORKER = re.compile("no worker answers", re.IGNORECASE)
+UNAVAILABLE = {
+    "urn:problem:database-unavailable": "MongoDB",
+    "urn:problem:temporal-unavailable": "Temporal",
+    "urn:problem:deadline-exceeded": "MongoDB",
+}
 REVERSED = {"status": "done", "at": datetime.now(UTC), "detail": "-"}
 
 
@@ -38,6 +43,17 @@ async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, sh
     await expect(desk.board.get_by_role("status")).to_contain_text(NO_WORKER)
     await expect(desk.page.locator("#connection")).to_contain_text(NO_WORKER)
     await desk.picture(tmp_path / "board.png")
+
+    problem = {"type": ""}
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(status=503, json=problem)
+
+    await desk.page.route("**/status", answer)
+    for problem["type"], server in UNAVAILABLE.items():
+        await desk.page.clock.fast_forward(3_000)
+        await expect(desk.board.get_by_role("status")).to_contain_text(f"{server} does not answer.")
+    await desk.page.unroute("**/status", answer)
 
     for status, (stop, actions) in ACTIONS.items():
         await desk.page.goto(f"{desk.url}/#/orders/{ids[status]}")

@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { counted, onCount } from "./counts.js";
 import { element, flash, setText, set } from "./dom.js";
-import { inWords, STATUSES } from "./format.js";
+import { sentence, STATUSES } from "./format.js";
 import { keep, onChange, openOrders } from "./order-store.js";
 import { askWorkflow, readSaga } from "./saga.js";
 import { drawSaga } from "./saga-drawing.js";
@@ -97,8 +97,8 @@ export function onTrouble(listener) {
     const [oldest] = openOrders().sort((a, b) => a.since - b.since);
     const isQuiet = oldest && performance.now() - oldest.since > PATIENCE;
     const answer = isQuiet ? await askWorkflow(oldest.order.order_id) : null;
-    const words = answer?.unavailable ? inWords(answer.unavailable) : null;
-    setText(trouble, words ? `${words}. The orders wait, and go on when it is back.` : "");
+    const words = answer?.unavailable ? sentence(answer.unavailable) : null;
+    setText(trouble, words ? `${words}. The orders wait, and continue afterwards.` : "");
     trouble.hidden = !words;
     listener(words);
   }, PATIENCE);

@@ -67,6 +67,8 @@ export function countdown(ms) {
 
 /** out_of_stock: Out of stock. ReleaseInventory: Release inventory. */
 export function inWords(code) {
-  const words = code.replace(/_|(?<=[a-z])(?=[A-Z])/g, " ").toLowerCase();
-  return words[0].toUpperCase() + words.slice(1);
+  return sentence(code.replace(/_|(?<=[a-z])(?=[A-Z])/g, " ").toLowerCase());
 }
+
+/** Begins with a capital letter. */
+export const sentence = (words) => words[0].toUpperCase() + words.slice(1);

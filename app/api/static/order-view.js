@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { announce, element, icon, mayMove, setText, set, changeIcon } from "./dom.js";
-import { inWords, money, payment, statusOf, time } from "./format.js";
+import { inWords, money, sentence, payment, statusOf, time } from "./format.js";
 import { actionsFor } from "./order-actions.js";
 import { drawOrder } from "./order-drawing.js";
 import { get, keep, onChange } from "./order-store.js";
@@ -151,7 +151,7 @@ function build(orderId) {
 
 /** Why an order does not go on, if it does not. */
 function noticeOf(order, answer) {
-  if (answer?.unavailable) return `${inWords(answer.unavailable)}. The order waits, and goes on when it is back.`;
+  if (answer?.unavailable) return `${sentence(answer.unavailable)}. The order waits, and continues afterwards.`;
   const stuck = answer?.activities?.filter(({ compensates, last_failure }) => compensates && last_failure) ?? [];
   if (order.status !== "needs_attention" || !stuck.length) return "";
   return stuck.map(({ activity, last_failure }) => `${inWords(activity)} keeps failing: ${last_failure.message}.`).join(" ") + " It is retried until it succeeds.";

@@ -24,6 +24,8 @@ export async function load() {
 const UNAVAILABLE = {
   "urn:problem:no-worker": "no worker answers",
   "urn:problem:temporal-unavailable": "Temporal does not answer",
+  "urn:problem:database-unavailable": "MongoDB does not answer",
+  "urn:problem:deadline-exceeded": "MongoDB does not answer", // each call of Temporal has a shorter deadline
 };
 
 /** Asks the workflow for what MongoDB does not know: the attempts, and what it waits for. Resolves to null if refused. */

@@ -23,7 +23,7 @@ for (const button of document.querySelectorAll("#scenarios button")) {
   button.addEventListener("click", async () => {
     if (button.ariaDisabled) return;
     button.ariaDisabled = "true";
-    await run(button.value).catch(showProblem);
+    await run(button.value).catch((problem) => showProblem("placed", problem));
     button.ariaDisabled = null;
   });
 }
@@ -41,7 +41,7 @@ async function place({ payment_method = "pm_card_ok", postal_code = "10115", isL
   const order = await call("POST", "/orders", { body, key: crypto.randomUUID() });
   keep(order);
   location.hash = linkTo(order);
-  if (cancelAfter) setTimeout(() => cancel(order).catch(showProblem), cancelAfter);
+  if (cancelAfter) setTimeout(() => cancel(order).catch((problem) => showProblem("cancelled", problem)), cancelAfter);
 }
 
 /** One product: of the most expensive one as many as need an approval, else one of any that needs none. */
@@ -70,8 +70,8 @@ async function placeTwenty() {
 }
 
 /** A caller with the orders of one customer alone has to enter that customer in the form. */
-async function showProblem(problem) {
-  if (!problem.errors?.some(({ field }) => field === "customer_id")) return notify(`That failed. ${problem.message}`);
+async function showProblem(done, problem) {
+  if (!problem.errors?.some(({ field }) => field === "customer_id")) return notify(`The order was not ${done}: ${problem.message}`);
   own.open = true;
   const fields = await import("./fields.js");
   fields.showProblem(form, problem);
