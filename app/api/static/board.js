@@ -59,18 +59,20 @@ function update() {
 function showOrders(stop, orders, state) {
   const stuck = orders.filter(({ status }) => status === "needs_attention").length;
   const dots = "●".repeat(Math.min(orders.length, MAX_DOTS)) + (orders.length > MAX_DOTS ? "…" : "");
-  const words = orders.length ? `${orders.length} order${orders.length > 1 ? "s" : ""}` : "none";
+  const words = orders.length ? inOrders(orders.length) : "none";
   if (stuck) stop.show("failed", `${words}, ${stuck} need${stuck > 1 ? "" : "s"} attention`);
   else stop.show(orders.length ? state : "idle", words);
   stop.put(orders.length ? element("span", { class: "dots", "aria-hidden": "true" }, dots) : null);
 }
 
+const inOrders = (count, limits = { maximum: Infinity }) => `${counted(count, limits)} order${count === 1 ? "" : "s"}`;
+
 function showTotals() {
   const { by_status: number = {} } = counts ?? {};
-  const words = (count) => (counts ? counted(count, counts) : "");
-  board.start.show("total", counts ? `${words(Object.values(number).reduce((sum, each) => sum + each, 0))} orders` : "");
-  board.completed.show("total", counts ? `${words(number.completed)} orders` : "");
-  board.end.show("total", counts ? `${words(number.failed)} failed, ${words(number.cancelled)} cancelled` : "");
+  const all = Object.values(number).reduce((sum, each) => sum + each, 0);
+  board.start.show("total", counts ? inOrders(all, counts) : "");
+  board.completed.show("total", counts ? inOrders(number.completed, counts) : "");
+  board.end.show("total", counts ? `${counted(number.failed, counts)} failed, ${counted(number.cancelled, counts)} cancelled` : "");
 }
 
 onCount((newCounts) => {
@@ -89,7 +91,7 @@ onChange((order, before) => {
   });
 });
 
-/** Calls `listener(words)` when no worker or no Temporal answers; with null when they do. */
+/** Calls `listener(words)` when the worker, Temporal or MongoDB does not answer; with null when all do. */
 export function onTrouble(listener) {
   // The stream is up all the same. So ask about the order that has not changed for the longest time.
   setInterval(async () => {

@@ -29,8 +29,8 @@ const UNAVAILABLE = {
 };
 
 /** Asks the workflow for what MongoDB does not know: the attempts, and what it waits for. Resolves to null if refused. */
-export const askWorkflow = (orderId, signal) =>
-  call("GET", `/orders/${encodeURIComponent(orderId)}/status`, { signal }).catch(({ type }) =>
+export const askWorkflow = (orderId) =>
+  call("GET", `/orders/${encodeURIComponent(orderId)}/status`).catch(({ type }) =>
     UNAVAILABLE[type] ? { unavailable: UNAVAILABLE[type] } : null,
   );
 

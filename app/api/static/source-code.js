@@ -15,7 +15,7 @@ export const CALLS = {
   compensation: ["_compensate", "_saga"],
 };
 
-export function doing({ status }) {
+function doing({ status }) {
   if (status === "awaiting_approval") return "approval";
   if (["compensating", "needs_attention", "failed", "cancelled"].includes(status)) return "compensation";
   const next = steps.findIndex(({ starts_from }) => starts_from === status);
@@ -24,7 +24,7 @@ export function doing({ status }) {
 }
 
 /** Finds a method in the text: `lines`, without the indentation of the class, and the number of the `first` of them. */
-export function method(text, name) {
+function method(text, name) {
   const lines = text.split("\n");
   const first = lines.findIndex((line) => line.startsWith(`    async def ${name}(`));
   if (first < 0) return null;
@@ -44,9 +44,9 @@ export function find(text, what) {
   return call < 0 ? null : { saga, call, runs };
 }
 
-/** Loads the file again: it may have changed while the page was open. */
+/** Loads the file again: it may have changed while the page was open. Without permission, there is no text. */
 export async function load() {
-  text = await open(FILE, { headers: {} }).then((response) => response.text(), () => null);
+  text = await open(FILE, { headers: {} }).then((response) => response.text(), () => "");
 }
 
 /** Returns the panel, and `update(order)`. The panel stays hidden if the lines are not found. */
@@ -54,7 +54,7 @@ export function sourcePanel() {
   const title = element("span");
   const code = element("div", { class: "code" });
   const panel = element("section", { class: "source", "aria-label": "The code of the saga", hidden: true }, element("h3", {}, title, " ", element("code", {}, "app/workflows/order.py")), code);
-  let shown = null;
+  let shown = {};
 
   async function update(order) {
     if (text === null) await load();
@@ -63,8 +63,8 @@ export function sourcePanel() {
     panel.hidden = !found;
     if (!found) return;
     setText(title, ["completed", "failed", "cancelled"].includes(order.status) ? "The code that ran last" : "The code that runs now");
-    if (shown === what) return;
-    shown = what;
+    if (shown.what === what && shown.text === text) return;
+    shown = { what, text };
     code.replaceChildren(listing(found.saga, [found.call]), listing(found.runs, [0]));
   }
 
