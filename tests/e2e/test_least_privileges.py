@@ -148,7 +148,7 @@ async def use_every_endpoint(http: httpx.AsyncClient) -> None:
         await anext(line async for line in lines if large in line)
         await call("PUT", "/inventory/{sku}", {**product, "available": 4711}, sku="MUG")
         await anext(line async for line in lines if "4711" in line)
-    for path in ("/orders", "/inventory", "/saga", "/healthz", "/readyz", "/metrics"):
+    for path in ("/orders", "/orders/counts", "/inventory", "/saga", "/healthz", "/readyz", "/metrics"):
         await call("GET", path)
     paths = (await http.get("/openapi.json")).json()["paths"]
     assert called == {(method, path) for path, methods in paths.items() for method in methods}
