@@ -21,7 +21,7 @@ from rich.text import Text
 from dev.sample_stock import SAMPLE_STOCK, authorization
 from dev.servers import ServerError
 from dev.stack import run
-from dev.terminal import clock, console, running_or_new_stack
+from dev.terminal import Addresses, clock, console, running_or_new_stack
 
 SYMBOLS = {
     "done": ("✔", "green"),
@@ -247,6 +247,10 @@ async def available(http: httpx.AsyncClient) -> dict[str, int]:
     return quantities
 
 
+def is_left_out(scenario: Scenario, stack: Addresses) -> bool:
+    return scenario.kills_worker and not stack.control_url
+
+
 async def demo() -> int:
     async with (
         running_or_new_stack() as stack,
@@ -257,7 +261,7 @@ async def demo() -> int:
         saga = [row["step"] for row in (await http.get("/saga")).raise_for_status().json()["steps"]]
         results = []
         for number, scenario in enumerate(SCENARIOS, 1):
-            if scenario.kills_worker and not stack.control_url:
+            if is_left_out(scenario, stack):
                 console.print(f"{number}. {scenario.title}: left out, because this stack has no control endpoint")
                 continue
             ordered = replace(scenario, quantity=lamps + 1) if scenario.sku == "LAMP-OAK" else scenario
