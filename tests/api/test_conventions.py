@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
 import logging
@@ -12,11 +14,13 @@ import httpx
 import pytest
 
 from app.logs import JsonFormatter
-from app.mongo import Document
+from app.mongo import Document, Mongo
 from app.settings import ApiSettings
 from dev.servers import Server
 from tests.api.test_events import change_streams
+from tests.kit.faults import failing
 from tests.kit.http import bearer, closed, key_of, serve
+from tests.kit.listening import Listener
 from tests.kit.orders import order_body, order_document
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -146,3 +150,42 @@ async def test_request_id_is_in_response_problem_and_log(
     lines: list[dict[str, Any]] = [json.loads(line) for line in log.getvalue().splitlines()]
     assert next(line["request_id"] for line in lines if "401" in line["message"]) == "checkout-7"
     assert len({line["request_id"] for line in lines}) == 6
+
+
+async def test_shared_change_stream_logs_no_request_id(api: httpx.AsyncClient, shop: Shop, log: io.StringIO) -> None:
+    """It serves all requests, not only the one that opened it."""
+
+    async def logged() -> str:
+        return log.getvalue()
+
+    listener = await Listener.connect(api, "/orders/events")
+    async with failing(shop.mongo, "getMore", appName="order-saga", errorCode=280):
+        await eventually(logged)
+    listener.disconnect()
+    line = json.loads(log.getvalue().splitlines()[0])
+    assert line["message"].startswith("live events interrupted")
+    assert "request_id" not in line
+
+
+async def test_change_stream_abandoned_while_it_opens_is_closed(mongo: Mongo) -> None:
+    async def follow() -> None:
+        async with mongo.watch(mongo.orders, []):
+            raise AssertionError("not opened by then")
+
+    gc.disable()  # the collector would close the stream, at any time
+    try:
+        async with failing(mongo, "aggregate", blockConnection=True, blockTimeMS=300):
+            following = asyncio.create_task(follow())
+            await eventually(lambda: is_opening(mongo))
+            following.cancel()
+            await asyncio.wait({following})
+        assert following.cancelled()
+        assert await eventually(lambda: change_streams(mongo), lambda count: count == 0) == 0
+    finally:
+        gc.enable()
+
+
+async def is_opening(mongo: Mongo) -> bool:
+    """True while mongod holds up an `aggregate` of this test's client."""
+    found = await mongo.client.admin.command({"currentOp": 1, "appName": mongo.database.name, "op": "command"})
+    return any(operation["command"].get("aggregate") == "orders" for operation in found["inprog"])
