@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api.problems import described, schemas
+from app.api.problems import responses as problems_of
+from app.api.problems import schemas
 
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ def _complete(operation: Json, *, is_read: bool) -> None:
         if parameter["name"] in EXAMPLES:
             parameter["example"] = EXAMPLES[parameter["name"]]
     operation.setdefault("security", [])  # public
-    responses |= {str(status): response for status, response in described("wrong-host-name").items()}
+    responses |= {str(status): response for status, response in problems_of("wrong-host-name", common=()).items()}
     is_stream = "text/event-stream" in responses.get("200", {}).get("content", {})
     if is_stream:
         responses["200"]["content"] = STREAM

@@ -87,15 +87,11 @@ def in_body(code: str, message: str, *path: str | int) -> FieldError:
     return FieldError(".".join(map(str, path)) or "body", code, message, pointer)
 
 
-def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
+def responses(*kinds: str, common: tuple[str, ...] = COMMON_PROBLEMS) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of these problems and of the common ones."""
-    return described(*COMMON_PROBLEMS, *kinds)
-
-
-def described(*kinds: str) -> dict[int | str, dict[str, Any]]:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     found: dict[int | str, dict[str, Any]] = {}
-    for kind in kinds:
+    for kind in (*common, *kinds):
         status, meaning = KINDS[kind]
         same = found.setdefault(status, {"description": "Problem types:", "content": content})
         same["description"] += f"\n- `{kind}`: {meaning}"

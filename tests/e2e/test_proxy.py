@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from app.api import hub, route
 from app.api.guard import Guard
 from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port
@@ -156,6 +158,11 @@ async def test_slow_clients_are_disconnected_while_others_are_served(proxy: Prox
                 assert (await reader.read()).split(b" ")[0:2] in ([b""], [b"HTTP/1.1", b"408"])
             writer.close()
     assert [scope["path"] for scope in proxy.received] == ["/healthz"]
+
+
+def test_proxy_waits_as_long_as_a_client_may_prefer_to() -> None:
+    [seconds] = re.findall(r"location / {[^}]*proxy_read_timeout (\d+)s", (ROOT / "deploy/nginx.conf").read_text())
+    assert int(seconds) >= hub.MAX_WAIT + route.DEADLINE + 1
 
 
 async def test_greedy_client_is_limited_while_others_are_served(proxy: Proxy) -> None:
