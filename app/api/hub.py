@@ -186,33 +186,29 @@ async def each(orders: Iterable[domain.Order]) -> AsyncIterator[domain.Order]:
         yield order
 
 
+@dataclass
 class Outcome:
     """Shows an order after a request that changes it; with `Prefer: wait=N` (RFC 7240), when it is final."""
 
-    def __init__(
-        self,
-        request: Request,
-        response: Response,
-        caller: AnyCaller,
-        clients: ClientsDep,
-        prefer: Annotated[str | None, Header(alias="Prefer", description=PREFER)] = None,
-    ) -> None:
-        self._request, self._response, self._caller, self._clients = request, response, caller, clients
-        wait = re.search(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
-        self._wait = min(int(wait[1]), MAX_WAIT) if wait else 0
+    request: Request
+    response: Response
+    caller: AnyCaller
+    clients: ClientsDep
+    prefer: Annotated[str | None, Header(alias="Prefer", description=PREFER)] = None
 
     async def of(self, order: domain.Order) -> Order:
         """Return the order as it is when it is final, or else after the time that the client prefers to wait."""
-        if self._wait and order.status not in TERMINAL:
-            state, orders = self._request.state, self._clients.orders
-            state.deadline.reschedule(state.deadline.when() + self._wait)
+        preferred = re.search(r"(?:^|[,;])\s*wait\s*=\s*\"?0*([1-9][0-9]{0,8})", self.prefer or "", re.IGNORECASE)
+        if preferred and order.status not in TERMINAL:
+            wait, state, orders = min(int(preferred[1]), MAX_WAIT), self.request.state, self.clients.orders
+            state.deadline.reschedule(state.deadline.when() + wait)
             # The request has taken effect in any case. The server cancels when it stops.
             with suppress(Problem, PyMongoError, asyncio.CancelledError):
-                async with self._request.app.state.hub.subscribe(order.order_id, self._caller) as subscription:
-                    self._response.headers["Preference-Applied"] = f"wait={self._wait}"
+                async with self.request.app.state.hub.subscribe(order.order_id, self.caller) as subscription:
+                    self.response.headers["Preference-Applied"] = f"wait={wait}"
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._wait):
+                        async with asyncio.timeout(wait):
                             async for _ in subscription.messages(each([await orders.show(order.order_id)])):
                                 pass
                 order = await orders.show(order.order_id)
-        return self._clients.shown(order)
+        return self.clients.shown(order)
