@@ -91,7 +91,7 @@ pictures: $(READY) test-tools  ## take the pictures of the README from the runni
 	@$(PY) -m dev.pictures
 
 clean:  ## delete .venv, all caches and all data of `make dev`
-	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules
 
 ##@ Ports: set the variable to use another, as in API_PORT=8100 make dev
 ##- API_PORT 8000, TEMPORAL_PORT 7233, TEMPORAL_UI_PORT 8233, MONGODB_PORT 27017, DEV_CONTROL_PORT 8009, ISSUER_PORT 8400

@@ -247,7 +247,7 @@ async def test_orders_in_progress_continue_without_the_new_step(copy: Copy) -> N
 
 async def test_failure_matrix_follows_the_new_step(copy: Copy) -> None:
     for each in ("dev", "tests"):
-        shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
     matrix = ("pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/workflows/test_failure_matrix.py")
     code, output = await copy.run("-m", *matrix, "-k", "NotifyWarehouse", within=170)
