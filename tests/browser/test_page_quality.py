@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Request, Response, expect
+from playwright.async_api import Browser, Request, Response, ViewportSize, expect
 
 from tests.browser.conftest import PHONE, WIDE, ApiServer, Desk, a_desk
 from tests.browser.test_order_desk import fill_with_orders
@@ -18,6 +18,8 @@ from tests.kit.shop import Shop
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
 FIRST_VIEW = 80_000  # bytes, uncompressed
+LAPTOP = ViewportSize(width=1280, height=720)
+STRIP = 40  # pixels that `make dev` takes for its strip
 
 
 async def test_first_view_is_small_and_loads_nothing_from_elsewhere(desk: Desk) -> None:
@@ -31,11 +33,16 @@ async def test_first_view_is_small_and_loads_nothing_from_elsewhere(desk: Desk) 
     static = [response for response in responses if "/orders" not in response.url]
     assert all(response.url.startswith(desk.url) for response in responses)
     size = sum([len(await response.body()) for response in static])
-    print(f"first view: {size:,} bytes")
     assert size < FIRST_VIEW
     policy = static[0].headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+
+    await desk.page.set_viewport_size(LAPTOP)
+    for part in (desk.on_board("Placed"), desk.on_board("Completed"), desk.page.get_by_text("20 at once")):
+        box = await part.bounding_box()
+        assert box
+        assert box["y"] + box["height"] < LAPTOP["height"] - STRIP, part
 
 
 async def test_live_update_with_500_orders_touches_changed_rows_only(desk: Desk, shop: Shop) -> None:
