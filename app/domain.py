@@ -232,7 +232,7 @@ class Failure(Model):
     Codes of the saga:
 
     - `cancelled`: the order was cancelled.
-    - `not_approved`: a person rejected the order, or nobody decided in time.
+    - `not_approved`: a person rejected the order, or no decision came in time.
     - `out_of_stock`: the available quantity of a product is less than ordered.
     - `inventory_unavailable`, `payment_unavailable`, `shipping_unavailable`, `confirmation_not_sent`: the service did
       not answer until the retries ended.

@@ -35,7 +35,7 @@ async def test_post_and_cancel_that_wait_answer_the_final_order(api: httpx.Async
 
 
 @pytest.mark.usefixtures("worker")
-async def test_post_that_waits_in_vain_answers_the_latest_state(
+async def test_post_answers_the_latest_state_when_its_wait_ends(
     api: httpx.AsyncClient, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait is longer than the deadline of any other request."""
