@@ -206,6 +206,8 @@ class Outcome:
             with suppress(Problem, PyMongoError, asyncio.CancelledError):
                 async with self.request.app.state.hub.subscribe(order.order_id, self.caller) as subscription:
                     self.response.headers["Preference-Applied"] = f"wait={wait}"
+                    left = asyncio.ensure_future(self.request.receive())  # after the body: the client has left
+                    left.add_done_callback(lambda _: subscription.end())
                     with suppress(TimeoutError):
                         async with asyncio.timeout(wait):
                             async for _ in subscription.messages(each([await orders.show(order.order_id)])):

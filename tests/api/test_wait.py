@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from app.api import hub, route
 from app.api.hub import each
 from app.domain import OrderStatus
+from tests.api.test_events import change_streams
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
 
 APPLIED = "Preference-Applied"
 
@@ -71,6 +75,15 @@ async def test_post_that_cannot_wait_answers_at_once(
     await shop.stock()
     answer = await api.post("/orders", json=order_body(), headers=wait("wait=30"))
     assert (answer.status_code, answer.json()["status"], APPLIED in answer.headers) == (202, "placed", False)
+
+
+async def test_client_that_leaves_ends_its_wait(api: httpx.AsyncClient, shop: Shop) -> None:
+    """It counts among the streams of its caller: those of a client that tries again must not add up."""
+    await shop.stock()
+    waiting = asyncio.create_task(api.post("/orders", json=order_body(), headers=wait("wait=30")))
+    assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 1) == 1
+    waiting.cancel()
+    assert await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0, within=10) == 0
 
 
 async def test_accepted_cancel_says_so_at_once(api: httpx.AsyncClient, shop: Shop) -> None:
