@@ -3,14 +3,15 @@
 import hashlib
 import json
 import secrets
-from typing import Annotated, Any
+from copy import copy
+from typing import Annotated, Self
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
 from app import domain
-from app.api.auth import authenticate
+from app.api.auth import Caller, authenticate
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
@@ -26,7 +27,7 @@ class Order(domain.Order):
 
 
 class Clients:
-    """The clients and repositories of this process, in `app.state.clients`."""
+    """The clients and repositories of this process, in `app.state.clients`; an endpoint gets those `of` its caller."""
 
     def __init__(self, settings: ApiSettings, temporal: Client) -> None:
         self.mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
@@ -34,24 +35,23 @@ class Clients:
         self.products = ProductRepository(self.mongo)
         self.workflows = OrderWorkflows(temporal, settings)
 
+    def of(self, caller: Caller) -> Self:
+        """Limit every query and update to the caller's own orders: any other order does not exist for it."""
+        own = copy(self)
+        own.orders = self.orders.of(caller.customer)
+        return own
+
     def shown(self, order: domain.Order) -> Order:
         # Not validated again: a malformed order is shown, too.
         return Order.model_construct(**vars(order), workflow_url=self.workflows.workflow_url(order.order_id))
 
 
-async def _clients(request: Request) -> Any:
-    return request.app.state.clients
+async def _clients(request: Request) -> Clients:
+    clients: Clients = request.app.state.clients
+    return clients.of(await authenticate(request))
 
 
 ClientsDep = Annotated[Clients, Depends(_clients)]
-
-
-async def _own_orders(request: Request, clients: ClientsDep) -> OrderRepository:
-    """Limit every query and update to the orders that the caller may reach: any other order does not exist for it."""
-    return clients.orders.of((await authenticate(request)).customer)
-
-
-OwnOrders = Annotated[OrderRepository, Depends(_own_orders)]
 OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
 TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once. Keys do not expire."
 IdempotencyKey = Annotated[

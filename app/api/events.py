@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.sse import EventSourceResponse
 
 from app.api.auth import OrderReader
-from app.api.dependencies import OrderId, OwnOrders
+from app.api.dependencies import ClientsDep, OrderId
 from app.api.hub import Messages, each
 from app.api.problems import responses
 from app.api.route import ApiRoute
@@ -26,25 +26,25 @@ INITIAL_ORDERS = 50  # sent first to a new subscription to all orders
 
 async def _all_orders(
     caller: OrderReader,
-    orders: OwnOrders,
+    clients: ClientsDep,
     request: Request,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)] = None,
 ) -> AsyncIterator[Messages]:
     async with request.app.state.hub.subscribe(None, caller) as subscription:
         last_seen = datetime.fromtimestamp(int((last_event_id or "0").split(".")[0]), UTC)
         if abs(subscription.since.as_datetime() - last_seen) < MAX_AGE:
-            yield subscription.messages(orders.changed_since(last_seen - OVERLAP))
+            yield subscription.messages(clients.orders.changed_since(last_seen - OVERLAP))
         else:
-            newest, _next = await orders.page((), None, INITIAL_ORDERS, None)
+            newest, _next = await clients.orders.page((), None, INITIAL_ORDERS, None)
             yield subscription.messages(each(reversed(newest)), reset=last_event_id is not None)
 
 
 async def _one_order(
-    caller: OrderReader, order_id: OrderId, orders: OwnOrders, request: Request
+    caller: OrderReader, order_id: OrderId, clients: ClientsDep, request: Request
 ) -> AsyncIterator[Messages]:
-    await orders.show(order_id)  # 404, before a change stream is opened
+    await clients.orders.show(order_id)  # 404, before a change stream is opened
     async with request.app.state.hub.subscribe(order_id, caller) as subscription:
-        yield subscription.messages(each([await orders.show(order_id)]))
+        yield subscription.messages(each([await clients.orders.show(order_id)]))
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=responses("too-many-streams"))

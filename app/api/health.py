@@ -5,13 +5,12 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from pymongo.errors import PyMongoError
 
 from app.api.auth import AnyCaller
-from app.api.dependencies import ClientsDep
 from app.api.problems import responses
 from app.api.route import ApiRoute
 from app.order_workflows import TemporalUnavailable
@@ -43,8 +42,9 @@ async def get_health() -> dict[Literal["status"], Literal["ok"]]:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is unavailable"}})
-async def get_readiness(clients: ClientsDep, response: Response) -> Readiness:
+async def get_readiness(request: Request, response: Response) -> Readiness:
     """Return 200 if MongoDB and Temporal answer; else 503, with the reason for each."""
+    clients = request.app.state.clients
     mongodb, temporal = await asyncio.gather(_check(clients.mongo.ping), _check(clients.workflows.ping))
     ready = mongodb == temporal == "ok"
     response.status_code = 200 if ready else 503

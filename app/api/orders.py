@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
-from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, OwnOrders, document_id, fingerprint
+from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, document_id, fingerprint
 from app.api.hub import Outcome
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute, link_to_next
@@ -92,7 +92,6 @@ async def place_order(
 @router.get("", responses=responses())
 async def list_orders(
     _: OrderReader,
-    orders: OwnOrders,
     clients: ClientsDep,
     request: Request,
     response: Response,
@@ -102,29 +101,27 @@ async def list_orders(
     cursor: Annotated[str | None, Query(pattern=CURSOR)] = None,
 ) -> OrderPage:
     """List orders, newest first. Paging by cursor is stable while orders come in."""
-    items, next_cursor = await orders.page(status, customer_id, limit, cursor)
+    items, next_cursor = await clients.orders.page(status, customer_id, limit, cursor)
     link_to_next(request, response, next_cursor)
     return OrderPage(items=[clients.shown(order) for order in items], next_cursor=next_cursor)
 
 
 @router.get("/counts", responses=responses())
-async def count_orders(_: OrderReader, orders: OwnOrders) -> OrderCounts:
+async def count_orders(_: OrderReader, clients: ClientsDep) -> OrderCounts:
     """Count your orders by status."""
-    return OrderCounts(by_status=await orders.counts())
+    return OrderCounts(by_status=await clients.orders.counts())
 
 
 @router.get("/{order_id}", responses=responses("not-found"))
-async def get_order(_: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep) -> Order:
+async def get_order(_: OrderReader, order_id: OrderId, clients: ClientsDep) -> Order:
     """Return the order from MongoDB, even while Temporal is unavailable and after it has deleted the workflow."""
-    return clients.shown(await orders.show(order_id))
+    return clients.shown(await clients.orders.show(order_id))
 
 
 @router.get("/{order_id}/status", responses=responses("not-found", "temporal-unavailable", "no-worker"))
-async def get_order_status(
-    _: OrderReader, order_id: OrderId, orders: OwnOrders, clients: ClientsDep
-) -> OrderStatusAnswer:
+async def get_order_status(_: OrderReader, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
-    await orders.show(order_id)
+    await clients.orders.show(order_id)
     progress, activities = await clients.workflows.progress(order_id)
     url = clients.workflows.workflow_url(order_id)
     return OrderStatusAnswer(**progress.model_dump(), activities=activities, workflow_url=url)
@@ -134,15 +131,14 @@ async def get_order_status(
 async def cancel_order(
     caller: OrderWriter,
     order_id: OrderId,
-    orders: OwnOrders,
     clients: ClientsDep,
     outcome: Annotated[Outcome, Depends()],
     why: Annotated[Reason, Body(default_factory=Reason)],
 ) -> Order:
     """Cancel the order. After a 202 it will be compensated; a 409 means that it is shipped or final."""
-    order = await orders.show(order_id)
+    order = await clients.orders.show(order_id)
     if order.status not in TERMINAL:
-        order = await orders.request_cancellation(order_id, why.reason, caller.name)
+        order = await clients.orders.request_cancellation(order_id, why.reason, caller.name)
     if order.cancellation is None or order.status in TERMINAL:
         raise Problem("too-late-to-cancel", f"cannot cancel: the order is {order.status}")
     await clients.workflows.start(order)
@@ -150,14 +146,12 @@ async def cancel_order(
 
 
 @router.post("/{order_id}/approval", status_code=202, responses=responses(*CHANGE_PROBLEMS, *APPROVAL_PROBLEMS))
-async def decide_approval(
-    caller: Approver, order_id: OrderId, decision: Approval, orders: OwnOrders, clients: ClientsDep
-) -> Order:
+async def decide_approval(caller: Approver, order_id: OrderId, decision: Approval, clients: ClientsDep) -> Order:
     """Approve a large order, or reject it, unless you placed it. The first decision counts."""
-    order = await orders.show(order_id)
+    order = await clients.orders.show(order_id)
     if order.placed_by == caller.name:
         raise Problem("own-order", "cannot decide: you placed this order, so another caller must decide")
-    order = await orders.decide_approval(order_id, decision.approved, decision.reason, caller.name)
+    order = await clients.orders.decide_approval(order_id, decision.approved, decision.reason, caller.name)
     if order.status is not OrderStatus.AWAITING_APPROVAL or order.cancellation:
         state = "cancelled" if order.cancellation else order.status
         raise Problem("not-awaiting-approval", f"cannot decide: the order does not await approval; it is {state}")
@@ -172,14 +166,12 @@ async def decide_approval(
 @router.put(
     "/{order_id}/shipping-address", responses=responses(*CHANGE_PROBLEMS, "address-not-changeable", "no-worker")
 )
-async def change_shipping_address(
-    _: OrderWriter, order_id: OrderId, address: Address, orders: OwnOrders, clients: ClientsDep
-) -> Order:
+async def change_shipping_address(_: OrderWriter, order_id: OrderId, address: Address, clients: ClientsDep) -> Order:
     """Change the shipping address until shipping begins. The workflow decides; the address stays out of Temporal."""
-    order = await orders.show(order_id)
-    change = await orders.propose_address(order_id, address)
+    order = await clients.orders.show(order_id)
+    change = await clients.orders.propose_address(order_id, address)
     applied = change is not None and await clients.workflows.change_address(order, change)
-    order = await orders.show(order_id)
+    order = await clients.orders.show(order_id)
     if not applied:
         state = "cancelled" if order.cancellation else order.status
         raise Problem("address-not-changeable", f"cannot change the address: the order is {state}")
