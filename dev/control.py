@@ -38,6 +38,7 @@ ACTIONS = {  # by the state of the server
     "stopped": ("start",),
     "starting": ("kill",),
 }
+RETRY_DELAY = 1  # seconds before a worker is started again that has not found Temporal or MongoDB
 
 
 class Control:
@@ -71,13 +72,13 @@ class Control:
 
     async def close(self) -> None:
         """End the endpoint and what it has begun."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        if self._server:
+        if self._server:  # first, so that nothing else begins
             self._server.should_exit = True
             with suppress(asyncio.CancelledError):
                 await self._serving
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def state(self, name: str) -> str:
         if (task := self._tasks.get(name)) and not task.done():
@@ -103,7 +104,7 @@ class Control:
             servers.append({**known, "actions": self.actions(name)})
         return {"api": self._stack.api_url, "servers": servers}
 
-    async def act(self, name: str, action: str) -> None:
+    def act(self, name: str, action: str) -> None:
         """Begin an action. Raises HTTPException if the server is unknown, or in a state that does not allow it."""
         if name not in self._names:
             raise HTTPException(404, f"no such server: {name}")
@@ -119,13 +120,16 @@ class Control:
             case "start":
                 self._tasks[name] = asyncio.create_task(self._start(name), name="starting")
             case _:
-                if (starting := self._tasks.get(name)) and not starting.done():
-                    starting.cancel()
-                    await asyncio.wait([starting])
-                self._stack.stopped_on_purpose.setdefault(name, asyncio.Event())
-                server = self._stack.processes[name]
-                stop = server.kill() if action == "kill" else server.stop(timeout=15)
+                stop = self._stop(name, action, self._tasks.get(name))
                 self._tasks[name] = asyncio.create_task(stop, name="stopping")
+
+    async def _stop(self, name: str, action: str, last: asyncio.Task[None] | None) -> None:
+        if last:  # it may still start
+            last.cancel()
+            await asyncio.wait([last])
+        self._stack.stopped_on_purpose.setdefault(name, asyncio.Event())
+        server = self._stack.processes[name]
+        await (server.kill() if action == "kill" else server.stop(timeout=15))
 
     async def _start(self, name: str) -> None:
         self._problems.pop(name, None)
@@ -134,9 +138,10 @@ class Control:
                 await self._stack.start(name)
             except ServerError as error:
                 # A worker waits for Temporal and MongoDB: it starts once they are back.
-                if all(self.state(other) == "running" for other in self._names if other != name):
+                if name in self._stack.servers or all(self.state(each) == "running" for each in self._stack.servers):
                     self._problems[name] = str(error)
                     return
+                await asyncio.sleep(RETRY_DELAY)
             else:
                 self._stack.stopped_on_purpose.pop(name).set()
                 return
@@ -158,7 +163,7 @@ class Control:
                 action = None
             if not isinstance(action, str):
                 raise HTTPException(422, 'send {"action": "stop"}, or kill, freeze, resume, start')
-            await self.act(request.path_params["name"], action)
+            self.act(request.path_params["name"], action)
             return JSONResponse(self.describe(), status_code=202)
 
         routes = [Route("/servers", servers), Route("/servers/{name}", act, methods=["POST"])]

@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.async_api import async_playwright, expect
+from starlette.exceptions import HTTPException
 
 from dev.servers import ServerError, free_port, start_mongod
-from dev.stack import ROOT, Config
+from dev.stack import ROOT, Config, Stack
 from tests.browser.conftest import CHROMIUM, FLAGS, SKIPPED, a_desk
 from tests.browser.test_page_quality import AXE, check_page
 from tests.e2e.dev_process import PORTS, Dev, place, wait_for_status
@@ -187,6 +188,33 @@ async def test_orders_wait_for_stopped_and_frozen_servers_and_go_on(dev: Dev, ht
     await dev.act("worker", "resume")
     await wait_for_status(http, second, "completed", within=60)
     assert len(dev.processes()) == 5  # `make dev` has neither ended nor started anything itself
+
+
+async def test_two_kills_at_once_and_a_failed_start_leave_the_server_stopped(tmp_path: Path) -> None:
+    """A server that cannot start is not tried again and again, even if others are stopped, too."""
+    stack = Stack(Config.on_free_ports(tmp_path))
+    control = stack.control
+
+    async def state() -> str:
+        return control.state("mongod")
+
+    try:
+        await stack.start("mongod")
+        control.act("mongod", "kill")
+        await eventually(state, lambda state: state == "stopped")
+        control.act("mongod", "start")
+        control.act("mongod", "kill")
+        with pytest.raises(HTTPException, match="cannot kill mongod: it is stopping"):
+            control.act("mongod", "kill")
+        await eventually(state, lambda state: state == "stopped")
+
+        (tmp_path / "mongodb" / "storage.bson").write_text("no data of mongod's")
+        control.act("mongod", "start")
+        await eventually(state, lambda state: state == "stopped", within=10)
+        (problem,) = (each["problem"] for each in control.describe()["servers"] if each["name"] == "mongod")
+        assert re.match(r"mongod exited with code \d+: ", problem)
+    finally:
+        await stack.stop()
 
 
 JSON = "application/json"
