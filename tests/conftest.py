@@ -223,6 +223,12 @@ async def databases(mongod: Server) -> AsyncIterator[Databases]:
 
 
 @pytest.fixture
+def new_database(databases: Databases) -> None:
+    """For a test that counts change streams: one of an earlier test may still be open on a database used again."""
+    databases.free.clear()
+
+
+@pytest.fixture
 async def mongo(mongod: Server, databases: Databases) -> AsyncIterator[Mongo]:
     """A database for one test. The client's name equals the database name, so a fail point can select this client."""
     name = databases.free.pop(0) if databases.free else f"test_{secrets.token_hex(6)}"

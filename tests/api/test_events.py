@@ -22,7 +22,6 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import ApiSettings, Scope
 from dev.servers import Server
-from tests.kit.databases import Databases
 from tests.kit.faults import failing
 from tests.kit.http import bearer, closed, key_of, kind_of, limited_to, serve
 from tests.kit.listening import Event, Listener
@@ -30,15 +29,9 @@ from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("new_database")
+
 LISTENERS = 200
-
-
-@pytest.fixture
-async def databases() -> AsyncIterator[Databases]:
-    """A new database for each test, because a change stream of an earlier test may still be open."""
-    databases = Databases()
-    yield databases
-    await databases.finish()
 
 
 async def change_streams(mongo: Mongo) -> int:
