@@ -66,7 +66,8 @@ async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> Non
     await expect(desk.board.locator("li", has_text="MUG")).to_contain_text("99")  # left in stock
     await desk.press("Replay")
     await plays(700)
-    await expect(desk.stop("Refund payment")).to_contain_text("not needed")
+    for compensation in ("Refund payment", "All compensated"):
+        await expect(desk.stop(compensation)).to_contain_text("not needed")
     bar = desk.stop("Charge payment").get_by_role("img")
     await expect(bar).to_have_accessible_name(re.compile(r"^waited .*, 1 attempt in "))
     await expect(desk.view.get_by_role("button", name="Cancel order")).to_be_hidden()
@@ -214,6 +215,12 @@ async def test_large_orders_wait_for_a_decision(desk: Desk, shop: Shop) -> None:
     await expect(desk.view).to_contain_text("over budget")
     await expect(desk.stop("Approval")).to_contain_text("not approved")
     await expect(desk.stop("Reserve inventory")).to_contain_text("not reached")
+
+    await desk.choose("Needs approval")
+    await desk.press("Cancel order")
+    await desk.confirm("Cancel order")
+    await desk.shows("Cancelled")
+    await expect(desk.view.locator(".failure")).to_have_text("Cancelled")  # without a reason, once is enough
 
     await desk.choose("Needs approval")
     await desk.press("Cancel order")

@@ -165,6 +165,11 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
             command = await place.locator("pre").first.inner_text()
             await place.get_by_role("button", name="Execute").click()
             await expect(place.get_by_role("status")).to_contain_text('202 {\n  "order_id"')
+            get = desk.page.locator("article#getOrder")
+            # An error is shown as it was sent.
+            await get.get_by_label("Path and query").fill("/orders/ord_1")
+            await get.get_by_role("button", name="Execute").click()
+            await expect(get.get_by_role("status")).to_contain_text('"title": "Not found"')
             await desk.page.get_by_role("link", name="NewOrder").first.click()
             await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
             assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -54,6 +54,10 @@ async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, sh
         await desk.page.clock.fast_forward(3_000)
         await expect(desk.board.get_by_role("status")).to_contain_text(f"{server} does not answer.")
     await desk.page.unroute("**/status", answer)
+    await desk.page.route("**/orders", answer)
+    await desk.press("Works Completes at once")
+    await expect(desk.news).to_have_text(re.compile("The order may not have been placed: MongoDB does not answer."))
+    await desk.page.unroute("**/orders", answer)
 
     for status, (stop, actions) in ACTIONS.items():
         await desk.page.goto(f"{desk.url}/#/orders/{ids[status]}")

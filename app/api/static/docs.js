@@ -95,7 +95,7 @@ function list(items, show = (item) => [element("code", {}, String(item))]) {
 
 const nameOf = ({ $ref }) => $ref.split("/").at(-1);
 
-const asResponse = ({ type, status, message, errors }) => ({ status, text: () => JSON.stringify({ type, detail: message, errors }) });
+const asResponse = ({ status, document }) => ({ status, text: () => JSON.stringify(document) });
 
 /** A command line that a POSIX shell accepts, and a form that sends the same request; a stream is left to curl. */
 function execution({ method, path, security, responses, parameters = [] }, body) {

@@ -37,7 +37,7 @@ export function drawOrder() {
     const ended = saga.back && !saga.live;
     const { word, icon: sign, tone } = statusOf(order);
     if (ended) end.become(word, sign, tone);
-    end.show(ended ? "ended" : "idle", ended ? when(order.updated_at) : saga.back ? "not yet" : "only if needed");
+    end.show(ended ? "ended" : "idle", ended ? when(order.updated_at) : saga.back ? "not yet" : saga.live ? "only if needed" : "not needed");
     const succeeded = order.status === "completed";
     completed.show(succeeded ? "done" : "idle", succeeded ? when(order.updated_at) : saga.back ? "not reached" : "not yet");
     path(saga.back ? steps[saga.turn]?.forward ?? (declined ? approval : start) : null);

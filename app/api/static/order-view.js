@@ -116,7 +116,8 @@ function build(orderId) {
     const { code, message } = order.failure ?? { code: "cancel_accepted", message: "completed steps will be compensated" };
     failure.hidden = !order.failure && (!order.cancel_requested || status.final);
     set(failure, "data-tone", order.failure ? status.tone : "off");
-    failure.replaceChildren(element("b", {}, `${inWords(code)}:`), ` ${message}`);
+    const hasMore = inWords(code) !== sentence(message); // "Cancelled", and not "Cancelled: cancelled"
+    failure.replaceChildren(element("b", {}, inWords(code) + (hasMore ? ":" : "")), hasMore ? ` ${message}` : "");
 
     setText(notice, noticeOf(order, answer));
     notice.hidden = !notice.textContent;

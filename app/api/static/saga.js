@@ -1,7 +1,7 @@
 // The table of steps from the API, and the state of every step and compensation of an order. Nothing here touches the page,
 // and a step that is added in Python needs no change here.
 
-import { call } from "./api.js";
+import { call, UNAVAILABLE } from "./api.js";
 import { inWords, statusOf } from "./format.js";
 
 /** The icons of known steps; all others have `step`. */
@@ -20,13 +20,6 @@ export async function load() {
   steps = loaded;
   return true;
 }
-
-const UNAVAILABLE = {
-  "urn:problem:no-worker": "no worker answers",
-  "urn:problem:temporal-unavailable": "Temporal does not answer",
-  "urn:problem:database-unavailable": "MongoDB does not answer",
-  "urn:problem:deadline-exceeded": "MongoDB does not answer", // each call of Temporal has a shorter deadline
-};
 
 /** Asks the workflow for what MongoDB does not know: the attempts, and what it waits for. Resolves to null if refused. */
 export const askWorkflow = (orderId) =>

@@ -65,13 +65,16 @@ async function placeTwenty() {
   location.hash = "#/orders";
   const { placeAtRandom } = await import("./random-orders.js");
   const problems = await placeAtRandom(20, stock.all(), customer.value === customer.defaultValue ? null : customer.value);
-  if (problems.length) notify(`${problems.length} of 20 orders were not placed: ${problems[0].message}`);
+  if (problems.length) notify(`${problems.length} of 20 orders ${mayHave(problems[0]) ? "may not have been" : "were not"} placed: ${problems[0].message}`);
   else notify("20 orders placed.");
 }
 
+/** Without an answer from the API or its database, the request may have taken effect. */
+const mayHave = ({ status }) => status === 0 || status >= 500;
+
 /** A caller with the orders of one customer alone has to enter that customer in the form. */
 async function showProblem(done, problem) {
-  if (!problem.errors?.some(({ field }) => field === "customer_id")) return notify(`The order was not ${done}: ${problem.message}`);
+  if (!problem.errors?.some(({ field }) => field === "customer_id")) return notify(`The order ${mayHave(problem) ? "may not have been" : "was not"} ${done}: ${problem.message}`);
   own.open = true;
   const fields = await import("./fields.js");
   fields.showProblem(form, problem);

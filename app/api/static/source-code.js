@@ -62,7 +62,7 @@ export function sourcePanel() {
     const found = text && find(text, what);
     panel.hidden = !found;
     if (!found) return;
-    setText(title, ["completed", "failed", "cancelled"].includes(order.status) ? "The code that ran last" : "The code that runs now");
+    setText(title, ["completed", "failed", "cancelled"].includes(order.status) ? "Where it ended in" : "Where it stands in");
     if (shown.what === what && shown.text === text) return;
     shown = { what, text };
     code.replaceChildren(listing(found.saga, [found.call]), listing(found.runs, [0]));
