@@ -25,7 +25,7 @@ NOW = "$$NOW"
 DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
 KEPT_ADDRESSES = 5  # newest proposals of an order; an older one is superseded anyway
 NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
-NOT_CANCELLED: Document = {"$eq": [{"$type": "$cancellation"}, "missing"]}
+NOT_CANCELLED: Document = {"$eq": [{"$ifNull": ["$cancellation", None]}, None]}
 MAX_COUNT = 10_000  # of a status, so that a count of millions stays cheap
 MAX_TIME = 2**63 - 1  # the latest BSON date, in milliseconds
 

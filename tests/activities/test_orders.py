@@ -216,6 +216,15 @@ async def test_document_without_status_counts_as_placed(mongo: Mongo, orders: Or
         assert (await orders.get(document["_id"])).status is S.CHARGED
 
 
+async def test_null_cancellation_of_another_program_is_none(mongo: Mongo, orders: OrderRepository) -> None:
+    """Else the order would be shipped and paid, keep its status, and could then be cancelled."""
+    order_id = await _order(mongo, cancellation=None)
+    await orders.change_step(order_id, _change(StepEvent.SUCCEEDED))
+    assert (await orders.get(order_id)).status is S.CHARGED
+    state = await orders.update_status(StatusUpdate(order_id=order_id, status=S.COMPENSATING, failure=DECLINED))
+    assert state.failure_code == "declined"
+
+
 async def test_update_of_removed_order_does_not_recreate_it(mongo: Mongo, orders: OrderRepository) -> None:
     update = StatusUpdate(order_id="gone", status=S.CANCELLED, failure=DECLINED)
     assert await orders.update_status(update) == OrderState(status=S.CANCELLED, failure_code="declined")
