@@ -66,8 +66,8 @@ async def test_fast_order_is_played_step_by_step_and_replayed(desk: Desk) -> Non
     await expect(desk.board.locator("li", has_text="MUG")).to_contain_text("99")  # left in stock
     await desk.press("Replay")
     await plays(700)
-    for compensation in ("Refund payment", "All compensated"):
-        await expect(desk.stop(compensation)).to_contain_text("not needed")
+    for stop in ("Refund payment", "All compensated"):
+        await expect(desk.stop(stop)).to_contain_text("not needed")
     bar = desk.stop("Charge payment").get_by_role("img")
     await expect(bar).to_have_accessible_name(re.compile(r"^waited .*, 1 attempt in "))
     await expect(desk.view.get_by_role("button", name="Cancel order")).to_be_hidden()
