@@ -10,20 +10,25 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from app.domain import Failure, StepName
 from app.workflows.steps import STEPS, activity_name
 
+State = Literal["running", "queued", "waiting", "paused"]
+STATES: dict[int, State] = {
+    PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED: "queued",
+    PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED: "paused",
+}
 STEP_OF = {activity_name(each): step for step in STEPS for each in (step.activity, step.compensation) if each}
 
 
 class PendingActivity(BaseModel):
     """An activity that Temporal has not completed yet.
 
-    `state`: an attempt is running, queued for a worker, or waiting until `next_attempt_at`. `attempt` is the number of
-    that attempt, from 1, and `last_failure` the failure of the one before.
+    `state`: an attempt is running, queued for a worker, or waiting until `next_attempt_at`; or an operator has paused
+    the activity. `attempt` is the number of that attempt, from 1, and `last_failure` the failure of the one before.
     """
 
     activity: str
     step: StepName | None
     compensates: bool
-    state: Literal["running", "queued", "waiting"]
+    state: State
     attempt: int
     last_failure: Failure | None
     next_attempt_at: datetime | None
@@ -33,13 +38,13 @@ class PendingActivity(BaseModel):
         name = info.activity_type.name
         step = STEP_OF.get(name)
         retry_at = info.next_attempt_schedule_time.ToDatetime(UTC)  # 1970, if there is none
-        is_queued = info.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
-        is_waiting = is_queued and retry_at > datetime.now(UTC)
+        state = STATES.get(info.state, "running")
+        is_waiting = state == "queued" and retry_at > datetime.now(UTC)
         return cls(
             activity=name,
             step=step and step.name,
             compensates=step is not None and activity_name(step.activity) != name,
-            state="waiting" if is_waiting else "queued" if is_queued else "running",
+            state="waiting" if is_waiting else state,
             attempt=info.attempt,
             last_failure=_failure(info, step.service if step else "the database") if info.attempt > 1 else None,
             next_attempt_at=retry_at if is_waiting else None,

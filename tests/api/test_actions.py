@@ -15,6 +15,7 @@ from tests.kit.http import kind_of
 from tests.kit.orders import ADDRESS, order_body, steps_of
 from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
+from tests.kit.workflows import pause
 
 RACES = 20
 # When the cancel of a race is sent: at once, or after the order has reached this status or a later one.
@@ -309,6 +310,9 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     assert (charge["activity"], charge["step"], charge["compensates"]) == ("ChargePayment", "charge_payment", False)
     assert charge["last_failure"] == {"code": "Unavailable", "message": "the payment service is unavailable"}
     assert charge["next_attempt_at"].endswith("Z")
+    await pause(shop.handle(order_id), "ChargePayment")
+    [charge] = (await eventually(status, lambda now: now["activities"][0]["state"] == "paused"))["activities"]
+    assert charge["next_attempt_at"] is None
     await shop.client.get_workflow_handle(workflow_id(order_id)).cancel()
     await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     # MongoDB has the status before the workflow hears that it was written.

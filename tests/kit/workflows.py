@@ -15,6 +15,7 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import (
     DeleteWorkflowExecutionRequest,
+    PauseActivityRequest,
     ResetWorkflowExecutionRequest,
     UpdateActivityOptionsRequest,
 )
@@ -136,6 +137,13 @@ async def reconfigure(
     )
     service = handle._client.workflow_service
     await service.update_activity_options(request)
+
+
+async def pause(handle: Handle, name: str) -> None:
+    """Pause a pending activity, as an operator can."""
+    execution = WorkflowExecution(workflow_id=handle.id)
+    request = PauseActivityRequest(namespace="default", execution=execution, type=name)
+    await handle._client.workflow_service.pause_activity(request)
 
 
 async def activities_of(handle: Handle) -> list[str]:

@@ -43,6 +43,7 @@ export function readSaga(order, progress) {
 
   function runOf(step, compensates) {
     const found = activities.find((activity) => activity.step === step && activity.compensates === compensates);
+    if (found?.state === "paused") return { state: "stuck", unavailable: "paused in Temporal" };
     return found && { state: found.state, attempt: found.attempt, failure: found.last_failure, nextAt: found.next_attempt_at };
   }
 
