@@ -252,6 +252,8 @@ class Stack:
         """Start the process again whenever it exits, unless on purpose. With `restart`, stop it first."""
         # Restart the process: a worker that reloads single modules would mix old and new code.
         if restart:
+            if self.control.state(name) == "starting":  # it may have loaded the old code
+                await self.stopped_on_purpose[name].wait()
             await self._stop(name)
         delay = INITIAL_RESTART_DELAY
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import pytest
 from playwright.async_api import async_playwright, expect
 from starlette.exceptions import HTTPException
 
-from dev.servers import ServerError, free_port, start_mongod
+from dev.servers import Server, ServerError, free_port, start_mongod
 from dev.stack import ROOT, Config, Stack
 from tests.browser.conftest import CHROMIUM, FLAGS, SKIPPED, a_desk
 from tests.browser.test_page_quality import AXE, check_page
@@ -214,6 +215,33 @@ async def test_two_kills_at_once_and_a_failed_start_leave_the_server_stopped(tmp
         (problem,) = (each["problem"] for each in control.describe()["servers"] if each["name"] == "mongod")
         assert re.match(r"mongod exited with code \d+: ", problem)
     finally:
+        await stack.stop()
+
+
+async def test_worker_that_starts_during_an_edit_is_restarted(tmp_path: Path) -> None:
+    """Else it would keep the code that it had loaded before the edit."""
+    started = []
+
+    class Sleeping(Stack):
+        async def start(self, name: str) -> Server:
+            log = tmp_path / "worker.log"
+            self.processes[name] = await Server.start(name, [shutil.which("sleep") or "", "60"], address="", log=log)
+            started.append(self.processes[name].pid)
+            return self.processes[name]
+
+    async def starts() -> int:
+        return len(started)
+
+    stack = Sleeping(Config.on_free_ports(tmp_path))
+    await (await stack.start("worker")).kill()
+    stack.stopped_on_purpose["worker"] = asyncio.Event()
+    stack.control.act("worker", "start")
+    edited = asyncio.create_task(stack._keep_running("worker", restart=True))
+    try:
+        await eventually(starts, lambda number: number == 3, within=10)
+    finally:
+        edited.cancel()
+        await asyncio.wait([edited])
         await stack.stop()
 
 
