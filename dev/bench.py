@@ -30,7 +30,7 @@ RETRY_DELAY = 0.2  # seconds before a request that failed is repeated
 
 
 class Client:
-    """Places orders and polls the list of completed ones: cheaper than polling each order."""
+    """Places orders and polls the list of those that ended: cheaper than polling each order."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -61,7 +61,11 @@ class Client:
             await asyncio.sleep(RETRY_DELAY)
 
     async def measure(self, orders: int, in_flight: int) -> tuple[list[float], float]:
-        """Place this many orders, at most `in_flight` at a time. Returns the seconds each one took, and the total."""
+        """Place this many orders, at most `in_flight` at a time. Returns the seconds each one took, and the total.
+
+        Raises:
+            ServerError: an order failed, or the orders did not complete within `TIMEOUT`.
+        """
         customer = f"bench-{uuid.uuid4().hex[:12]}"
         pending: dict[str, asyncio.Future[float]] = {}
         self.completed = 0
@@ -77,12 +81,15 @@ class Client:
                 return float(await done) - begin
 
         def keep(order: dict[str, Any]) -> None:
+            if order["status"] == "failed":
+                raise ServerError(f"order {order['order_id']} failed: {order['failure']['message']}")
             if order["status"] == "completed" and (done := pending.pop(order["order_id"], None)):
                 self.completed += 1
                 done.set_result(datetime.fromisoformat(order["updated_at"]).timestamp())
 
         async def poll() -> None:
-            query = {"customer_id": customer, "status": "completed", "limit": str(min(100, 2 * in_flight))}
+            limit = str(min(100, 2 * in_flight))
+            query = {"customer_id": customer, "status": ["completed", "failed"], "limit": limit}
             while True:
                 await asyncio.sleep(0.01 if in_flight == 1 else 0.05)
                 for order in (await self.send("GET", "/orders", params=query))["items"]:

@@ -73,15 +73,19 @@ class LosesAnswers(httpx.AsyncHTTPTransport):
 
 
 @pytest.mark.usefixtures("worker")
-async def test_benchmark_names_and_repeats_requests_that_fail(
+async def test_benchmark_repeats_requests_that_fail_and_ends_if_an_order_fails(
     api_with_stock: httpx.AsyncClient, shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = LosesAnswers()
     async with httpx.AsyncClient(base_url=api_with_stock.base_url, transport=network, timeout=10) as http:
         client = Client(http)
         times, _ = await client.measure(2, in_flight=1)
-    assert (len(times), client.completed, client.repeats) == (2, 2, 2)
-    assert await shop.mongo.orders.count_documents({}) == 2  # the repeated POST placed no third one
+        await shop.stock("MUG-BLUE", available=0)
+        with pytest.raises(ExceptionGroup) as failed:  # `run` prints the first one
+            await client.measure(1, in_flight=1)
+    assert (len(times), client.repeats) == (2, 2)
+    assert "failed: not enough in stock: MUG-BLUE" in str(failed.value.exceptions[0])
+    assert await shop.mongo.orders.count_documents({"status": "completed"}) == 2  # no third one
     key = network.lost["POST"].headers["Idempotency-Key"]
     lines = capsys.readouterr().out.splitlines()
     assert f"POST /orders failed, repeated with Idempotency-Key {key}: ReadError connection reset" in lines
