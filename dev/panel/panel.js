@@ -33,11 +33,15 @@ function build({ name, title }) {
 function show({ servers }) {
   for (const server of servers) {
     if (!rows.has(server.name)) rows.set(server.name, build(server));
-    const { item, state, buttons } = rows.get(server.name);
+    const row = rows.get(server.name);
+    const { item, state, buttons } = row;
     if (item.dataset.state !== server.state) item.dataset.state = state.textContent = server.state;
-    const hadFocus = item.contains(document.activeElement);
+    const { activeElement } = document;
+    const hadFocus = item.contains(activeElement) || (row.lostFocus && activeElement === document.body);
     for (const { action, button } of buttons) button.hidden = !server.actions.includes(action);
-    if (hadFocus && document.activeElement.hidden) buttons.find(({ button }) => !button.hidden)?.button.focus();
+    const first = buttons.find(({ button }) => !button.hidden)?.button;
+    if (hadFocus && (row.lostFocus || activeElement.hidden)) first?.focus();
+    row.lostFocus = hadFocus && !first; // a server that stops or starts has no buttons for a moment
   }
   const down = servers.filter(({ state }) => state !== "running").map(({ name }) => name);
   const problem = servers.find((server) => server.problem)?.problem;
