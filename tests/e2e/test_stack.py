@@ -41,13 +41,16 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     """A running stack."""
     dev = Dev(tmp_path_factory.mktemp("dev"))
     await dev.start()
-    await dev.wait_until_ready()
-    yield dev
-    for server in ("worker", "temporal", "mongod"):
-        await dev.act(server, "freeze")
-    assert await dev.stop(signal.SIGTERM) == 0
-    assert dev.processes() == {}
-    assert ended_cleanly(dev)  # although it was frozen
+    try:
+        await dev.wait_until_ready()
+        yield dev
+        for server in ("worker", "temporal", "mongod"):
+            await dev.act(server, "freeze")  # is refused if a test that failed has left the server stopped
+        assert await dev.stop(signal.SIGTERM) == 0
+        assert dev.processes() == {}
+        assert ended_cleanly(dev)  # although it was frozen
+    finally:
+        dev.kill()
 
 
 def ended_cleanly(dev: Dev) -> bool:
