@@ -42,14 +42,15 @@ test: $(READY)  ## all tests, in six processes; ARGS="-k cancel" or ARGS=path ru
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
-	@$(PY) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(ARGS)
 
 .PHONY: test-exhaustive
 test-exhaustive: $(READY)  ## all tests, with every combination in those that otherwise test every pair
 	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
-PARALLEL := --numprocesses=6 --dist=loadfile --no-loadscope-reorder
+BY_FILE := --dist=loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses=6 $(BY_FILE)
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }

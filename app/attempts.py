@@ -57,5 +57,5 @@ def _failure(info: PendingActivityInfo, service: str) -> Failure:
     if info.last_failure.HasField("timeout_failure_info"):
         return Failure(code="timeout", message=f"{service} did not answer in time")
     if kind == "Unavailable":
-        return Failure(code=kind, message=f"{service} is unavailable")
-    return Failure(code=kind, message=f"unexpected error {kind}: see the log of the worker")
+        return Failure(code="unavailable", message=f"{service} is unavailable")
+    return Failure(code="unexpected_error", message=f"unexpected error {kind}: see the log of the worker")

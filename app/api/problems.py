@@ -114,6 +114,8 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
                 headers["Allow"] = ", ".join(sorted(methods)).upper()
                 headers["Allow"] = headers["Allow"].replace("GET", "GET, HEAD")
     kind = getattr(problem, "kind", HTTPStatus(status).phrase.lower().replace(" ", "-"))
+    if status == 503:  # an operator finds its request id here; there may be no access log
+        logger.warning("503: %s", kind)
     details = ProblemDetails(
         type=f"urn:problem:{kind}",
         title=kind.replace("-", " ").capitalize(),
@@ -146,7 +148,7 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
         case IssuerUnavailable():
             return Problem("issuer-unavailable", "cannot verify the token yet; its issuer is slow; try again")
         case NoWorker():
-            return Problem("no-worker", "no worker answers; the order continues when one does; try again")
+            return Problem("no-worker", "no worker answers: none runs, or none on code that fits the order")
         case TemporalUnavailable():
             return Problem("temporal-unavailable", "Temporal is unavailable; try again")
         case PyMongoError() if is_unavailable(error):

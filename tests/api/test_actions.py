@@ -308,7 +308,7 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     )
     [charge] = status_now["activities"]
     assert (charge["activity"], charge["step"], charge["compensates"]) == ("ChargePayment", "charge_payment", False)
-    assert charge["last_failure"] == {"code": "Unavailable", "message": "the payment service is unavailable"}
+    assert charge["last_failure"] == {"code": "unavailable", "message": "the payment service is unavailable"}
     assert charge["next_attempt_at"].endswith("Z")
     await pause(shop.handle(order_id), "ChargePayment")
     [charge] = (await eventually(status, lambda now: now["activities"][0]["state"] == "paused"))["activities"]

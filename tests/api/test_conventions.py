@@ -153,6 +153,14 @@ async def test_request_id_is_in_response_problem_and_log(
     assert len({line["request_id"] for line in lines}) == 6
 
 
+async def test_503_is_logged_with_its_request_id(api: httpx.AsyncClient, shop: Shop, log: io.StringIO) -> None:
+    order = await shop.start()  # without a worker
+    refused = await api.get(f"/orders/{order.id.removeprefix('order-')}/status", headers={"X-Request-ID": "night-3"})
+    assert refused.status_code == 503
+    (line,) = (json.loads(line) for line in log.getvalue().splitlines() if "503" in line)
+    assert (line["message"], line["request_id"]) == ("503: no-worker", "night-3")
+
+
 async def test_shared_change_stream_logs_no_request_id(api: httpx.AsyncClient, shop: Shop, log: io.StringIO) -> None:
     """It serves all requests, not only the one that opened it."""
 
