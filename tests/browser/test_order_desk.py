@@ -223,9 +223,11 @@ async def test_large_orders_wait_for_a_decision(desk: Desk, shop: Shop) -> None:
     await expect(desk.view.locator(".failure")).to_have_text("Cancelled")  # without a reason, once is enough
 
     await desk.choose("Needs approval")
+    await desk.shows("Awaiting approval")
     await desk.press("Cancel order")
     # The order changes while the dialog is open.
-    await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
+    approval = await desk.page.request.post(f"{desk.url}/orders/{desk.order_id}/approval", data={"approved": True})
+    assert approval.ok
     await shop.wait_for_status(desk.order_id, OrderStatus.COMPLETED)
     await desk.confirm("Cancel order")
     await expect(desk.dialog.get_by_role("alert")).to_contain_text("completed")
