@@ -285,6 +285,7 @@ async def _start_member(
         "diagnosticDataCollectionEnabled": "false",
         "shutdownTimeoutMillisForSignaledShutdown": "100",  # do not wait for an election
         "enableTestCommands": str(int(test_commands)),
+        "transactionLifetimeLimitSeconds": "15",  # by default, a killed client locks what it has written for a minute
     }
     server = await Server.start(
         name,

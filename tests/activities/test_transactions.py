@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from motor.motor_asyncio import AsyncIOMotorClientSession
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from app.mongo import Mongo, Session, is_unavailable
-from dev.servers import free_port, start_mongod
+from dev.servers import Server, free_port, start_mongod
 from tests.kit.databases import create_collections
 from tests.kit.faults import AFTER_THE_EFFECT, Gate, failing
 from tests.kit.waiting import eventually
@@ -183,3 +184,32 @@ async def test_primary_step_down_retries_the_whole_transaction(lone_mongo: Mongo
 async def _step_down(mongo: Mongo) -> None:
     """Make the only member step down. It is elected again after a second."""
     await mongo.client.admin.command({"replSetStepDown": 1, "force": True})
+
+
+KILLED = """
+import sys, time, pymongo
+uri, database = sys.argv[1:]
+client = pymongo.MongoClient(uri)
+with client.start_session() as session, session.start_transaction():
+    client[database]["orders"].update_one({"_id": 1}, {"$set": {"by": "killed"}}, session=session)
+    print("written", flush=True)
+    time.sleep(600)
+"""
+
+
+async def test_transaction_of_killed_client_is_aborted_soon(mongo: Mongo, mongod: Server) -> None:
+    """MongoDB does not notice that the client is gone. The servers' time limit for transactions is 15 s, not 60."""
+    await mongo.orders.insert_one({"_id": 1})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, mongod.address, mongo.database.name, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    assert await process.stdout.readline() == b"written\n"
+    process.kill()
+    await process.wait()
+
+    async def write(session: Session) -> None:
+        await mongo.orders.update_one({"_id": 1}, {"$set": {"by": "other"}}, session=session)
+
+    await mongo.run_transaction(write, within=45)
+    assert await mongo.orders.find_one({"_id": 1}) == {"_id": 1, "by": "other"}
