@@ -232,15 +232,15 @@ async def databases(mongod: Server) -> AsyncIterator[Databases]:
 
 
 @pytest.fixture
-def new_database(databases: Databases) -> None:
+def new_database() -> None:
     """For a test that counts change streams: one of an earlier test may still be open on a database used again."""
-    databases.free.clear()
 
 
 @pytest.fixture
-async def mongo(mongod: Server, databases: Databases) -> AsyncIterator[Mongo]:
+async def mongo(mongod: Server, databases: Databases, request: pytest.FixtureRequest) -> AsyncIterator[Mongo]:
     """A database for one test. The client's name equals the database name, so a fail point can select this client."""
-    name = databases.free.pop(0) if databases.free else f"test_{secrets.token_hex(6)}"
+    is_new = "new_database" in request.fixturenames or not databases.free
+    name = f"test_{secrets.token_hex(6)}" if is_new else databases.free.pop(0)
     mongo = Mongo(mongod.address, name, app_name=name)
     yield mongo
     databases.clean(mongo)
