@@ -25,7 +25,6 @@ from app.settings import ApiSettings
 from dev import servers
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
-from tests.kit.databases import Databases
 from tests.kit.http import serve
 from tests.kit.shop import Shop, build_shop_worker
 from tests.replay.histories import check_every_history
@@ -225,25 +224,25 @@ def skipper(client: Client) -> TimeSkipper:
 
 
 @pytest.fixture(scope="session")
-async def databases(mongod: Server) -> AsyncIterator[Databases]:
-    databases = Databases()
-    yield databases
-    await databases.finish()
+async def drops(mongod: Server) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Drops run in the background during the next tests, because a drop can take longer than a test."""
+    drops: list[asyncio.Task[None]] = []
+    yield drops
+    await asyncio.gather(*drops)
 
 
 @pytest.fixture
-def new_database() -> None:
-    """For a test that counts change streams: one of an earlier test may still be open on a database used again."""
-
-
-@pytest.fixture
-async def mongo(mongod: Server, databases: Databases, request: pytest.FixtureRequest) -> AsyncIterator[Mongo]:
+async def mongo(mongod: Server, drops: list[asyncio.Task[None]]) -> AsyncIterator[Mongo]:
     """A database for one test. The client's name equals the database name, so a fail point can select this client."""
-    is_new = "new_database" in request.fixturenames or not databases.free
-    name = f"test_{secrets.token_hex(6)}" if is_new else databases.free.pop(0)
+    name = f"test_{secrets.token_hex(6)}"
     mongo = Mongo(mongod.address, name, app_name=name)
     yield mongo
-    databases.clean(mongo)
+
+    async def drop() -> None:
+        await mongo.client.drop_database(name)
+        mongo.close()
+
+    drops.append(asyncio.create_task(drop()))
 
 
 @pytest.fixture
@@ -253,7 +252,7 @@ def settings(mongod: Server, mongo: Mongo) -> ApiSettings:
         api_open=True,
         mongodb_uri=mongod.address,
         mongodb_database=mongo.database.name,
-        task_queue=f"queue_{secrets.token_hex(6)}",  # a database is used again, an open workflow must not be
+        task_queue=mongo.database.name,
         approval_threshold=50_000,
         approval_timeout=timedelta(hours=24),
     )

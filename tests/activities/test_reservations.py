@@ -25,7 +25,6 @@ from app.mongo import Document, Mongo
 from app.orders import OrderRepository
 from dev.servers import Server
 from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
-from tests.kit.databases import create_collections
 from tests.kit.faults import BEFORE_THE_EFFECT, failing, recorded_commands
 from tests.kit.orders import order_document, steps_of
 from tests.kit.shop import dependencies
@@ -106,7 +105,8 @@ def _without_release(record: Document) -> Document:
 
 @pytest.fixture
 async def warehouse(mongo: Mongo, mongod: Server) -> AsyncIterator[Warehouse]:
-    await create_collections(mongo, "orders", "inventory")
+    for name in ("orders", "inventory"):
+        await mongo.database.create_collection(name)
     other = Mongo(mongod.address, mongo.database.name)
     yield Warehouse(mongo, OrderRepository(mongo), Inventory(dependencies(mongo)), Inventory(dependencies(other)))
     other.close()

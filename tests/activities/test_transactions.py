@@ -14,7 +14,6 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from app.mongo import Mongo, Session, is_unavailable
 from dev.servers import Server, free_port, start_mongod
-from tests.kit.databases import create_collections
 from tests.kit.faults import AFTER_THE_EFFECT, Gate, failing
 from tests.kit.waiting import eventually
 
@@ -45,7 +44,8 @@ class Work:
 
 @pytest.fixture
 async def work(mongo: Mongo) -> Work:
-    await create_collections(mongo, "orders", "restocks")
+    await mongo.database.create_collection("orders")
+    await mongo.database.create_collection("restocks")
     return Work(mongo)
 
 

@@ -116,7 +116,6 @@ async def test_known_state_answers_304_until_it_changes(api: httpx.AsyncClient, 
         await shop.mongo.orders.update_one({"_id": order.order_id}, {"$set": {"customer_id": "c", "status": "placed"}})
 
 
-@pytest.mark.usefixtures("new_database")
 async def test_head_answers_as_get_without_a_body(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order = (await shop.place()).order_id
@@ -176,7 +175,6 @@ async def test_shared_change_stream_logs_no_request_id(api: httpx.AsyncClient, s
     assert "request_id" not in line
 
 
-@pytest.mark.usefixtures("new_database")
 async def test_change_stream_abandoned_while_it_opens_is_closed(mongo: Mongo) -> None:
     async def follow() -> None:
         async with mongo.watch(mongo.orders, []):

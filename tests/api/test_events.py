@@ -29,8 +29,6 @@ from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("new_database")
-
 LISTENERS = 200
 
 

@@ -77,7 +77,6 @@ async def test_post_that_cannot_wait_answers_at_once(
     assert (answer.status_code, answer.json()["status"], APPLIED in answer.headers) == (202, "placed", False)
 
 
-@pytest.mark.usefixtures("new_database")
 async def test_client_that_leaves_ends_its_wait(api: httpx.AsyncClient, shop: Shop) -> None:
     """It counts among the streams of its caller: those of a client that tries again must not add up."""
     await shop.stock()

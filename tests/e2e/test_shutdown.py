@@ -142,6 +142,10 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
                 for activity in pending
             )
 
+        async def one_waits() -> bool:
+            return await shop.mongo.orders.find_one({"payment_method": "pm_card_outage"}) is not None
+
+        await eventually(one_waits)
         await eventually(charging)
         yield
         listener.disconnect()
