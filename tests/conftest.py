@@ -40,6 +40,7 @@ LONGEST_FIRST = [
     "tests/e2e/test_relay.py",
     "tests/browser/test_page_quality.py",
     "tests/e2e/test_replica_set.py",
+    "tests/e2e/test_production.py",
     "tests/e2e/test_new_step.py",
     "tests/e2e/test_reload.py",
     "tests/workflows/test_single_batch.py",
