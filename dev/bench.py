@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 
 from app.mongo import Mongo
-from dev import hot_stock
+from dev import hot_stock, order_cost
+from dev.order_cost import OrderCost
 from dev.sample_stock import authorization
 from dev.servers import ServerError
 from dev.stack import Config, run
@@ -123,6 +124,17 @@ def order_body(customer: str) -> dict[str, object]:
     }
 
 
+def show_cost(cost: OrderCost) -> None:
+    console.print("\nA completed order costs", style="bold")
+    if any(cost.cpu.values()):
+        console.print("  CPU: " + ", ".join(f"{name} {used:.0f} ms" for name, used in cost.cpu.items()))
+    console.print(
+        f"  MongoDB: {cost.reads:.1f} reads, {cost.writes:.1f} writes, {cost.oplog:,.0f} bytes of oplog, "
+        f"{cost.document:,.0f} bytes of document, {cost.index:,.0f} of indexes"
+    )
+    console.print(f"  Temporal: {cost.events:.0f} events, {cost.history:,.0f} bytes, {cost.actions:.0f} Cloud actions")
+
+
 async def bench(api_url: str | None) -> int:
     async with AsyncExitStack() as resources:
         stack = None
@@ -132,6 +144,11 @@ async def bench(api_url: str | None) -> int:
             api_url = stack.api_url
         http = httpx.AsyncClient(base_url=api_url, headers=authorization(), timeout=30)
         client = Client(await resources.enter_async_context(http))
+
+        async def place() -> str:
+            key = {"Idempotency-Key": uuid.uuid4().hex}
+            return str((await client.send("POST", "/orders", json=order_body("bench"), headers=key))["order_id"])
+
         async with progress(lambda: f"warming up: {client.completed} of {WARM_UP} orders"):
             await client.measure(WARM_UP, in_flight=5)
         console.print(f"{'':<16}{'orders':>8}{'p50':>10}{'p95':>10}{'orders/s':>10}", style="bold")
@@ -141,6 +158,9 @@ async def bench(api_url: str | None) -> int:
             percentiles = quantiles(times, n=100)
             p50, p95 = (f"{1000 * percentiles[n - 1]:,.0f} ms" for n in (50, 95))
             console.print(f"[cyan]{title:<16}[/]{orders:>8}{p50:>10}{p95:>10}{orders / total:>10.1f}")
+        if stack:
+            async with progress(lambda: f"measuring what an order costs: {order_cost.ORDERS} orders"):
+                show_cost(await order_cost.measure(stack, place))
         if client.repeats:
             console.print(f"{client.repeats} requests failed and were repeated", style="yellow")
         if stack:  # this benchmark needs direct access to MongoDB

@@ -1,0 +1,21 @@
+"""The history of a completed order is as small as docs/scale.md says."""
+
+from __future__ import annotations
+
+import pytest
+
+from dev.order_cost import history_of
+from tests.kit.shop import Shop
+from tests.unit.test_scale import documented_cost
+
+
+@pytest.mark.usefixtures("worker")
+async def test_history_of_completed_order_has_the_documented_size(shop: Shop) -> None:
+    cost = documented_cost()
+    await shop.stock()
+    handle = await shop.start()
+    await handle.result()
+    events, size, actions = await history_of(shop.client, handle.id.removeprefix("order-"))
+    assert actions == cost.actions
+    assert events == pytest.approx(cost.events, abs=2)  # the server may join two workflow tasks
+    assert size == pytest.approx(cost.history, rel=0.1)
