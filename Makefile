@@ -2,7 +2,8 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev token demo bench chaos test test-fast lint up lock replay pictures test-tools clean FORCE
+.PHONY: help dev token demo bench chaos test test-fast test-tooling test-exhaustive lint up lock replay pictures
+.PHONY: test-tools clean FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE
@@ -38,14 +39,16 @@ chaos: $(READY)  ## kill servers while orders come in, then check that nothing i
 
 ##@ Test
 
-test: $(READY)  ## all tests, in six processes; ARGS="-k cancel" or ARGS=path runs some, in one process
-	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL)) $(ARGS)
+test: $(READY)  ## all tests of the program; ARGS="-k cancel" or ARGS=path runs some, in one process
+	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL) --ignore=tests/tooling) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
-	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(ARGS)
+	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(patsubst %,--ignore=tests/%,browser e2e tooling) $(ARGS)
 
-.PHONY: test-exhaustive
-test-exhaustive: $(READY)  ## all tests, with every combination in those that otherwise test every pair
+test-tooling: $(READY)  ## the tests of dev/, of deploy/, and of what the docs tell you to change
+	@$(PY) -m pytest $(PARALLEL) $(ARGS) tests/tooling
+
+test-exhaustive: $(READY)  ## all of these, with every combination in those that otherwise test every pair
 	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from dev.stack import ROOT
-from tests.e2e.dev_process import Dev, place, wait_for_status
+from tests.tooling.dev_process import Dev, place, wait_for_status
 
 API, WORKER, WORKFLOW = "app/api/main.py", "worker.py", "app/workflows/order.py"
 RESTARTED = ("worker restarted", "api restarted")
