@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
@@ -45,6 +45,7 @@ T = TypeVar("T")
 POLICY = SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
 SANDBOX = SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_import_notification_policy(POLICY))
 STOP_LIMIT = 13.0  # seconds from the signal to the exit: docker-compose.yml grants 15
+UNAUTHORIZED = 13  # MongoDB's error code
 GRACE = timedelta(seconds=10)  # for running activities when the worker stops
 
 
@@ -81,7 +82,7 @@ async def main() -> None:
     """Run until SIGTERM or SIGINT; wait for servers that are not up yet.
 
     Raises:
-        SystemExit: a setting is wrong, or Temporal lacks the search attribute.
+        SystemExit: a setting is wrong, Temporal lacks the search attribute, or MongoDB refuses to create the indexes.
     """
     settings = Settings.load()
     logs.configure(settings.log_level)
@@ -110,7 +111,7 @@ async def serve(settings: Settings) -> None:
         temporal.configure_core(settings.worker_metrics_address)
         client = await wait_for("Temporal", temporal.connect)
         await check_search_attribute(client)
-        await wait_for("MongoDB", mongo.create_indexes)
+        await wait_for("MongoDB", lambda: create_indexes(mongo))
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         async with build_worker(client, mongo, gateways, settings.task_queue):
             logger.info("worker ready: task queue %s", settings.task_queue)
@@ -136,6 +137,17 @@ async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
         except (RuntimeError, PyMongoError) as error:
             logger.warning("waiting for %s: %s", name, error)
         await asyncio.sleep(1)
+
+
+async def create_indexes(mongo: Mongo) -> None:
+    """Raises SystemExit if the account has not the right: it would wait for ever."""
+    try:
+        await mongo.create_indexes()
+    except OperationFailure as error:
+        if error.code != UNAUTHORIZED:
+            raise
+        missing = f"createIndex on the collection {mongo.orders.full_name}"
+        raise SystemExit(f"MongoDB refuses {missing}. Grant the role worker of deploy/mongodb-roles.json") from None
 
 
 async def check_search_attribute(client: Client) -> None:

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from bson import Timestamp
+from bson.codec_options import CodecOptions, DatetimeConversion
 from motor import motor_asyncio
-from pymongo import DESCENDING, IndexModel
+from pymongo import DESCENDING, IndexModel, ReadPreference
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 Document = dict[str, Any]
+Client = motor_asyncio.AsyncIOMotorClient[Document]
 Collection = motor_asyncio.AsyncIOMotorCollection[Document]
 Source = Collection | motor_asyncio.AsyncIOMotorDatabase[Document]
 Session = motor_asyncio.AsyncIOMotorClientSession
@@ -30,8 +32,11 @@ ChangeStream = motor_asyncio.AsyncIOMotorChangeStream[Document]
 T = TypeVar("T")
 Work = Callable[[Session], Awaitable[T]]
 
+# Options of the client, in milliseconds, where the connection string has none.
+DEFAULTS = {"serverSelectionTimeoutMS": 2_000, "connectTimeoutMS": 2_000, "socketTimeoutMS": 10_000}
 # Seconds after which a transaction is not retried; activities have a timeout and retries of their own.
 TRANSACTION_DEADLINE = 10.0
+SNAPSHOT = ReadConcern("snapshot"), WriteConcern("majority"), ReadPreference.PRIMARY
 _RETRY_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult")
 # Error codes: a time limit or the write concern was not met, or the member is not (or no longer) the primary.
 _RETRY_CODES = frozenset({50, 64, 91, 189, 10107, 11600, 11602, 13435, 13436})
@@ -67,26 +72,24 @@ async def next_change(stream: ChangeStream) -> Document | None:
 class Mongo:
     """The client and the collections, one instance per process and event loop; it does not survive a fork.
 
-    All reads and writes use majority concern, so no decision or answer rests on a write that a failover may roll back.
+    All reads and writes use majority concern and the primary, whatever the client's options: no decision or answer
+    rests on a write that a failover may roll back, or on old data.
+
+    Args:
+        source: a connection string, whose options override `DEFAULTS`, or an existing client of this event loop, which
+            `close` does not close. For an existing database: `Mongo(database.client, database.name)`.
     """
 
     is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
 
-    def __init__(self, uri: str, database: str, *, app_name: str = "order-saga") -> None:
-        self.client: motor_asyncio.AsyncIOMotorClient[Document] = motor_asyncio.AsyncIOMotorClient(
-            uri,
-            appname=app_name,
-            tz_aware=True,
-            # Tolerate invalid dates and UTF-8 in what other programs wrote.
-            datetime_conversion="DATETIME_AUTO",
-            unicode_decode_error_handler="replace",
-            w="majority",
-            readConcernLevel="majority",
-            serverSelectionTimeoutMS=2_000,
-            connectTimeoutMS=2_000,
-            socketTimeoutMS=10_000,
-        )
-        self.database = self.client[database]
+    def __init__(self, source: str | Client, database: str, *, app_name: str = "order-saga") -> None:
+        self._owns_client = isinstance(source, str)
+        self.client: Client = _connect(source, app_name) if isinstance(source, str) else source
+        # Tolerate invalid dates and UTF-8 in what other programs wrote.
+        auto = DatetimeConversion.DATETIME_AUTO
+        tolerant = CodecOptions(Document, True, unicode_decode_error_handler="replace", datetime_conversion=auto)
+        majority = WriteConcern("majority", self.client.write_concern.document.get("wtimeout")), ReadConcern("majority")
+        self.database = self.client.get_database(database, tolerant, ReadPreference.PRIMARY, *majority)
         self.orders: Collection = self.database["orders"]
         self.inventory: Collection = self.database["inventory"]
         self.restocks: Collection = self.database["restocks"]
@@ -96,7 +99,8 @@ class Mongo:
         self._transactions: set[asyncio.Future[Any]] = set()
 
     def close(self) -> None:
-        self.client.close()
+        if self._owns_client:
+            self.client.close()
 
     async def find_durable(self, collection: Collection, document_id: str) -> Document | None:
         """Return a document once a majority has it: what decides an answer must not be rolled back.
@@ -147,7 +151,7 @@ class Mongo:
         async with await self.client.start_session() as session:
 
             async def attempt() -> T:
-                async with session.start_transaction(ReadConcern("snapshot"), WriteConcern("majority")):
+                async with session.start_transaction(*SNAPSHOT):
                     result = await work(session)
                     await _retry(session.commit_transaction, "UnknownTransactionCommitResult", deadline)
                 return result
@@ -170,6 +174,13 @@ class Mongo:
             with suppress(PyMongoError, TimeoutError):  # an error here would replace a cancellation
                 async with asyncio.timeout(2):  # `try_next` in flight may take one second
                     await (await opening).close()
+
+
+def _connect(uri: str, app_name: str) -> Client:
+    # A keyword would override the connection string.
+    defaults: dict[str, Any] = {"appName": app_name, **DEFAULTS}
+    missing = {name: value for name, value in defaults.items() if f"{name}=".lower() not in uri.lower()}
+    return motor_asyncio.AsyncIOMotorClient(uri, **missing)
 
 
 async def _retry(call: Callable[[], Awaitable[T]], label: str, deadline: float) -> T:

@@ -97,6 +97,25 @@ async def test_roles_suffice_for_every_endpoint_and_every_order(
     assert working.cancelled()
 
 
+async def test_worker_that_may_not_create_indexes_names_the_right(
+    secured: Secured, temporal_server: Server, settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_right = settings.model_copy(update={"sandbox_gateways": True, "mongodb_database": "orders"})
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_server.address)
+    mongo = Mongo(secured.uri_of("api"), "orders")
+    monkeypatch.setattr(worker, "Mongo", lambda uri, database: mongo)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(SystemExit) as error:
+                await worker.serve(without_right)
+    finally:
+        mongo.close()
+    assert str(error.value) == (
+        "MongoDB refuses createIndex on the collection orders.orders. "
+        "Grant the role worker of deploy/mongodb-roles.json"
+    )
+
+
 async def use_every_endpoint(http: httpx.AsyncClient) -> None:
     """Let orders complete, fail, be cancelled and approved, with at least one call of each endpoint."""
     called = set()
