@@ -26,6 +26,7 @@ from temporalio.workflow import SandboxImportNotificationPolicy
 
 from app import logs, temporal
 from app.activities.order_step import Dependencies
+from app.activities.reconciliation import Reconciliation
 from app.activities.redaction import RedactErrors
 from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
@@ -36,6 +37,7 @@ from app.products import ProductRepository
 from app.relay import OutboxRelay
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
+from app.workflows.reconciliation import ReconciliationWorkflow, keep_schedule
 from app.workflows.steps import all_activities, check_table
 
 logger = logging.getLogger("worker")
@@ -67,8 +69,8 @@ def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: s
         return getattr(instance_of(getattr(sys.modules[function.__module__], owner)), name)
 
     defaults: WorkerConfig = {
-        "workflows": [OrderWorkflow],
-        "activities": [bound(function) for function in all_activities()],
+        "workflows": [OrderWorkflow, ReconciliationWorkflow],
+        "activities": [bound(function) for function in (*all_activities(), Reconciliation.compare)],
         "workflow_runner": SANDBOX,
         "workflow_task_poller_behavior": PollerBehaviorAutoscaling(),
         "activity_task_poller_behavior": PollerBehaviorAutoscaling(),
@@ -115,7 +117,8 @@ async def serve(settings: Settings) -> None:
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         async with build_worker(client, mongo, gateways, settings.task_queue):
             logger.info("worker ready: task queue %s", settings.task_queue)
-            await relay.run()
+            reconciliation = keep_schedule(client, settings.task_queue, settings.reconciliation_interval)
+            await asyncio.gather(relay.run(), reconciliation)
 
 
 def check_gateways(gateways: Gateways, *, allow_sandbox: bool) -> None:

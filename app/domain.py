@@ -253,6 +253,7 @@ class Failure(Model):
 # Failure codes of the saga itself.
 CANCELLED = "cancelled"
 NOT_APPROVED = "not_approved"
+MALFORMED = "malformed"
 
 
 class Decision(BaseModel):
@@ -381,7 +382,7 @@ class Order(Stored):
                 shipping_address=Address.model_construct(name="", street="", city="", postal_code="", country=""),
                 created_at=_time_of(document.get("created_at")),
                 updated_at=_time_of(document.get("updated_at")),
-                failure=Failure(code="malformed", message=why_malformed(error)),
+                failure=Failure(code=MALFORMED, message=why_malformed(error)),
             )
 
 

@@ -91,11 +91,17 @@ class OrderRepository:
         numbers = await asyncio.gather(*(self._orders.count_documents(query, limit=MAX_COUNT) for query in queries))
         return dict(zip(OrderStatus, numbers, strict=True))
 
-    async def changed_since(self, then: datetime) -> AsyncIterator[Order]:
-        """Yield the orders that changed since then, the oldest change first."""
-        changed = self._orders.find({**self._owned, "updated_at": {"$gte": then}})
+    async def changed_since(self, then: datetime, until: datetime | None = None) -> AsyncIterator[Order]:
+        """Yield the orders whose last change is since then, and before `until` if given, the oldest change first."""
+        period = {"$gte": then} | ({"$lt": until} if until else {})
+        changed = self._orders.find({**self._owned, "updated_at": period})
         async for document in changed.sort("updated_at", ASCENDING):
             yield Order.from_any_document(document)
+
+    async def among(self, order_ids: Sequence[str]) -> dict[str, Order]:
+        """Return those of these orders that exist, by id."""
+        found = self._orders.find({**self._owned, "_id": {"$in": order_ids}})
+        return {document["_id"]: Order.from_any_document(document) async for document in found}
 
     async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
         """Return the `_id`s of the orders that are not final; if another program wrote one, it may be of any type."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pymongo import ReturnDocument
 
-from app.domain import TERMINAL, Failure, why_malformed
+from app.domain import MALFORMED, TERMINAL, Failure, why_malformed
 from app.mongo import Mongo, is_unavailable, next_change
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
 from app.orders import NOW, OrderRepository
@@ -135,7 +135,7 @@ class OutboxRelay:
         try:
             order = await self._orders.normalize(order_id)
         except ValueError as error:
-            failure = Failure(code="malformed", message=why_malformed(error))
+            failure = Failure(code=MALFORMED, message=why_malformed(error))
             logger.error("order %s is malformed: %s", order_id, failure.message)
             await self._orders.mark_malformed(order_id, failure)
         else:

@@ -18,7 +18,7 @@ from pymongo.uri_parser import parse_uri
 
 from app.validation import IDENTIFIER
 
-DAY = timedelta(days=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     # The time that it waits, in seconds or as an ISO 8601 duration (P1D); a timeout counts as a rejection. Bounded,
     # because Temporal has no timers of 10,000 years or more: the workflow task would fail and be retried for ever.
     approval_timeout: Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=3650 * DAY)] = DAY
+
+    # How often orders are compared with the payment service's records, in seconds or as an ISO 8601 duration; 0: never.
+    reconciliation_interval: Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(), le=DAY)] = HOUR
 
     # The address of Temporal's Web UI, to which the order desk links; empty: no link.
     temporal_ui_url: str = ""

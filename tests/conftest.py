@@ -48,6 +48,7 @@ LONGEST_FIRST = [
     "tests/workflows/test_resets.py",
     "tests/api/test_events.py",
     "tests/e2e/test_contract.py",
+    "tests/workflows/test_reconciliation.py",
     "tests/activities/test_fences.py",
     "tests/tooling/test_setup.py",
     "tests/tooling/test_replay_command.py",

@@ -4,7 +4,9 @@ Implement the protocols for your own services. `Declined` and `Misconfigured` ar
 outcome is unknown, and the call is retried.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from app.domain import Address, Money, Order
@@ -35,6 +37,14 @@ class Misconfigured(Exception):
     """
 
 
+@dataclass(frozen=True)
+class Capture:
+    """What was captured under an idempotency key. `net` is the amount that is left after all refunds."""
+
+    idempotency_key: str
+    net: Money
+
+
 class PaymentGateway(Protocol):
     """Any payment service with idempotency keys and refunds fits."""
 
@@ -53,6 +63,13 @@ class PaymentGateway(Protocol):
 
         Returns:
             True if anything had been captured.
+        """
+
+    def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
+        """Yield in pages, in any order, what was captured from `begin` until before `end`, even if refunded later.
+
+        The reconciliation compares it with the orders (`app/activities/reconciliation.py`). If other programs use the
+        same account, leave out what they captured.
         """
 
 

@@ -8,21 +8,24 @@
     postal_code      00000              no carrier delivers there
                      99999              the carrier is down, until the order is cancelled
 
-A record holds, per idempotency key: `captured` and `refunded` (minor units), `shipped`, `called_off`, `mails`.
+A record holds, per idempotency key: `captured` and `refunded` (minor units), `captured_at`, `shipped`, `called_off`,
+`mails`.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from pymongo import ReturnDocument
 
 from app.domain import Address, Money, Order
-from app.gateways import AddressUnserviceable, Gateways, PaymentDeclined, Unavailable
+from app.gateways import AddressUnserviceable, Capture, Gateways, PaymentDeclined, Unavailable
 from app.mongo import Collection, Document, Mongo
 
 SLOW = 5.0  # seconds
 FLAKY_ERRORS = 2
+PAGE = 500
 
 
 @asynccontextmanager
@@ -50,7 +53,8 @@ class SandboxPayments(Sandbox):
                 if entry["calls"] <= FLAKY_ERRORS:
                     raise Unavailable("the payment service returned an error")
         captured = {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]}
-        charge = {"captured": captured, "currency": {"$literal": amount.currency}}
+        at = {"$ifNull": ["$captured_at", "$$NOW"]}
+        charge = {"captured": captured, "currency": {"$literal": amount.currency}, "captured_at": at}
         entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": charge}])
         if entry.get("closed"):
             raise PaymentDeclined("the payment was cancelled")
@@ -60,6 +64,15 @@ class SandboxPayments(Sandbox):
         refund = {"closed": True, "refunded": {"$ifNull": ["$captured", 0]}}
         entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": refund}])
         return bool(entry["refunded"])
+
+    async def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
+        found = self._records.find({"captured_at": {"$gte": begin, "$lt": end}})
+        while page := await found.to_list(PAGE):
+            yield [Capture(entry["_id"].removeprefix("payment:"), _net(entry)) for entry in page]
+
+
+def _net(entry: Document) -> Money:
+    return Money(amount=entry["captured"] - entry.get("refunded", 0), currency=entry["currency"])
 
 
 class SandboxCarrier(Sandbox):

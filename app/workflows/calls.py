@@ -47,7 +47,7 @@ async def compensate(step: Step, progress: OrderProgress, *, forever: bool = Fal
     retries = steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION
     try:
         ref = OrderRef(order_id=progress.order_id)
-        await _call(step.compensation, ref, f"after {progress.failure_code}", retry_policy=retries)
+        await call(step.compensation, ref, f"after {progress.failure_code}", retry_policy=retries)
     except ActivityError:
         return False
     progress.compensated.append(step.name)
@@ -57,21 +57,20 @@ async def compensate(step: Step, progress: OrderProgress, *, forever: bool = Fal
 
 async def update_status(update: StatusUpdate) -> OrderState:
     summary = f"{update.status}: {update.failure.code}" if update.failure else update.status
-    state: OrderState = await _call(steps.UPDATE_STATUS, update, summary, retry_policy=steps.RETRY_FOREVER)
+    state: OrderState = await call(steps.UPDATE_STATUS, update, summary, retry_policy=steps.RETRY_FOREVER)
     return state
 
 
 async def change_address(change: AddressChange) -> bool:
     """Apply a proposed address; raises ActivityError if MongoDB does not answer in time."""
     timeout = steps.ADDRESS_CHANGE_TIMEOUT
-    return bool(await _call(steps.CHANGE_ADDRESS, change, f"change {change.number}", schedule_to_close_timeout=timeout))
+    return bool(await call(steps.CHANGE_ADDRESS, change, f"change {change.number}", schedule_to_close_timeout=timeout))
 
 
-async def _call(activity: Any, argument: object, summary: str, **options: Any) -> Any:
+async def call(activity: Any, argument: object, summary: str, **options: Any) -> Any:
     # The summary says what the activity's type does not; a step needs none.
-    return await workflow.execute_activity_method(
-        activity, argument, start_to_close_timeout=steps.SHORT_ATTEMPT, summary=summary, **options
-    )
+    defaults = {"start_to_close_timeout": steps.SHORT_ATTEMPT, "summary": summary}
+    return await workflow.execute_activity_method(activity, argument, **{**defaults, **options})
 
 
 def show(progress: OrderProgress) -> None:

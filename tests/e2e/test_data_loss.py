@@ -23,6 +23,7 @@ from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.relay import OutboxRelay
 from app.settings import ApiSettings, Settings
+from app.workflows import reconciliation
 from dev.servers import Server, free_port, start_temporal
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.http import serve
@@ -332,6 +333,25 @@ async def _check_end(order: Order, status: OrderStatus, shop: Shop) -> None:
     assert await shop.net_money(order.order_id) == (order.total.amount if completed else 0)
     parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert parcel.get("shipped", False) == completed  # an order that failed was never shipped
+
+
+async def test_schedule_of_reconciliation_is_created_again_after_loss_of_temporal(
+    shop: Shop, server: TemporalWithData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "CHECK_INTERVAL", 0.2)
+    task_queue = shop.settings.task_queue
+
+    async def exists() -> bool:
+        try:
+            return bool(await shop.client.get_schedule_handle(f"{task_queue}-reconciliation").describe())
+        except RPCError:
+            return False
+
+    async with _in_background(reconciliation.keep_schedule(shop.client, task_queue, timedelta(hours=1))):
+        await eventually(exists)
+        await server.delete_data()
+        await server.start()
+        await eventually(exists)
 
 
 # --- the cost of a sweep while no workflow is lost

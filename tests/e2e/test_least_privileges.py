@@ -15,6 +15,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 import worker
+from app import temporal
 from app.mongo import Document, Mongo
 from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port, start_mongod
@@ -89,12 +90,27 @@ async def test_roles_suffice_for_every_endpoint_and_every_order(
             document = order_document()
             await another_program.orders.insert_one(document)
             await wait_for_status(http, document["_id"], "completed")  # started by the relay
+            await run_reconciliation(temporal_server, for_worker.task_queue)
     finally:
         working.cancel()
         await asyncio.wait([working])
         mongo.close()
         another_program.close()
     assert working.cancelled()
+
+
+async def run_reconciliation(temporal_server: Server, task_queue: str) -> None:
+    """Trigger the schedule that the worker has created, and wait until its run has succeeded."""
+    client = await temporal.connect(target_host=temporal_server.address)
+    await client.get_schedule_handle(f"{task_queue}-reconciliation").trigger()
+    succeeded = (
+        f"TaskQueue = '{task_queue}' AND WorkflowType = 'ReconciliationWorkflow' AND ExecutionStatus = 'Completed'"
+    )
+
+    async def runs() -> int:
+        return (await client.count_workflows(succeeded)).count
+
+    await eventually(runs)
 
 
 async def test_worker_that_may_not_create_indexes_names_the_right(

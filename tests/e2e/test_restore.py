@@ -6,6 +6,9 @@ import asyncio
 import os
 import re
 import shlex
+from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from app.domain import OrderStatus
 from app.mongo import Document
@@ -19,8 +22,13 @@ PAGE = ROOT / "docs" / "operations.md"
 CARRIER_DOWN = {**ADDRESS, "postal_code": "99999"}
 
 
-async def test_orders_of_restored_database_continue_and_are_charged_once(shop: Shop) -> None:
-    """Gateways and Temporal are not restored. The workflows are terminated, as the page says."""
+async def test_orders_of_restored_database_continue_and_are_charged_once(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gateways and Temporal are not restored. The workflows are terminated, as the page says.
+
+    The reconciliation names the order that was placed after the backup.
+    """
     await shop.stock(available=10)
     order = await shop.place({"MUG": 2}, shipping_address=CARRIER_DOWN)
     orders, inventory = await _all(shop)
@@ -31,24 +39,30 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(shop: S
         await later.result()
 
     await eventually(shop.workflows.running, lambda running: running == {order.order_id})
-    await _terminate_all(shop)
+    await _run_command(shop, "workflow terminate")
     await eventually(shop.workflows.running, lambda running: not running)
     await _restore(shop, orders, inventory)
     await shop.mongo.orders.update_one({}, {"$set": {"shipping_address": ADDRESS}})  # end of the carrier's outage
 
     async with build_shop_worker(shop), running_relay(shop):
         restored = await shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
+        await _run_command(shop, "workflow start")
+
+        async def logged() -> bool:
+            return f"order {later.id.removeprefix('order-')}: unknown_order" in caplog.text
+
+        await eventually(logged)
     assert (await shop.available(), await shop.held()) == (8, 2)
     assert await shop.net_money(order.order_id) == restored.total.amount
     assert await shop.mongo.orders.count_documents({}) == 1
 
 
-async def _terminate_all(shop: Shop) -> None:
-    """Terminate with the command of the page, but only this test's task queue: other tests share the server."""
-    (command,) = re.findall(r"^ +temporal (workflow terminate (?:.|\n)*?)\n\n", PAGE.read_text(), re.MULTILINE)
-    arguments = shlex.split(
-        command.replace("AND", f'AND TaskQueue="{shop.settings.task_queue}" AND').replace("\\\n", "")
-    )
+async def _run_command(shop: Shop, name: str) -> None:
+    """Run a command of the page, but on this test's task queue and as if the backup was an hour old."""
+    (command,) = re.findall(rf"^ +temporal ({name} .*)$", PAGE.read_text(), re.MULTILINE)
+    an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    command = re.sub(r"\borders\b", shop.settings.task_queue, command)
+    arguments = shlex.split(re.sub(r"\d{4}-\d\d-\d\dT00:00:00Z", an_hour_ago, command))
     environment = {**os.environ, "TEMPORAL_ADDRESS": shop.client.service_client.config.target_host}
     process = await asyncio.create_subprocess_exec(find_temporal(), *arguments, env=environment)
     assert await process.wait() == 0

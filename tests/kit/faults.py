@@ -8,17 +8,18 @@ activities run unchanged.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from app.domain import Address, Money
-from app.gateways import Carrier, Gateways, PaymentGateway, Unavailable
+from app.gateways import Capture, Carrier, Gateways, PaymentGateway, Unavailable
 from app.mongo import Document, Mongo
 from app.workflows.steps import STEPS, activity_name
 from tests.kit.shop import Shop, build_shop_worker, sandbox_gateways
@@ -114,6 +115,9 @@ class FaultyServices:
         await self._before_compensation()
         return await self._payments.refund(idempotency_key)
 
+    def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
+        return self._payments.captured_between(begin, end)
+
     async def cancel(self, idempotency_key: str) -> bool:
         await self._before_compensation()
         return await self._carrier.cancel(idempotency_key)
@@ -162,6 +166,9 @@ class PlainService:
 
     async def cancel(self, idempotency_key: str) -> bool:
         return self._give_back(idempotency_key)
+
+    async def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
+        yield []  # not reconciled
 
     def _take(self, key: str) -> str:
         self.taken.add(key)
@@ -249,8 +256,10 @@ class _Faulty:
         self._gateway = gateway
         self._faults = faults
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._gateway, name)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(self._gateway, name)
+        if inspect.isasyncgenfunction(method):
+            return method
 
         async def call(*arguments: Any) -> Any:
             fault = self._faults.get(activity.info().activity_type)

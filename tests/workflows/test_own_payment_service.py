@@ -7,17 +7,19 @@ import re
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from app.domain import OrderStatus
 from app.gateways import Gateways
+from app.workflows.reconciliation import ReconciliationWorkflow
 from dev.servers import free_port
 from dev.stack import ROOT
-from tests.kit.orders import ADDRESS
+from tests.kit.orders import ADDRESS, UNSERVICEABLE
 from tests.kit.shop import Shop, build_shop_worker
 
 PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Your own payment service")[1].split("\n## ")[0]
@@ -28,11 +30,12 @@ CODE = "\n".join(
 IMPORTS = """
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import httpx
 
 from app.domain import Money
-from app.gateways import Gateways, Misconfigured, PaymentDeclined
+from app.gateways import Capture, Gateways, Misconfigured, PaymentDeclined
 from app.gateways.sandbox import sandbox
 from app.mongo import Mongo
 """
@@ -49,6 +52,7 @@ class PaymentService:
         self.app = FastAPI()
         self.app.post("/charges/{key}")(self.charge)
         self.app.post("/charges/{key}/refund")(self.refund)
+        self.app.get("/charges")(self.list)
 
     async def charge(self, key: str, body: dict[str, Any], response: Response) -> dict[str, str]:
         self.calls += 1
@@ -61,6 +65,21 @@ class PaymentService:
     async def refund(self, key: str) -> dict[str, bool]:
         self.refunded[key] = self.captured.get(key, 0)
         return {"refunded": key in self.captured}
+
+    async def list(self, request: Request) -> dict[str, Any]:
+        """A page has one charge. (All charges of a test are from now.)"""
+        query = dict(request.query_params)
+        begin, end = (datetime.fromisoformat(query[name]) for name in ("from", "to"))
+        assert begin < datetime.now(UTC) < end
+        number = int(query.get("page", 0))
+        charges = [
+            {"key": key, "net": amount - self.refunded.get(key, 0), "currency": "EUR"}
+            for key, amount in self.captured.items()
+        ]
+        return {
+            "charges": charges[number : number + 1],
+            "next": {**query, "page": str(number + 1)} if number + 1 < len(charges) else None,
+        }
 
 
 @pytest.fixture
@@ -98,9 +117,24 @@ async def test_completed_order_is_charged_once_after_service_error(payments: Pay
 
 
 async def test_unshippable_order_is_refunded(payments: PaymentService, shop: Shop) -> None:
-    handle = await shop.start(shipping_address={**ADDRESS, "postal_code": "00000"})
+    handle = await shop.start(shipping_address=UNSERVICEABLE)
     assert (await handle.result()).status is OrderStatus.FAILED
     assert list(payments.captured.values()) == list(payments.refunded.values()) == [2_000]
+
+
+async def test_reconciliation_reads_every_page_of_the_service(
+    payments: PaymentService, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    handles = [await shop.start(shipping_address=address) for address in (ADDRESS, ADDRESS, UNSERVICEABLE)]
+    order_ids = [(await handle.result()).order_id for handle in handles]
+    ended = datetime.now(UTC) - timedelta(hours=1)
+    await shop.mongo.orders.update_many({}, {"$set": {"updated_at": ended}})
+    payments.refunded[order_ids[1]] = 500  # by hand
+    task_queue = shop.settings.task_queue
+    await shop.client.execute_workflow(
+        ReconciliationWorkflow.run, ended - timedelta(hours=1), id=f"{task_queue}-by-hand", task_queue=task_queue
+    )
+    assert re.findall("order (.*): (.*)", caplog.text) == [(order_ids[1], "wrong_amount")]
 
 
 @pytest.mark.parametrize(
