@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from dev.bench import Client
-from tests.tooling.dev_process import Dev
 from tests.kit.http import NO_TLS
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
+from tests.tooling.dev_process import Dev
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from dev.servers import Server, ServerError, free_port, start_mongod
 from dev.stack import ROOT, Config, Stack
 from tests.browser.conftest import CHROMIUM, FLAGS, SKIPPED, a_desk
 from tests.browser.test_page_quality import AXE, check_page
-from tests.tooling.dev_process import PORTS, Dev, place, wait_for_status
 from tests.kit.http import NO_TLS
 from tests.kit.orders import order_body
 from tests.kit.waiting import eventually
+from tests.tooling.dev_process import PORTS, Dev, place, wait_for_status
 
 README = (ROOT / "README.md").read_text()
 
