@@ -145,9 +145,8 @@ async def _closed(handle: Handle) -> None:
 
 
 async def _reset(shop: Shop, handle: Handle, chosen: list[int], state: State, after: Then) -> None:
-    first_run = shop.client.get_workflow_handle_for(
-        OrderWorkflow.run, handle.id, run_id=(await handle.describe()).run_id
-    )
+    run_id = (await handle.describe()).run_id
+    first_run: Handle = shop.client.get_workflow_handle_for(OrderWorkflow.run, handle.id, run_id=run_id)
     points = await reset_points(first_run)
     for point in chosen:
         await reset(first_run, points[min(point, len(points) - 1)])
