@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.async_api import Browser, Request, Response, ViewportSize, expect
@@ -84,31 +84,32 @@ async def check_page(desk: Desk, rules: dict[str, Any] | None = None) -> None:
     assert await desk.page.evaluate(f"{parts}.every((part) => part.scrollWidth <= part.clientWidth)")
 
 
+LOOKS: dict[str, tuple[ViewportSize, Literal["light", "dark"], dict[str, Any]]] = {
+    "wide": (WIDE, "light", {}),
+    "dark": (WIDE, "dark", {"runOnly": ["color-contrast"]}),
+    "phone": (PHONE, "light", {"rules": {"color-contrast": {"enabled": False}}}),
+}
+
+
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize(
-    ("context", "rules"),
-    [
-        ({"viewport": WIDE, "color_scheme": "light"}, {}),
-        ({"viewport": WIDE, "color_scheme": "dark"}, {"runOnly": ["color-contrast"]}),
-        ({"viewport": PHONE}, {"rules": {"color-contrast": {"enabled": False}}}),
-    ],
-    ids=["wide-light", "wide-dark", "phone"],
-)
-async def test_axe_finds_no_violation(
-    browser: Browser, api_server: ApiServer, shop: Shop, tmp_path: Path, context: dict[str, Any], rules: dict[str, Any]
-) -> None:
+async def test_axe_finds_no_violation(browser: Browser, api_server: ApiServer, shop: Shop, tmp_path: Path) -> None:
     """Run axe on every state of the page: all rules once, then only those that depend on colours or layout."""
 
-    async def check(state: str) -> None:
-        await check_page(desk, rules)
-        await desk.picture(tmp_path / f"{state}.png")
+    async def check(state: str, *looks: str) -> None:
+        for look in looks or LOOKS:
+            viewport, colours, rules = LOOKS[look]
+            await desk.page.set_viewport_size(viewport)
+            await desk.page.emulate_media(color_scheme=colours)
+            await check_page(desk, rules)
+            await desk.picture(tmp_path / f"{state}-{look}.png")
+        await desk.page.set_viewport_size(WIDE)
 
     compensated = {"status": "compensated", "at": datetime.now(UTC), "compensated_at": datetime.now(UTC), "detail": "-"}
     interrupted = {"status": "failed", "at": datetime.now(UTC), "detail": "-"}
     steps = {"reserve_inventory": compensated, "charge_payment": interrupted}
     cancelled = await shop.place(status="cancelled", steps=steps, customer_id="c" * 64)  # must wrap
 
-    async with a_desk(browser, api_server.url, **context) as desk:
+    async with a_desk(browser, api_server.url) as desk:
         await desk.open(f"#/orders/{cancelled.order_id}")
         await expect(desk.stop("Charge payment")).to_contain_text("interrupted")
         await expect(desk.view.locator("mark")).to_have_count(2)
@@ -135,10 +136,9 @@ async def test_axe_finds_no_violation(
         await desk.press("Place order")
         await expect(desk.form.locator(".error")).to_contain_text(["one e-mail address", "direction of text"])
         await check("errors")
-        if context["viewport"] == PHONE:  # elsewhere, they are beside the board
-            await desk.page.goto(f"{desk.url}/#/orders")
-            await expect(desk.rows).to_have_count(3)
-            await check("orders")
+        await desk.page.goto(f"{desk.url}/#/orders")
+        await expect(desk.rows).to_have_count(3)
+        await check("orders", "phone")  # elsewhere, they are beside the board
 
 
 async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
@@ -150,34 +150,38 @@ async def test_docs_load_nothing_from_elsewhere_and_axe_finds_no_violation(
     def keep(request: Request) -> None:
         requests.append(request)
 
-    for context in ({"viewport": WIDE, "color_scheme": "light"}, {"viewport": PHONE, "color_scheme": "dark"}):
-        async with a_desk(browser, api_server.url, **context) as desk:  # fails on any error in the console
-            desk.page.on("request", keep)
-            await desk.page.goto(f"{desk.url}/docs")
-            await expect(desk.page.locator("article#ProblemDetails")).to_be_attached()  # the last one
-            shown = await desk.page.locator("article h3").all_inner_texts()
-            described = await desk.page.evaluate("fetch('/openapi.json').then((response) => response.json())")
-            paths = described["paths"]
-            assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
-            assert {*described["components"]["schemas"]} <= {*shown}
-            assert all(request.url.startswith(desk.url) for request in requests)
-            place = desk.page.locator("article#placeOrder")
-            command = await place.locator("pre").first.inner_text()
-            await place.get_by_role("button", name="Execute").click()
-            await expect(place.get_by_role("status")).to_contain_text('202 {\n  "order_id"')
-            get = desk.page.locator("article#getOrder")
-            # An error is shown as it was sent.
-            await get.get_by_label("Path and query").fill("/orders/ord_1")
-            await get.get_by_role("button", name="Execute").click()
-            await expect(get.get_by_role("status")).to_contain_text('"title": "Not found"')
-            await desk.page.get_by_role("link", name="NewOrder").first.click()
-            await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
+    async with a_desk(browser, api_server.url) as desk:  # fails on any error in the console
+        desk.page.on("request", keep)
+        await desk.page.goto(f"{desk.url}/docs")
+        await expect(desk.page.locator("article#ProblemDetails")).to_be_attached()  # the last one
+        shown = await desk.page.locator("article h3").all_inner_texts()
+        described = await desk.page.evaluate("fetch('/openapi.json').then((response) => response.json())")
+        paths = described["paths"]
+        assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} <= {*shown}
+        assert {*described["components"]["schemas"]} <= {*shown}
+        assert all(request.url.startswith(desk.url) for request in requests)
+        place = desk.page.locator("article#placeOrder")
+        command = await place.locator("pre").first.inner_text()
+        await place.get_by_role("button", name="Execute").click()
+        await expect(place.get_by_role("status")).to_contain_text('202 {\n  "order_id"')
+        get = desk.page.locator("article#getOrder")
+        # An error is shown as it was sent.
+        await get.get_by_label("Path and query").fill("/orders/ord_1")
+        await get.get_by_role("button", name="Execute").click()
+        await expect(get.get_by_role("status")).to_contain_text('"title": "Not found"')
+        await desk.page.get_by_role("link", name="NewOrder").first.click()
+        await expect(desk.page.locator("article#NewOrder")).to_be_in_viewport()
+        for viewport in (PHONE, WIDE):
+            await desk.page.set_viewport_size(viewport)
             assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            # Axe takes seconds for the whole page, and all articles are alike.
-            others = desk.page.locator("article:not(#NewOrder, #OrderStatus, h2 + article)")
-            await others.evaluate_all("(articles) => articles.forEach((article) => article.remove())")
-            await desk.page.evaluate(AXE)
-            await check_page(desk)
+        # Axe takes seconds for the whole page, and all articles are alike.
+        others = desk.page.locator("article:not(#NewOrder, #OrderStatus, h2 + article)")
+        await others.evaluate_all("(articles) => articles.forEach((article) => article.remove())")
+        await desk.page.evaluate(AXE)
+        await check_page(desk)
+        await desk.page.emulate_media(color_scheme="dark")
+        await desk.page.set_viewport_size(PHONE)
+        await check_page(desk)
 
     curl = await asyncio.create_subprocess_shell(f"{command} -si", stdout=asyncio.subprocess.PIPE)
     answer, _ = await curl.communicate()

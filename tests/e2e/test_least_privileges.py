@@ -256,6 +256,5 @@ async def test_connections_without_the_right_certificate_are_refused(
             return str((await api.get("/readyz")).json()["checks"]["mongodb"])
 
     with long_deadlines():
-        answers = await asyncio.gather(*map(seen, reasons))
-    for answer, reason in zip(answers, reasons.values(), strict=True):
-        assert answer == f"unavailable: {reason}"
+        for uri, reason in reasons.items():  # on a busy machine, "no answer in time" may come first
+            await eventually(lambda: seen(uri), lambda answer: answer == f"unavailable: {reason}")  # noqa: B023

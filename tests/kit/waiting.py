@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 30) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], until: Callable[[T], bool] = bool, *, within: float = 60) -> T:
     """Call `look` until `until` accepts its result, and return that. On a timeout, fail with the last result.
 
     It looks less and less often, down to ten times a second: each look costs the servers and this process time.
