@@ -87,7 +87,7 @@ lock: $(READY)  ## update the lock files to the newest versions that pyproject.t
 	@$(COMPILE) --group dev --upgrade --output-file requirements-dev.lock
 	@$(COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
 
-COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-annotate \
+COMPILE = $(PY) -m uv pip compile pyproject.toml --extra tracing --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
 replay: $(READY)  ## record the workflow histories that the tests replay

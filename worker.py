@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from pymongo.errors import OperationFailure, PyMongoError
@@ -24,7 +24,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
-from app import logs, temporal
+from app import logs, temporal, tracing
 from app.activities.order_step import Dependencies
 from app.activities.reconciliation import Reconciliation
 from app.activities.redaction import RedactErrors
@@ -99,6 +99,7 @@ async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop)
     with suppress(asyncio.CancelledError):
         await serving
+    tracing.shutdown()
     # The SDK's own threads end a moment later; without this pause the interpreter sometimes aborts at exit
     # (https://github.com/temporalio/sdk-python/issues/300).
     await asyncio.sleep(0.1)
@@ -106,12 +107,13 @@ async def main() -> None:
 
 async def serve(settings: Settings) -> None:
     """Connect, then run the worker and the relay until cancelled."""
+    plugins = tracing.configure("order-worker")
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     # Put your own gateways here, in place of `sandbox`.
     async with sandbox(mongo) as gateways:
         check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
         temporal.configure_core(settings.worker_metrics_address)
-        client = await wait_for("Temporal", temporal.connect)
+        client = await wait_for("Temporal", partial(temporal.connect, plugins=plugins))
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))

@@ -305,6 +305,7 @@ class Order(Stored):
     placed_by: Annotated[str | None, Field(exclude=True)] = None  # the API's caller; None: another program
     cancellation: Annotated[Decision | None, Field(exclude=True)] = None  # from then on no step may take effect
     approval: Annotated[Decision | None, Field(exclude=True)] = None
+    traceparent: Annotated[Any, Field(exclude=True)] = None  # the trace of the request; see `app.tracing`
 
     @field_validator("steps", mode="before")
     @classmethod

@@ -5,7 +5,14 @@ import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that the API answers
+from temporalio import activity
+
+from app import tracing
+from app.temporal import WORKFLOW_ID_PREFIX
+
+# Of the request that the API answers, and of the order that it concerns.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+order_id: ContextVar[str | None] = ContextVar("order_id", default=None)
 
 
 class JsonFormatter(logging.Formatter):
@@ -16,11 +23,20 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if current := request_id.get():
-            entry["request_id"] = current
+        order = _order_id(record)
+        ids = {"request_id": request_id.get(), "order_id": order, "trace_id": tracing.trace_id(order)}
+        entry |= {name: value for name, value in ids.items() if value}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
+
+
+def _order_id(record: logging.LogRecord) -> str | None:
+    """Return the order that a line concerns: the SDK's loggers name its workflow, the relay's the order itself."""
+    fields = vars(record)
+    details = fields.get("temporal_activity") or fields.get("temporal_workflow")
+    workflow_id = details["workflow_id"] if details else activity.info().workflow_id if activity.in_activity() else None
+    return workflow_id.removeprefix(WORKFLOW_ID_PREFIX) if workflow_id else fields.get("order_id") or order_id.get()
 
 
 def configure(level: str) -> None:

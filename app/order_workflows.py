@@ -19,7 +19,7 @@ from app.attempts import PendingActivity
 from app.domain import Order
 from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
 from app.settings import Settings
-from app.temporal import IN_PROGRESS, ORDER_STATUS
+from app.temporal import IN_PROGRESS, ORDER_STATUS, WORKFLOW_ID_PREFIX
 from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 
@@ -27,7 +27,6 @@ from app.workflows.order import OrderWorkflow
 START_TIMEOUT = 0.8  # a POST answers within 1 s; the relay starts a workflow that was not started by then
 CALL_TIMEOUT = 1.8  # an endpoint that calls Temporal answers within 2 s
 LIST_TIMEOUT = 10.0
-WORKFLOW_ID_PREFIX = "order-"
 
 
 class TemporalUnavailable(Exception):

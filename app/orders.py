@@ -14,7 +14,7 @@ from bson import DatetimeMS
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from app import domain
+from app import domain, tracing
 from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepName, StepStatus
 from app.messages import AddressChange, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
@@ -160,6 +160,7 @@ class OrderRepository:
             "updated_at": now,
             "fingerprint": fingerprint,
             "placed_by": placed_by,
+            "traceparent": tracing.traceparent(),
         }
         order = Order.from_document(document)
         try:

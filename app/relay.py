@@ -13,6 +13,7 @@ from typing import Any
 
 from pymongo import ReturnDocument
 
+from app import tracing
 from app.domain import MALFORMED, TERMINAL, Failure, why_malformed
 from app.mongo import Mongo, is_unavailable, next_change
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
@@ -96,7 +97,8 @@ class OutboxRelay:
                 self._suspect(order_id, now)
         for order in await self._orders.undelivered():
             try:
-                await self._workflows.start(order)
+                with tracing.continued(order.traceparent):
+                    await self._workflows.start(order)
             except TemporalUnavailable:  # perhaps for this order only: go on with the others
                 self._sweep_at = now + RETRY_DELAY
 
@@ -127,7 +129,8 @@ class OutboxRelay:
             except Exception as error:
                 if is_unavailable(error):
                     raise
-                logger.warning("cannot start order %s yet: %s", order_id, type(error).__name__)
+                fields = {"order_id": str(order_id)}
+                logger.warning("cannot start order %s yet: %s", order_id, type(error).__name__, extra=fields)
                 self._suspects[key] = now + FAILED_START_DELAY, order_id
 
     async def _start(self, order_id: Any) -> None:
@@ -136,8 +139,10 @@ class OutboxRelay:
             order = await self._orders.normalize(order_id)
         except ValueError as error:
             failure = Failure(code=MALFORMED, message=why_malformed(error))
-            logger.error("order %s is malformed: %s", order_id, failure.message)
+            fields = {"order_id": str(order_id)}
+            logger.error("order %s is malformed: %s", order_id, failure.message, extra=fields)
             await self._orders.mark_malformed(order_id, failure)
         else:
             if order is not None and order.status not in TERMINAL:
-                await self._workflows.start(order)
+                with tracing.continued(order.traceparent):
+                    await self._workflows.start(order)

@@ -16,6 +16,7 @@ from temporalio.service import TLSConfig
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 
 IN_PROGRESS = "in_progress"
+WORKFLOW_ID_PREFIX = "order-"
 
 
 async def connect(**options: Any) -> Client:

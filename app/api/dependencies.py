@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel
 from temporalio.client import Client
 
-from app import domain
+from app import domain, logs
 from app.api.auth import Caller, authenticate
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
@@ -51,8 +51,13 @@ async def _clients(request: Request) -> Clients:
     return clients.of(await authenticate(request))
 
 
+async def _order_id(order_id: Annotated[str, Path(pattern=IDENTIFIER)]) -> str:
+    logs.order_id.set(order_id)
+    return order_id
+
+
 ClientsDep = Annotated[Clients, Depends(_clients)]
-OrderId = Annotated[str, Path(pattern=IDENTIFIER)]
+OrderId = Annotated[str, Depends(_order_id)]
 TAKES_EFFECT_ONCE = "A request repeated with the same key takes effect once. Keys do not expire."
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", pattern=IDEMPOTENCY_KEY, description=TAKES_EFFECT_ONCE)

@@ -1,6 +1,7 @@
 """The API: `uvicorn app.api.main:app`."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from threading import Thread
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
-from app import logs, temporal
+from app import logs, temporal, tracing
 from app.api import events, health, inventory, orders, pages, problems, saga
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
@@ -23,6 +24,7 @@ from app.settings import ApiSettings
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0  # seconds
+UNTRACED = re.compile(r"/(healthz|readyz|metrics|static/.*)|.*/events")  # an event stream may last for a day
 
 
 def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
@@ -35,9 +37,11 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         yield
         # Closing waits for MongoDB, which may hang. An `await` would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.
-        closing = Thread(target=clients.mongo.close, daemon=True)
-        closing.start()
-        closing.join(CLOSE_TIMEOUT)
+        closing = [Thread(target=close, daemon=True) for close in (clients.mongo.close, tracing.shutdown)]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(CLOSE_TIMEOUT)
 
     app = FastAPI(
         title="Order saga",
@@ -46,6 +50,11 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         openapi_url=None,  # `pages` has it, for callers only
         redirect_slashes=False,
         generate_unique_id_function=lambda route: to_camel(route.name),
+        telemetry={
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": lambda scope: bool(UNTRACED.fullmatch(scope["path"])),
+        },
         middleware=[Middleware(Guard, open=settings.api_open)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
@@ -65,4 +74,4 @@ def __getattr__(name: str) -> FastAPI:
     temporal.configure_core()
     if settings.api_open:
         logger.warning("the API is open: it serves every caller, under loopback host names only")
-    return create_app(settings)
+    return create_app(settings, plugins=tracing.configure("order-api"))

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from app import logs
 from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
 from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, document_id, fingerprint
 from app.api.hub import Outcome
@@ -66,6 +67,7 @@ async def place_order(
         raise invalid(in_body("foreign_customer", "must be your own customer id", "customer_id"))
     orders, body = clients.orders, fingerprint(new)
     order_id = document_id("ord", caller.name, key)
+    logs.order_id.set(order_id)
     response.headers["Location"] = f"/orders/{order_id}"
     order = await orders.placed(order_id, body) if key else None
     if order is None:

@@ -1,0 +1,197 @@
+"""Traces (OpenTelemetry) from the HTTP request through workflow and activities to each MongoDB command.
+
+They are on if OTEL_EXPORTER_OTLP_ENDPOINT is set. Otherwise the SDK is not imported, and all of this does nothing. The
+SDK reads its own settings (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...).
+
+A span holds names, ids and times, never personal data (G11): texts of exceptions, URLs and all else that a client may
+have written are dropped before they are exported.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from pymongo import monitoring
+
+from app.temporal import WORKFLOW_ID_PREFIX
+
+IS_ON = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+if TYPE_CHECKING or IS_ON:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+    from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
+else:
+    OTLPSpanExporter = BatchSpanProcessor = object
+
+logger = logging.getLogger(__name__)
+
+FLUSH_TIMEOUT = 2.0  # seconds
+MAX_ORDERS = 10_000
+# No other attribute is exported: add those of your own spans.
+EXPORTED = {
+    *("http.request.method", "http.response.status_code", "http.route", "error.type", "exception.type"),
+    *("db.system.name", "db.operation.name", "db.collection.name"),
+    *("temporalWorkflowID", "temporalRunID", "temporalActivityID", "temporalUpdateID"),
+}
+COPIED = ("name", "context", "parent", "resource", "links", "kind", "start_time", "end_time", "instrumentation_scope")
+
+Span = trace.Span
+current_span = trace.get_current_span
+_tracer = trace.get_tracer("order-saga")
+_propagator = TraceContextTextMapPropagator()
+_trace_ids: dict[str, int] = {}  # of the newest orders that this process has worked on
+
+
+# --- what the rest of the program uses
+
+
+def configure(service: str) -> list[Any]:
+    """Set up tracing, before the clients of MongoDB and Temporal are made; return the plugins of Temporal's client.
+
+    Args:
+        service: the name of this process in traces, unless OTEL_SERVICE_NAME has one.
+
+    Raises:
+        SystemExit: a setting is wrong.
+    """
+    if not IS_ON:
+        return []
+    os.environ.setdefault("OTEL_SERVICE_NAME", service)
+    try:
+        provider = create_tracer_provider(shutdown_on_exit=False)  # `shutdown` has a time limit
+        provider.add_span_processor(Processor(Exporter()))
+    except ValueError as error:
+        raise SystemExit(f"wrong setting: OTEL_*: {error}") from None
+    for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # of many lines per failed export, `Exporter` logs one
+    trace.set_tracer_provider(provider)
+    propagate.set_global_textmap(Traceparent())
+    monitoring.register(MongoSpans())
+    return [OpenTelemetryPlugin(add_temporal_spans=True)]
+
+
+def shutdown() -> None:
+    """Export the last spans, unless it takes longer than `FLUSH_TIMEOUT`: the collector may hang."""
+    if IS_ON:
+        flushing = Thread(target=trace.get_tracer_provider().shutdown, daemon=True)  # type: ignore[attr-defined]
+        flushing.start()
+        flushing.join(FLUSH_TIMEOUT)
+
+
+def traceparent() -> str | None:
+    """Return the current trace and span (W3C Trace Context), to be stored with an order."""
+    _propagator.inject(carrier := dict[str, str]())
+    return carrier.get("traceparent")
+
+
+def continued(traceparent: object) -> AbstractContextManager[Span]:
+    """Continue a stored trace. Another program may have stored anything."""
+    return trace.use_span(current_span(_propagator.extract({"traceparent": str(traceparent)})))
+
+
+@contextmanager
+def shared_span(name: str, callers: Sequence[Span]) -> Iterator[None]:
+    """Trace work that is done for several spans at once: in a trace of its own, with links to and from each of them.
+
+    Work for a single one is its child.
+    """
+    traced = [caller for caller in callers if caller.is_recording()]
+    if not traced:
+        yield
+        return
+    parent = trace.set_span_in_context(traced[0], context.Context()) if len(callers) == 1 else context.Context()
+    links = [trace.Link(caller.get_span_context()) for caller in traced if len(callers) > 1]
+    with _tracer.start_as_current_span(name, parent, links=links) as span:
+        for caller in traced[: len(links)]:
+            caller.add_link(span.get_span_context())
+        yield
+
+
+def trace_id(order_id: str | None) -> str | None:
+    """Return the id of the current trace, or else of the order's."""
+    number = current_span().get_span_context().trace_id or _trace_ids.get(order_id or "")
+    return trace.format_trace_id(number) if number else None
+
+
+# --- what the SDK uses
+
+
+class Traceparent(TraceContextTextMapPropagator):
+    """Takes only the ids from a request: its baggage and tracestate would be copied into the workflow's history."""
+
+    def extract(self, carrier: Any, *args: Any, getter: Any) -> context.Context:  # type: ignore[override]
+        return super().extract({"traceparent": getter.get(carrier, "traceparent")}, *args)
+
+
+class Processor(BatchSpanProcessor):
+    """Also notes the trace of each order, for log lines outside of its spans."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        # Not a later request for the order, which has a trace of its own.
+        if span.name.startswith(("StartWorkflow:", "RunWorkflow:", "RunActivity:")):
+            workflow_id = span.attributes["temporalWorkflowID"]
+            _trace_ids[workflow_id.removeprefix(WORKFLOW_ID_PREFIX)] = span.context.trace_id
+            if len(_trace_ids) > MAX_ORDERS:
+                _trace_ids.pop(next(iter(_trace_ids)), None)
+
+
+class Exporter(OTLPSpanExporter):
+    """Drops personal data. Logs when exports begin to fail, and when they work again."""
+
+    _works = True
+
+    def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
+        try:
+            result = super().export([_redacted(span) for span in spans])
+        except Exception:  # noqa: BLE001  (a wrong endpoint)
+            result = SpanExportResult.FAILURE
+        if self._works is not (result is SpanExportResult.SUCCESS):
+            self._works = not self._works
+            logger.warning(
+                "traces %s", "are exported again" if self._works else "are lost: the collector is unavailable"
+            )
+        return result
+
+
+def _redacted(span: "ReadableSpan") -> "ReadableSpan":
+    def exported(attributes: Any) -> dict[str, Any]:
+        return {name: value for name, value in (attributes or {}).items() if name in EXPORTED}
+
+    events = [Event(event.name, exported(event.attributes), event.timestamp) for event in span.events]
+    status, attributes = trace.Status(span.status.status_code), exported(span.attributes)
+    copied = {field: getattr(span, field) for field in COPIED}
+    return ReadableSpan(**copied, attributes=attributes, events=events, status=status)
+
+
+class MongoSpans(monitoring.CommandListener):
+    """A span for each command below a traced request or activity: none for change streams and the relay."""
+
+    def __init__(self) -> None:
+        self._open: dict[Any, Span] = {}  # by connection and request
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        if current_span().is_recording():
+            operation, command = event.command_name, event.command
+            collection = (
+                command.get(operation) if isinstance(command.get(operation), str) else command.get("collection")
+            )
+            span = _tracer.start_span(f"{operation} {collection or ''}".rstrip(), kind=trace.SpanKind.CLIENT)
+            names = {"db.system.name": "mongodb", "db.operation.name": operation, "db.collection.name": collection}
+            span.set_attributes({name: value for name, value in names.items() if value})
+            self._open[event.connection_id, event.request_id] = span
+
+    def succeeded(self, event: Any) -> None:
+        if span := self._open.pop((event.connection_id, event.request_id), None):
+            span.end()
+
+    def failed(self, event: Any) -> None:
+        if span := self._open.get((event.connection_id, event.request_id)):
+            span.set_status(trace.StatusCode.ERROR)
+            span.set_attribute("error.type", str(event.failure.get("codeName") or event.failure.get("errtype")))
+        self.succeeded(event)
