@@ -34,9 +34,11 @@ class JsonFormatter(logging.Formatter):
 def _order_id(record: logging.LogRecord) -> str | None:
     """Return the order that a line concerns: the SDK's loggers name its workflow, the relay's the order itself."""
     fields = vars(record)
-    details = fields.get("temporal_activity") or fields.get("temporal_workflow")
-    workflow_id = details["workflow_id"] if details else activity.info().workflow_id if activity.in_activity() else None
-    return workflow_id.removeprefix(WORKFLOW_ID_PREFIX) if workflow_id else fields.get("order_id") or order_id.get()
+    if "temporal_workflow" in fields or activity.in_activity():
+        details = fields.get("temporal_workflow") or vars(activity.info())
+        prefix, _, found = (details["workflow_id"] or "").partition(WORKFLOW_ID_PREFIX)
+        return None if prefix else found
+    return fields.get("order_id") or order_id.get()
 
 
 def configure(level: str) -> None:

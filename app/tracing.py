@@ -23,7 +23,7 @@ from app.temporal import WORKFLOW_ID_PREFIX
 IS_ON = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
 if TYPE_CHECKING or IS_ON:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
     from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
 else:
@@ -33,19 +33,17 @@ logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 2.0  # seconds
 MAX_ORDERS = 10_000
-# No other attribute is exported: add those of your own spans.
-EXPORTED = {
-    *("http.request.method", "http.response.status_code", "http.route", "error.type", "exception.type"),
-    *("db.system.name", "db.operation.name", "db.collection.name"),
-    *("temporalWorkflowID", "temporalRunID", "temporalActivityID", "temporalUpdateID"),
-}
-COPIED = ("name", "context", "parent", "resource", "links", "kind", "start_time", "end_time", "instrumentation_scope")
+# What is exported of a span, beside its status without the text. Add the attributes of your own spans.
+FIELDS = ("name", "context", "parent", "resource", "links", "kind", "start_time", "end_time", "instrumentation_scope")
+ATTRIBUTES = {"http.request.method", "http.response.status_code", "http.route", "error.type", "temporalActivityID"}
+ATTRIBUTES |= {"temporalWorkflowID", "temporalRunID", "db.system.name", "db.operation.name", "db.collection.name"}
 
 Span = trace.Span
 current_span = trace.get_current_span
 _tracer = trace.get_tracer("order-saga")
 _propagator = TraceContextTextMapPropagator()
 _trace_ids: dict[str, int] = {}  # of the newest orders that this process has worked on
+_commands: dict[tuple[Any, int], Span] = {}  # in progress, by connection and request
 
 
 # --- what the rest of the program uses
@@ -68,8 +66,7 @@ def configure(service: str) -> list[Any]:
         provider.add_span_processor(Processor(Exporter()))
     except ValueError as error:
         raise SystemExit(f"wrong setting: OTEL_*: {error}") from None
-    for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # of many lines per failed export, `Exporter` logs one
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # of its lines on each failure, `Exporter` logs one
     trace.set_tracer_provider(provider)
     propagate.set_global_textmap(Traceparent())
     monitoring.register(MongoSpans())
@@ -78,8 +75,9 @@ def configure(service: str) -> list[Any]:
 
 def shutdown() -> None:
     """Export the last spans, unless it takes longer than `FLUSH_TIMEOUT`: the collector may hang."""
-    if IS_ON:
-        flushing = Thread(target=trace.get_tracer_provider().shutdown, daemon=True)  # type: ignore[attr-defined]
+    flush = getattr(trace.get_tracer_provider(), "shutdown", None)  # the API's own provider has none
+    if flush is not None:
+        flushing = Thread(target=flush, daemon=True)
         flushing.start()
         flushing.join(FLUSH_TIMEOUT)
 
@@ -101,14 +99,11 @@ def shared_span(name: str, callers: Sequence[Span]) -> Iterator[None]:
 
     Work for a single one is its child.
     """
-    traced = [caller for caller in callers if caller.is_recording()]
-    if not traced:
-        yield
-        return
-    parent = trace.set_span_in_context(traced[0], context.Context()) if len(callers) == 1 else context.Context()
-    links = [trace.Link(caller.get_span_context()) for caller in traced if len(callers) > 1]
+    several = callers if len(callers) > 1 else ()
+    parent = context.Context() if several else trace.set_span_in_context(callers[0])
+    links = [trace.Link(caller.get_span_context()) for caller in several]
     with _tracer.start_as_current_span(name, parent, links=links) as span:
-        for caller in traced[: len(links)]:
+        for caller in several:
             caller.add_link(span.get_span_context())
         yield
 
@@ -142,56 +137,42 @@ class Processor(BatchSpanProcessor):
 
 
 class Exporter(OTLPSpanExporter):
-    """Drops personal data. Logs when exports begin to fail, and when they work again."""
+    """Drops what may be personal. Logs when exports begin to fail, and when they work again."""
 
     _works = True
 
     def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
-        try:
-            result = super().export([_redacted(span) for span in spans])
-        except Exception:  # noqa: BLE001  (a wrong endpoint)
-            result = SpanExportResult.FAILURE
+        result = super().export([_redacted(span) for span in spans])
         if self._works is not (result is SpanExportResult.SUCCESS):
             self._works = not self._works
-            logger.warning(
-                "traces %s", "are exported again" if self._works else "are lost: the collector is unavailable"
-            )
+            logger.warning("traces are %s", "exported again" if self._works else "lost: the collector is unavailable")
         return result
 
 
 def _redacted(span: "ReadableSpan") -> "ReadableSpan":
-    def exported(attributes: Any) -> dict[str, Any]:
-        return {name: value for name, value in (attributes or {}).items() if name in EXPORTED}
-
-    events = [Event(event.name, exported(event.attributes), event.timestamp) for event in span.events]
-    status, attributes = trace.Status(span.status.status_code), exported(span.attributes)
-    copied = {field: getattr(span, field) for field in COPIED}
-    return ReadableSpan(**copied, attributes=attributes, events=events, status=status)
+    fields = {field: getattr(span, field) for field in FIELDS}
+    attributes = {name: value for name, value in (span.attributes or {}).items() if name in ATTRIBUTES}
+    return ReadableSpan(**fields, attributes=attributes, status=trace.Status(span.status.status_code))
 
 
 class MongoSpans(monitoring.CommandListener):
     """A span for each command below a traced request or activity: none for change streams and the relay."""
 
-    def __init__(self) -> None:
-        self._open: dict[Any, Span] = {}  # by connection and request
-
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         if current_span().is_recording():
-            operation, command = event.command_name, event.command
-            collection = (
-                command.get(operation) if isinstance(command.get(operation), str) else command.get("collection")
-            )
-            span = _tracer.start_span(f"{operation} {collection or ''}".rstrip(), kind=trace.SpanKind.CLIENT)
-            names = {"db.system.name": "mongodb", "db.operation.name": operation, "db.collection.name": collection}
-            span.set_attributes({name: value for name, value in names.items() if value})
-            self._open[event.connection_id, event.request_id] = span
+            target = event.command.get("collection", event.command.get(event.command_name))
+            names = [event.command_name, *([target] if isinstance(target, str) else [])]
+            attributes = dict(zip(("db.operation.name", "db.collection.name"), names, strict=False))
+            span = _tracer.start_span(" ".join(names), kind=trace.SpanKind.CLIENT, attributes=attributes)
+            span.set_attribute("db.system.name", "mongodb")
+            _commands[event.connection_id, event.request_id] = span
 
     def succeeded(self, event: Any) -> None:
-        if span := self._open.pop((event.connection_id, event.request_id), None):
+        if span := _commands.pop((event.connection_id, event.request_id), None):
             span.end()
 
     def failed(self, event: Any) -> None:
-        if span := self._open.get((event.connection_id, event.request_id)):
+        if span := _commands.get((event.connection_id, event.request_id)):
             span.set_status(trace.StatusCode.ERROR)
             span.set_attribute("error.type", str(event.failure.get("codeName") or event.failure.get("errtype")))
         self.succeeded(event)

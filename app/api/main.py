@@ -24,7 +24,6 @@ from app.settings import ApiSettings
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0  # seconds
-UNTRACED = re.compile(r"/(healthz|readyz|metrics|static/.*)|.*/events")  # an event stream may last for a day
 
 
 def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
@@ -50,11 +49,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         openapi_url=None,  # `pages` has it, for callers only
         redirect_slashes=False,
         generate_unique_id_function=lambda route: to_camel(route.name),
-        telemetry={
-            "operation_spans": False,
-            "auto_configure": False,
-            "exclude": lambda scope: bool(UNTRACED.fullmatch(scope["path"])),
-        },
+        telemetry={"operation_spans": False, "auto_configure": False, "exclude": _is_untraced},
         middleware=[Middleware(Guard, open=settings.api_open)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
@@ -63,6 +58,11 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC, check_dir=False), name="static")
     return app
+
+
+def _is_untraced(scope: Any) -> bool:
+    """Return True for health checks, files, and event streams, which may last for a day."""
+    return bool(re.fullmatch("/(healthz|readyz|metrics|static/.*)|.*/events", scope["path"]))
 
 
 def __getattr__(name: str) -> FastAPI:
