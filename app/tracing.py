@@ -9,6 +9,7 @@ have written are dropped before they are exported.
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from threading import Thread
@@ -42,7 +43,7 @@ Span = trace.Span
 current_span = trace.get_current_span
 _tracer = trace.get_tracer("order-saga")
 _propagator = TraceContextTextMapPropagator()
-_trace_ids: dict[str, int] = {}  # of the newest orders that this process has worked on
+_trace_ids = OrderedDict[str, int]()  # of the newest orders that this process has worked on
 _commands: dict[tuple[Any, int], Span] = {}  # in progress, by connection and request
 
 
@@ -133,7 +134,7 @@ class Processor(BatchSpanProcessor):
             workflow_id = span.attributes["temporalWorkflowID"]
             _trace_ids[workflow_id.removeprefix(WORKFLOW_ID_PREFIX)] = span.context.trace_id
             if len(_trace_ids) > MAX_ORDERS:
-                _trace_ids.pop(next(iter(_trace_ids)), None)
+                _trace_ids.popitem(last=False)
 
 
 class Exporter(OTLPSpanExporter):

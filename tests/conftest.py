@@ -36,6 +36,7 @@ SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print after all tests
 LONGEST_FIRST = [
     "tests/e2e/test_outages.py",
     "tests/tooling/test_stack.py",
+    "tests/e2e/test_tracing.py",
     "tests/browser/test_order_desk.py",
     "tests/e2e/test_relay.py",
     "tests/browser/test_page_quality.py",

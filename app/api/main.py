@@ -74,4 +74,5 @@ def __getattr__(name: str) -> FastAPI:
     temporal.configure_core()
     if settings.api_open:
         logger.warning("the API is open: it serves every caller, under loopback host names only")
-    return create_app(settings, plugins=tracing.configure("order-api"))
+    app = globals()[name] = create_app(settings, plugins=tracing.configure("order-api"))  # uvicorn accesses it twice
+    return app

@@ -40,6 +40,11 @@ REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
         {"API_OPEN": "true", "TEMPORAL_TLS_SERVER_CA_CERT_PATH": "/no.pem"},
         "wrong setting: TEMPORAL_TLS_.*/no.pem.*",
     ),
+    (
+        "worker",
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "0"},
+        "wrong setting: OTEL_.*: max_queue_size .*",
+    ),
 ]
 
 

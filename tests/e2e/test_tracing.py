@@ -144,6 +144,7 @@ async def test_traced_orders_span_all_processes_without_personal_data(
     started = (await shop.handle(order_id).fetch_history()).events[0].workflow_execution_started_event_attributes
     assert json.loads(started.header.fields["_tracer-data"].data).keys() == {"traceparent"}
     exported = b"".join(received.bodies).decode(errors="replace")
+    assert "its text is not recorded" not in exported  # texts of errors are left out altogether
     for secret in (EMAIL, NAME, STREET, "lovelace", "Lovelace", "pm_card"):
         assert secret not in exported
         assert secret not in worker.log_text() + served.log_text()
@@ -225,6 +226,7 @@ async def test_order_started_by_relay_and_continued_after_sigkill_keeps_the_trac
             late = await http.post(f"/orders/{order_id}/approval", json={"approved": True})
             assert late.status_code == 503
             await served.stop()
+        assert [line["message"][:15] for line in lines(served)].count("the API is open") == 1  # set up once
         line = next(line for line in lines(served) if line["message"] == "503: temporal-unavailable")
         assert line["order_id"] == order_id
         assert line["trace_id"] in {span.trace_id for span in received.spans()} - {TRACE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -135,3 +136,15 @@ async def test_commit_with_too_few_results_fails_the_batch_only(scripted: Script
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
             await asyncio.wait_for(group.submit("a"), 5)
+
+
+async def test_batch_is_committed_outside_of_the_context_of_its_first_caller() -> None:
+    """Log lines of a batch must not name the order that came first."""
+    caller: ContextVar[str] = ContextVar("caller", default="none")
+
+    async def commit(requests: list[str]) -> list[str]:
+        return [caller.get()] * len(requests)
+
+    group = GroupCommit(commit, affects_batch=lambda _: False)
+    caller.set("first")
+    assert await group.submit("request") == "none"
