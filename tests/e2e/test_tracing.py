@@ -254,7 +254,8 @@ async def test_unavailable_collector_delays_neither_orders_nor_the_exit(shop: Sh
     logs = [tmp_path / f"{number}.log" for number in range(4)]
     with collector(hangs=True) as hanging:
         hung = {"OTEL_EXPORTER_OTLP_ENDPOINT": hanging.url, "OTEL_EXPORTER_OTLP_TIMEOUT": "60", **AT_ONCE}
-        refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", **AT_ONCE}
+        port = free_port()
+        refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", **AT_ONCE}
         wrong = {"OTEL_EXPORTER_OTLP_ENDPOINT": "no-url", **AT_ONCE}
         async with (
             program("worker", shop, logs[0], **hung) as worker,
@@ -271,6 +272,14 @@ async def test_unavailable_collector_delays_neither_orders_nor_the_exit(shop: Sh
 
             await eventually(warned)
             assert len(hanging.bodies) == 2
+            with collector(port) as started:
+                await second.get("/orders")
+
+                async def works() -> bool:
+                    return "traces are exported again" in lonely.log_text()
+
+                await eventually(works)
+                assert "GET /orders" in {span.name for span in started.spans()}
             stopped = [worker, waiting, lonely, lost]
             await asyncio.gather(*(server.stop(timeout=30) for server in stopped))
             assert [await server.wait() for server in stopped] == [0, *[-signal.SIGTERM] * 3]

@@ -38,8 +38,8 @@ class Collector:
 
 
 @contextmanager
-def collector(*, hangs: bool = False) -> Iterator[Collector]:
-    """Run a receiver on a port of its own. One that hangs takes requests and never answers them."""
+def collector(port: int = 0, *, hangs: bool = False) -> Iterator[Collector]:
+    """Run a receiver, by default on a port of its own. One that hangs takes requests and never answers them."""
     leave = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ def collector(*, hangs: bool = False) -> Iterator[Collector]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     received = Collector(f"http://127.0.0.1:{server.server_port}")
     serving = threading.Thread(target=server.serve_forever, args=[0.05])
