@@ -5,12 +5,10 @@ import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from temporalio import activity
-
 from app import tracing
 from app.temporal import WORKFLOW_ID_PREFIX
 
-# Of the request that the API answers, and of the order that it concerns.
+# Of the request that the API answers, and of the order that the request or the activity concerns.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 order_id: ContextVar[str | None] = ContextVar("order_id", default=None)
 
@@ -32,13 +30,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def _order_id(record: logging.LogRecord) -> str | None:
-    """Return the order that a line concerns: the SDK's loggers name its workflow, the relay's the order itself."""
+    """Return the order that a line concerns, by its own field, its context, or the workflow that the SDK names."""
     fields = vars(record)
-    if "temporal_workflow" in fields or activity.in_activity():
-        details = fields.get("temporal_workflow") or vars(activity.info())
-        prefix, _, found = (details["workflow_id"] or "").partition(WORKFLOW_ID_PREFIX)
-        return None if prefix else found
-    return fields.get("order_id") or order_id.get()
+    details = fields.get("temporal_activity") or fields.get("temporal_workflow") or {}
+    prefix, _, found = (details.get("workflow_id") or "").partition(WORKFLOW_ID_PREFIX)
+    return fields.get("order_id") or order_id.get() or (None if prefix else found)
 
 
 def configure(level: str) -> None:

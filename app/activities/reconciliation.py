@@ -123,4 +123,5 @@ def _report(findings: list[Finding]) -> None:
         counter.add(0, {"kind": kind.value})  # so that the first finding is an increase
     for finding in findings:
         counter.add(1, {"kind": finding.kind.value})
-        logger.warning("reconciliation: order %s: %s", finding.order_id, finding.kind)
+        fields = {"order_id": finding.order_id}
+        logger.warning("reconciliation: order %s: %s", finding.order_id, finding.kind, extra=fields)

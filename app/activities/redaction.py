@@ -1,9 +1,14 @@
-"""Keeps the texts of exceptions out of histories and logs: they may quote personal data or secrets (G11)."""
+"""Keeps the texts of exceptions out of histories and logs: they may quote personal data or secrets (G11).
+
+Also names the order of an activity in its log lines.
+"""
 
 from typing import Any
 
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from app import logs
 
 
 class RedactErrors(Interceptor):
@@ -18,6 +23,8 @@ class RedactErrors(Interceptor):
 
 class _RedactErrors(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        for argument in input.args:
+            logs.order_id.set(getattr(argument, "order_id", None))  # in the context of this activity's own task
         try:
             return await super().execute_activity(input)
         except ApplicationError as error:

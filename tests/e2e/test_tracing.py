@@ -31,6 +31,7 @@ TRACED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
 STEPS = ("ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation")
 AT_ONCE = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # milliseconds until spans are exported
 AT_THE_END = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
+ALONE = {"RECONCILIATION_INTERVAL": "0"}
 API = ("-m", "uvicorn", "app.api.main:app", "--no-access-log", "--timeout-graceful-shutdown", "2", "--port")
 
 
@@ -44,6 +45,7 @@ async def program(name: str, shop: Shop, log: Path, *command: str, **environment
         "TEMPORAL_ADDRESS": shop.client.service_client.config.target_host,
         "SANDBOX_GATEWAYS": "true",
         "API_OPEN": "true",
+        **ALONE,
     }
     command = command or ("worker.py",)
     server = await Server.start(
@@ -90,7 +92,7 @@ async def traced(
     settings: ApiSettings, shop: Shop, temporal_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Stack, httpx.AsyncClient, Collector]]:
     """Worker and API as `make dev` starts them, with OTEL_EXPORTER_OTLP_ENDPOINT set."""
-    mine = {"MONGODB_DATABASE": settings.mongodb_database, "TASK_QUEUE": settings.task_queue}
+    mine = {"MONGODB_DATABASE": settings.mongodb_database, "TASK_QUEUE": settings.task_queue, **ALONE}
     config = Config.on_free_ports(tmp_path, {**mine, **AT_ONCE}, mongodb_uri=settings.mongodb_uri)
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)

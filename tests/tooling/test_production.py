@@ -91,7 +91,7 @@ def test_ports_are_published_on_loopback_and_images_have_versions() -> None:
 
 def test_each_process_gets_its_own_credentials_and_only_variables_that_it_reads() -> None:
     api, worker_ = (SERVICES[name]["environment"] for name in ("api", "worker"))
-    of_sdk = {"TEMPORAL_ADDRESS"}
+    of_sdk = {"TEMPORAL_ADDRESS", "OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert api.keys() - of_sdk <= {name.upper() for name in ApiSettings.model_fields}
     assert worker_.keys() - of_sdk - NOT_YET_READ <= {name.upper() for name in Settings.model_fields}
     assert "${MONGODB_API_PASSWORD:?}" in api["MONGODB_URI"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
 
 import pytest
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from app import logs, tracing
+from app.activities.redaction import RedactErrors
 from app.domain import Order
+from app.messages import OrderRef
 from tests.kit.orders import order_document
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -33,6 +37,19 @@ def test_line_without_order_and_trace_has_no_ids() -> None:
 def test_line_of_workflow_names_its_order_if_it_has_one(workflow_id: str, ids: dict[str, str]) -> None:
     """The SDK logs the failure of a workflow task with this field, outside of any context."""
     assert line(temporal_workflow={"workflow_id": workflow_id}) == ids
+
+
+async def test_line_of_activity_names_the_order_of_its_argument() -> None:
+    """Whichever workflow calls it: a reconciliation compensates the steps of many orders."""
+
+    class Activity(ActivityInboundInterceptor):
+        async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+            return line(temporal_activity={"workflow_id": "orders-reconciliation"})
+
+    call = ExecuteActivityInput(fn=line, args=[OrderRef(order_id="ord_1")], executor=None, headers={})
+    interceptor = RedactErrors().intercept_activity(object.__new__(Activity))
+    assert await asyncio.create_task(interceptor.execute_activity(call)) == {"order_id": "ord_1"}
+    assert line() == {}
 
 
 def test_line_outside_of_a_trace_has_that_of_its_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,10 @@ async def reconcile(shop: Shop, caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def findings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    lines = [record.getMessage() for record in caplog.records if record.name == reconciliation.logger.name]
-    return sorted(line.removeprefix("reconciliation: order ") for line in lines)
+    found = [record for record in caplog.records if record.name == reconciliation.logger.name]
+    lines = [record.getMessage().removeprefix("reconciliation: order ") for record in found]
+    assert [vars(record)["order_id"] for record in found] == [line.split(":")[0] for line in lines]
+    return sorted(lines)
 
 
 async def run_order(shop: Shop, status: OrderStatus, **changes: Any) -> Order:
