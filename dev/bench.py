@@ -95,6 +95,8 @@ class Client:
                 await asyncio.sleep(0.01 if in_flight == 1 else 0.05)
                 for order in (await self.send("GET", "/orders", params=query))["items"]:
                     keep(order)
+                if oldest := next(iter(pending), None):  # newer orders may have pushed it off the list
+                    keep(await self.send("GET", f"/orders/{oldest}"))
 
         begin = time.monotonic()
         try:
