@@ -95,7 +95,8 @@ class Client:
                 await asyncio.sleep(0.01 if in_flight == 1 else 0.05)
                 for order in (await self.send("GET", "/orders", params=query))["items"]:
                     keep(order)
-                if oldest := next(iter(pending), None):  # newer orders may have pushed it off the list
+                # Newer orders may have pushed the oldest one off the list.
+                if in_flight > 1 and (oldest := next(iter(pending), None)):
                     keep(await self.send("GET", f"/orders/{oldest}"))
 
         begin = time.monotonic()

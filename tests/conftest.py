@@ -89,10 +89,12 @@ SLOW = (  # folders, files, and tests
     "tests/workflows/test_lost_workflows.py",
     "tests/workflows/test_own_payment_service.py",
     "tests/workflows/test_random_orders.py",
+    "tests/workflows/test_reconciliation.py",
     "tests/workflows/test_resets.py",
     "tests/workflows/test_sandbox.py",
     "tests/workflows/test_single_batch.py",
     "tests/workflows/test_temporal_ui.py",
+    "tests/workflows/test_time_skipping.py::test_payment_outage",
 )
 
 
