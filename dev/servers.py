@@ -466,11 +466,12 @@ async def start_temporal(
     db_file: Path | None = None,
     time_skipping: bool = False,
     log_dir: Path | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> Server:
     """Start Temporal's dev server, and wait until it accepts workflows.
 
     Without `db_file`, all data stays in memory. Without `ui_port`, there is no Web UI. `time_skipping` allows tests to
-    advance the clock of single workflows. The log is `temporal.log` in `log_dir`.
+    advance the clock of single workflows. The log is `temporal.log` in `log_dir`. `config` adds dynamic configuration.
     """
     address = f"{HOST}:{port}"
     # The defaults suit a cluster: they poll each shard's queue 20 times a second, and timers fire up to 1 s late.
@@ -480,6 +481,7 @@ async def start_temporal(
         "matching.numTaskqueueReadPartitions": "1",
         "matching.numTaskqueueWritePartitions": "1",
         "frontend.WorkflowTimeSkippingEnabled": json.dumps(time_skipping),
+        **(config or {}),
     }
     command: list[str | Path] = [
         find_temporal(), "server", "start-dev", "--ip", HOST, "--port", str(port), "--log-level", "error",

@@ -81,6 +81,8 @@ SLOW = (  # folders, files, and tests
     "tests/api/test_idempotency.py::test_hundred_concurrent_posts",
     "tests/api/test_idempotency.py::test_restock_repeated_hundred_times",
     "tests/api/test_readme.py",
+    "tests/examples/test_heartbeat.py",
+    "tests/examples/test_programs.py",
     "tests/unit/test_interleavings.py",
     "tests/workflows/test_cancel.py::test_worker_shutdown",
     "tests/workflows/test_command_line.py",
