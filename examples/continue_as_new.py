@@ -117,6 +117,7 @@ async def main() -> None:
                 print(f"loaded: {await handle.execute_update(DockWorkflow.wait_until_loaded)} of {number}")
         await handle.signal(DockWorkflow.close)
         print(f"{handle.id}: {await handle.result()} parcels loaded in {len(set(trucks.loaded.values()))} runs")
+    await asyncio.sleep(0.1)  # the SDK's threads end: see main() in worker.py
 
 
 if __name__ == "__main__":

@@ -78,7 +78,13 @@ class LabelsWorkflow:
 
 def build_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
     return Worker(
-        client, task_queue=task_queue, workflows=[LabelsWorkflow], activities=[print_labels], workflow_runner=SANDBOX
+        client,
+        task_queue=task_queue,
+        workflows=[LabelsWorkflow],
+        activities=[print_labels],
+        workflow_runner=SANDBOX,
+        # A workflow task is first offered to the worker that has the workflow in its cache, even if that was killed.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),  # by default 10
     )
 
 
@@ -107,6 +113,7 @@ async def main() -> None:
         await run_worker_until_killed("printed 30 of 50")
         async with build_worker(client):
             print(f"{workflow_id}: completed; the last attempt began at label {await handle.result()}")
+    await asyncio.sleep(0.1)  # the SDK's threads end: see main() in worker.py
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ async def main() -> None:
             with suppress(WorkflowFailureError):
                 await client.execute_workflow(PrepareOrderWorkflow.run, order_id, id=order_id, task_queue=TASK_QUEUE)
             print(f"{order_id}: {dict(services.records[order_id])}")
+    await asyncio.sleep(0.1)  # the SDK's threads end: see main() in worker.py
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ async def main() -> None:
         for parcel, booking in sorted(carrier.bookings.items()):
             ended = await client.get_workflow_handle(parcel).describe()
             print(f"{parcel}: {booking}, {ended.status.name if ended.status else ''}")
+    await asyncio.sleep(0.1)  # the SDK's threads end: see main() in worker.py
 
 
 if __name__ == "__main__":
