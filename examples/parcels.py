@@ -4,7 +4,8 @@ Problem: each parcel waits for its own pick-up, for days, and may fail alone. If
 that was not picked up is taken back from the carrier, and the order may not end before that is done.
 
 Traps: by default, Temporal terminates the children of a workflow that closes, and a terminated child compensates
-nothing. If a cancel arrives while a child is being started, `execute_child_workflow` raises without waiting for it.
+nothing. If a cancel arrives while a child is being started, `execute_child_workflow` raises without waiting for it. If
+it arrives while an activity is in flight that then succeeds, `execute_activity` returns, and nothing raises it again.
 
 Solution: with REQUEST_CANCEL, the children compensate even if the parent is terminated. The parent starts all children,
 uninterrupted, then waits until each one has ended (WAIT_CANCELLATION_COMPLETED, the default for children).
@@ -52,6 +53,11 @@ class Carrier:
         self.bookings[parcel] = "cancelled"  # also if there is none: the fence for a late attempt
 
 
+def raise_if_cancelled() -> None:
+    if workflow.cancellation_reason() is not None:
+        raise asyncio.CancelledError
+
+
 @workflow.defn
 class ParcelWorkflow:
     """One parcel, from its booking until the carrier has picked it up."""
@@ -63,6 +69,7 @@ class ParcelWorkflow:
     async def run(self, parcel: str) -> str:
         try:
             await workflow.execute_activity_method(Carrier.book, parcel, **STEP)
+            raise_if_cancelled()
             await workflow.wait_condition(lambda: self._picked_up)
         except (ActivityError, asyncio.CancelledError):
             if not self._picked_up:
@@ -83,12 +90,11 @@ class ShipmentWorkflow:
     async def run(self, shipment: Shipment) -> dict[str, str]:
         parcels = [f"{shipment.order_id}-parcel-{number}" for number in range(1, shipment.parcels + 1)]
         children = await uninterrupted(asyncio.gather(*(self._start(parcel) for parcel in parcels)))
-        if workflow.cancellation_reason() is not None:  # while they were started
+        if workflow.cancellation_reason() is not None:  # it came while they were started
             for child in children:
                 child.cancel()
         outcomes = await asyncio.gather(*children, return_exceptions=True)  # a cancel reaches each, and waits for each
-        if workflow.cancellation_reason() is not None:
-            raise asyncio.CancelledError
+        raise_if_cancelled()
         return {p: o if isinstance(o, str) else "failed" for p, o in zip(parcels, outcomes, strict=True)}
 
     async def _start(self, parcel: str) -> workflow.ChildWorkflowHandle[ParcelWorkflow, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 from temporalio import activity
@@ -17,30 +19,32 @@ from tests.replay.histories import replayer
 Handle = WorkflowHandle[ShipmentWorkflow, dict[str, str]]
 
 
-class TestCarrier(Carrier):
-    """Refuses parcel 2 if it is asked to, and holds cancels of bookings until `resume` is set."""
+class FaultyCarrier(Carrier):
+    """Refuses parcel 2, or holds the activity `held` until `resume` is set."""
 
-    __test__ = False
-
-    def __init__(self, *, refuses: bool = False, held: bool = False) -> None:
+    def __init__(self, *, refuses: bool = False, held: str = "") -> None:
         super().__init__()
         self._refuses = refuses
-        self.cancelling: set[str] = set()
+        self._held = held
+        self.waiting: set[str] = set()
         self.resume = asyncio.Event()
-        if not held:
-            self.resume.set()
 
     @activity.defn
     async def book(self, parcel: str) -> None:
         if self._refuses and parcel.endswith("-2"):
             raise ApplicationError("refused", non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+        await self._wait("book", parcel)
         await super().book(parcel)
 
     @activity.defn
     async def cancel_booking(self, parcel: str) -> None:
-        self.cancelling.add(parcel)
-        await self.resume.wait()
+        await self._wait("cancel_booking", parcel)
         await super().cancel_booking(parcel)
+
+    async def _wait(self, name: str, parcel: str) -> None:
+        if name == self._held:
+            self.waiting.add(parcel)
+            await self.resume.wait()
 
     async def wait_for_bookings(self, number: int) -> None:
         async def bookings() -> dict[str, str]:
@@ -48,11 +52,11 @@ class TestCarrier(Carrier):
 
         await eventually(bookings, lambda bookings: len(bookings) == number)
 
-    async def wait_for_cancels(self, number: int) -> None:
-        async def cancelling() -> set[str]:
-            return self.cancelling
+    async def wait_until_all_are_held(self) -> None:
+        async def waiting() -> set[str]:
+            return self.waiting
 
-        await eventually(cancelling, lambda parcels: len(parcels) == number)
+        await eventually(waiting, lambda parcels: len(parcels) == 3)
 
 
 async def start(client: Client, task_queue: str, order_id: str = "") -> Handle:
@@ -70,12 +74,12 @@ async def statuses_of_parcels(client: Client, order_id: str) -> list[WorkflowExe
     return [(await client.get_workflow_handle(f"{order_id}-parcel-{n}").describe()).status for n in (1, 2, 3)]
 
 
-async def count(handle: Handle, event_type: EventType.ValueType) -> int:
+async def count(handle: WorkflowHandle[Any, Any], event_type: EventType.ValueType) -> int:
     return sum(event.event_type == event_type for event in (await handle.fetch_history()).events)
 
 
 async def test_pick_up_of_every_parcel_completes_order(client: Client, task_queue: str) -> None:
-    carrier = TestCarrier()
+    carrier = FaultyCarrier()
     async with build_worker(client, carrier, task_queue):
         handle = await start(client, task_queue)
         await carrier.wait_for_bookings(3)
@@ -84,7 +88,7 @@ async def test_pick_up_of_every_parcel_completes_order(client: Client, task_queu
 
 
 async def test_refused_parcel_fails_alone(client: Client, task_queue: str) -> None:
-    carrier = TestCarrier(refuses=True)
+    carrier = FaultyCarrier(refuses=True)
     async with build_worker(client, carrier, task_queue):
         handle = await start(client, task_queue)
         await carrier.wait_for_bookings(3)  # one of them is the fence of the refused parcel
@@ -94,12 +98,12 @@ async def test_refused_parcel_fails_alone(client: Client, task_queue: str) -> No
 
 
 async def test_cancel_order_compensates_each_parcel_before_order_ends(client: Client, task_queue: str) -> None:
-    carrier = TestCarrier(held=True)
+    carrier = FaultyCarrier(held="cancel_booking")
     async with build_worker(client, carrier, task_queue):
         handle = await start(client, task_queue)
         await carrier.wait_for_bookings(3)
         await handle.cancel()
-        await carrier.wait_for_cancels(3)
+        await carrier.wait_until_all_are_held()
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
         carrier.resume.set()
         with pytest.raises(WorkflowFailureError):
@@ -112,8 +116,25 @@ async def test_cancel_order_compensates_each_parcel_before_order_ends(client: Cl
         await replayer(workflow_class).replay_workflow(history)
 
 
+async def test_cancel_order_while_parcels_are_booked_compensates_each_one(client: Client, task_queue: str) -> None:
+    """The bookings succeed although they were cancelled; the cancel is not forgotten."""
+    carrier = FaultyCarrier(held="book")
+    async with build_worker(client, carrier, task_queue):
+        handle = await start(client, task_queue)
+        await carrier.wait_until_all_are_held()
+        await handle.cancel()
+        requested = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
+        for number in (1, 2, 3):
+            parcel = client.get_workflow_handle(f"{task_queue}-parcel-{number}")
+            await eventually(partial(count, parcel, requested))
+        carrier.resume.set()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert [*carrier.bookings.values()] == ["cancelled"] * 3
+
+
 async def test_cancel_order_keeps_parcel_that_was_picked_up(client: Client, task_queue: str) -> None:
-    carrier = TestCarrier()
+    carrier = FaultyCarrier()
     async with build_worker(client, carrier, task_queue):
         handle = await start(client, task_queue)
         await carrier.wait_for_bookings(3)
@@ -127,7 +148,7 @@ async def test_cancel_order_keeps_parcel_that_was_picked_up(client: Client, task
 
 
 async def test_terminate_order_compensates_each_parcel(client: Client, task_queue: str) -> None:
-    carrier = TestCarrier()
+    carrier = FaultyCarrier()
     async with build_worker(client, carrier, task_queue):
         handle = await start(client, task_queue)
         await carrier.wait_for_bookings(3)
@@ -139,7 +160,7 @@ async def test_terminate_order_compensates_each_parcel(client: Client, task_queu
 
 async def test_cancel_order_as_it_starts_leaves_no_parcel_behind(client: Client, task_queue: str) -> None:
     """The cancels come before the first workflow task, while the children are started, or soon after."""
-    carrier = TestCarrier()
+    carrier = FaultyCarrier()
     early = await start(client, task_queue, f"{task_queue}-0")
     await early.cancel()
 
