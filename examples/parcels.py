@@ -15,7 +15,6 @@ uninterrupted, then waits until each one has ended (WAIT_CANCELLATION_COMPLETED,
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from uuid import uuid4
 
 from temporalio import activity, workflow
@@ -29,12 +28,6 @@ with workflow.unsafe.imports_passed_through():
     from worker import SANDBOX
 
 TASK_QUEUE = "example-parcels"
-
-
-@dataclass(frozen=True)
-class Shipment:
-    order_id: str
-    parcels: int
 
 
 class Carrier:
@@ -87,8 +80,7 @@ class ShipmentWorkflow:
     """All parcels of an order; returns the outcome of each. A parcel that fails does not stop the others."""
 
     @workflow.run
-    async def run(self, shipment: Shipment) -> dict[str, str]:
-        parcels = [f"{shipment.order_id}-parcel-{number}" for number in range(1, shipment.parcels + 1)]
+    async def run(self, parcels: list[str]) -> dict[str, str]:
         children = await uninterrupted(asyncio.gather(*(self._start(parcel) for parcel in parcels)))
         if workflow.cancellation_reason() is not None:  # it came while they were started
             for child in children:
@@ -109,12 +101,12 @@ def build_worker(client: Client, carrier: Carrier, task_queue: str = TASK_QUEUE)
 
 async def main() -> None:
     client, carrier, order_id = await connect(), Carrier(), f"order-{uuid4().hex[:8]}"
+    parcels = [f"{order_id}-parcel-{number}" for number in (1, 2, 3)]
     async with build_worker(client, carrier):
-        shipment = Shipment(order_id, parcels=3)
-        handle = await client.start_workflow(ShipmentWorkflow.run, shipment, id=order_id, task_queue=TASK_QUEUE)
-        while len(carrier.bookings) < shipment.parcels:
+        handle = await client.start_workflow(ShipmentWorkflow.run, parcels, id=order_id, task_queue=TASK_QUEUE)
+        while len(carrier.bookings) < len(parcels):
             await asyncio.sleep(0.1)
-        await client.get_workflow_handle(f"{order_id}-parcel-1").signal(ParcelWorkflow.picked_up)
+        await client.get_workflow_handle(parcels[0]).signal(ParcelWorkflow.picked_up)
         await handle.cancel()
         with suppress(WorkflowFailureError):
             await handle.result()

@@ -65,6 +65,12 @@ def test_deletable_modules_are_imported_nowhere_else() -> None:
         assert set(importing) - extras <= {ROOT / "app/api/main.py", ROOT / "worker.py"}, module
 
 
+def test_program_does_not_import_examples() -> None:
+    program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
+    imports = re.compile(r"^\s*(from|import) examples\b", re.MULTILINE)
+    assert [path for path in program if imports.search(path.read_text())] == []
+
+
 def test_documented_settings_match_the_code() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(.*?)`? ?\|", page, re.MULTILINE))
