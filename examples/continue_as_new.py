@@ -10,7 +10,7 @@ Solution: all state is one value, the workflow's input, and handlers only change
 until Temporal suggests a new run AND all handlers have finished; there is no `await` between that check and
 `continue_as_new`. A signal that arrives meanwhile is safe: Temporal repeats the workflow task with it.
 
-    python -m examples.continue_as_new    # 100 parcels, in runs of about 100 events
+    python -m examples.continue_as_new    # 75 parcels, in runs of about 100 events
 """
 
 import asyncio
@@ -111,7 +111,7 @@ async def main() -> None:
         handle = await client.start_workflow(
             DockWorkflow.run, Dock(events_per_run=100), id=f"dock-{uuid4().hex[:8]}", task_queue=TASK_QUEUE
         )
-        for number in range(1, 101):
+        for number in range(1, 76):
             await handle.signal(DockWorkflow.arrive, f"parcel-{number}")
             if number % 25 == 0:
                 print(f"loaded: {await handle.execute_update(DockWorkflow.wait_until_loaded)} of {number}")
