@@ -40,19 +40,20 @@ chaos: $(READY)  ## kill servers while orders come in, then check that nothing i
 ##@ Test
 
 test: $(READY)  ## all tests of the program; ARGS="-k cancel" or ARGS=path runs some, in one process
-	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL) --ignore=tests/tooling) $(ARGS)
+	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL) $(patsubst %,--ignore=tests/%,$(TOOLING))) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
-	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(patsubst %,--ignore=tests/%,browser e2e tooling) $(ARGS)
+	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(patsubst %,--ignore=tests/%,browser e2e $(TOOLING)) $(ARGS)
 
-test-tooling: $(READY)  ## the tests of dev/, of deploy/, and of what the docs tell you to change
-	@$(PY) -m pytest $(PARALLEL) $(ARGS) tests/tooling
+test-tooling: $(READY)  ## the tests of dev/, deploy/ and examples/, and of what the docs tell you to change
+	@$(PY) -m pytest $(PARALLEL) $(ARGS) $(patsubst %,tests/%,$(TOOLING))
 
 test-exhaustive: $(READY)  ## all of these, with every combination in those that otherwise test every pair
 	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
 BY_FILE := --dist=loadfile --no-loadscope-reorder
+TOOLING := tooling examples
 PARALLEL := --numprocesses=6 $(BY_FILE)
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
