@@ -30,6 +30,7 @@ from app.activities.reconciliation import Reconciliation
 from app.activities.redaction import RedactErrors
 from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
+from app.health import WorkerHealth
 from app.mongo import Mongo
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
@@ -113,6 +114,9 @@ async def serve(settings: Settings) -> None:
     async with sandbox(mongo) as gateways:
         check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
         temporal.configure_core(settings.worker_metrics_address)
+        health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
+        if settings.worker_health_address:
+            await health.serve(settings.worker_health_address)
         client = await wait_for("Temporal", partial(temporal.connect, plugins=plugins))
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))
@@ -120,7 +124,11 @@ async def serve(settings: Settings) -> None:
         async with build_worker(client, mongo, gateways, settings.task_queue):
             logger.info("worker ready: task queue %s", settings.task_queue)
             reconciliation = keep_schedule(client, settings.task_queue, settings.reconciliation_interval)
-            await asyncio.gather(relay.run(), reconciliation)
+            health.worker = "ok"
+            try:
+                await asyncio.gather(relay.run(), reconciliation)
+            finally:
+                health.worker = "unavailable: stopping"
 
 
 def check_gateways(gateways: Gateways, *, allow_sandbox: bool) -> None:

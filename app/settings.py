@@ -66,6 +66,7 @@ def https_url(url: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(https_url)]
+Address = Annotated[str, Field(pattern=r"^([^\s/]+:[0-9]{1,5})?$")]  # host:port
 
 
 class ApiKey(BaseModel):
@@ -106,7 +107,9 @@ class Settings(BaseSettings):
     # The address of the order desk, to which Temporal's Web UI links; empty: no link.
     order_desk_url: str = ""
     # host:port of the worker's Prometheus metrics; empty: none. (The API serves its own at /metrics.)
-    worker_metrics_address: str = ""
+    worker_metrics_address: Address = ""
+    # host:port of the worker's /healthz and /readyz; empty: none. (The API has both.)
+    worker_health_address: Address = ""
     # Start the worker with the sandbox gateways, which charge no card and ship nothing.
     sandbox_gateways: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"

@@ -76,4 +76,7 @@ def configure_core(metrics_address: str = "") -> None:
     forwarding = runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core"))
     logging_config = runtime.LoggingConfig(filter=runtime.LoggingConfig.default.filter, forwarding=forwarding)
     telemetry = runtime.TelemetryConfig(logging=logging_config, metrics=metrics if metrics_address else None)
-    runtime.Runtime.set_default(runtime.Runtime(telemetry=telemetry), error_if_already_set=False)
+    try:
+        runtime.Runtime.set_default(runtime.Runtime(telemetry=telemetry), error_if_already_set=False)
+    except ValueError as error:
+        raise SystemExit(f"wrong setting: WORKER_METRICS_ADDRESS: {error}") from None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from temporalio.api.enums.v1 import PendingActivityState
 
 from app import temporal
 from app.mongo import Mongo, next_change
@@ -134,19 +133,11 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
         clients = [group.create_task(work()) for work in (place_orders, place_orders, wait_for_outcome)]
         order = await shop.start(payment_method="pm_card_slow")
 
-        async def charging() -> bool:
-            pending = (await order.describe()).raw_description.pending_activities
-            return any(
-                activity.activity_type.name == "ChargePayment"
-                and activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-                for activity in pending
-            )
-
         async def one_waits() -> bool:
             return await shop.mongo.orders.find_one({"payment_method": "pm_card_outage"}) is not None
 
         await eventually(one_waits)
-        await eventually(charging)
+        await shop.wait_until_started(order.id.removeprefix("order-"), "ChargePayment")
         yield
         listener.disconnect()
         for client in clients:

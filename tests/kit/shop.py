@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
@@ -87,6 +88,19 @@ class Shop:
     async def wait_for_status(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:
         """Wait until the order has one of these statuses in MongoDB."""
         return await eventually(lambda: self.order(handle_or_id), lambda order: order.status in statuses)
+
+    async def wait_until_started(self, order_id: str, activity: str) -> None:
+        """Wait until an attempt of this activity runs in a worker."""
+
+        async def running() -> bool:
+            pending = (await self.handle(order_id).describe()).raw_description.pending_activities
+            return any(
+                each.activity_type.name == activity
+                and each.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+                for each in pending
+            )
+
+        await eventually(running)
 
 
 def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:

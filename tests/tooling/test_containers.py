@@ -132,14 +132,17 @@ class Containers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: dict[str, Server] = {}
-        self.temporal, self.mongodb, self.api, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(4))
+        self.temporal, self.mongodb, self.api, self.metrics, self.health = (
+            f"127.0.0.1:{free_port()}" for _ in range(5)
+        )
         self._replacements = {  # local replacements for addresses, paths and programs of a container
             "temporal:7233": self.temporal,
             "127.0.0.1:7233": self.temporal,
             "mongodb:27017": self.mongodb,
             "127.0.0.1:8000": self.api,
             "0.0.0.0:9464": self.metrics,
-            "127.0.0.1:9464": self.metrics,
+            "0.0.0.0:8080": self.health,
+            "127.0.0.1:8080": self.health,
             "0.0.0.0": "127.0.0.1",  # noqa: S104
             "--bind_ip_all": "--bind_ip=127.0.0.1",
             "/home/temporal/": f"{folder}/",

@@ -38,7 +38,6 @@ FILE = ROOT / "deploy" / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 MEMBERS = ("mongodb-1", "mongodb-2", "mongodb-3")
-NOT_YET_READ = {"WORKER_HEALTH_ADDRESS"}  # until the worker serves its health
 ONE_SHOTS = {"mongodb-setup", "temporal-schema", "temporal-setup"}
 # By name, as docs/deployment.md tells to put them into deploy/.env.
 SECRETS = {name: secrets.token_hex(24) for name in re.findall(r"\$\{(\w+):\?\}", FILE.read_text())}
@@ -93,7 +92,7 @@ def test_each_process_gets_its_own_credentials_and_only_variables_that_it_reads(
     api, worker_ = (SERVICES[name]["environment"] for name in ("api", "worker"))
     of_sdk = {"TEMPORAL_ADDRESS", "OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert api.keys() - of_sdk <= {name.upper() for name in ApiSettings.model_fields}
-    assert worker_.keys() - of_sdk - NOT_YET_READ <= {name.upper() for name in Settings.model_fields}
+    assert worker_.keys() - of_sdk <= {name.upper() for name in Settings.model_fields}
     assert "${MONGODB_API_PASSWORD:?}" in api["MONGODB_URI"]
     assert "${MONGODB_WORKER_PASSWORD:?}" in worker_["MONGODB_URI"]
     for name in ("api", "worker"):

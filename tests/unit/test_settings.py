@@ -52,6 +52,9 @@ def test_invalid_approval_timeout_is_refused_in_one_line(text: str, monkeypatch:
         ("MONGODB_URI", "localhost"),
         ("MONGODB_URI", "mongodb://user:pass@word@127.0.0.1/"),
         ("MONGODB_DATABASE", "a.b"),
+        ("WORKER_METRICS_ADDRESS", "9464"),
+        ("WORKER_HEALTH_ADDRESS", "127.0.0.1"),
+        ("WORKER_HEALTH_ADDRESS", "http://127.0.0.1:8080"),
     ],
 )
 def test_invalid_setting_is_one_line_without_its_value(

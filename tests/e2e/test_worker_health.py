@@ -1,0 +1,129 @@
+"""The worker's /healthz and /readyz: while it waits for its servers, works, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.domain import OrderStatus
+from app.health import REQUEST_TIMEOUT
+from app.settings import Settings
+from dev.servers import Server, free_port
+from dev.stack import ROOT
+from tests.kit.http import NO_TLS
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+
+SLOW_CLIENTS = 100
+
+
+@asynccontextmanager
+async def running_worker(folder: Path, **environment: str) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    port = free_port()
+    address = {"WORKER_HEALTH_ADDRESS": f"127.0.0.1:{port}", "SANDBOX_GATEWAYS": "true"}
+    worker = await Server.start(
+        "worker", [sys.executable, "worker.py"],
+        address="", log=folder / "worker.log", cwd=ROOT, env={**address, **environment},
+    )  # fmt: skip
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=NO_TLS) as http:
+            yield worker, http
+    finally:
+        await worker.kill()
+
+
+def environment_of(settings: Settings, temporal_server: Server) -> dict[str, str]:
+    return {
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TASK_QUEUE": settings.task_queue,
+        "TEMPORAL_ADDRESS": temporal_server.address,
+    }
+
+
+async def readiness(http: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:
+    try:
+        answer = await http.get("/readyz")
+    except httpx.TransportError as error:
+        return 0, {"error": str(error)}
+    return answer.status_code, answer.json()["checks"]
+
+
+async def test_worker_without_servers_is_alive_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    environment = {
+        "MONGODB_URI": f"mongodb://127.0.0.1:{free_port()}/?replicaSet=rs0",
+        "TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}",
+    }
+    async with running_worker(tmp_path, **environment) as (worker, http):
+        status, checks = await eventually(lambda: readiness(http), lambda seen: seen[0] != 0)
+        assert status == 503
+        assert checks == {
+            "mongodb": "unavailable: connection refused",
+            "temporal": "unavailable: connection refused",
+            "worker": "unavailable: starting",
+        }
+        answer = await http.get("/healthz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert (await http.get("/nowhere")).status_code == 404
+        await worker.stop(timeout=30)
+        assert await worker.wait() == 0
+
+
+async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped(
+    settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
+) -> None:
+    await shop.stock()
+    async with running_worker(tmp_path, **environment_of(settings, temporal_server)) as (worker, http):
+        seen = await eventually(lambda: readiness(http), lambda seen: seen[0] == 200)
+        assert seen == (200, {"mongodb": "ok", "temporal": "ok", "worker": "ok"})
+        order = await shop.place(payment_method="pm_card_slow")  # its charge takes 5 s
+        await shop.wait_for_status(order.order_id, OrderStatus.RESERVED)
+        await shop.wait_until_started(order.order_id, "ChargePayment")
+        stopping = asyncio.create_task(worker.stop(timeout=30))
+        status, checks = await eventually(lambda: readiness(http), lambda seen: seen[0] != 200)
+        assert (status, checks) == (503, {"mongodb": "ok", "temporal": "ok", "worker": "unavailable: stopping"})
+        assert (await http.get("/healthz")).status_code == 200
+        await stopping
+        assert await worker.wait() == 0
+    assert (await shop.order(order.order_id)).status is OrderStatus.CHARGED
+
+
+async def test_slow_clients_are_disconnected_and_do_not_keep_others_from_an_answer(
+    settings: Settings, temporal_server: Server, tmp_path: Path
+) -> None:
+    async with running_worker(tmp_path, **environment_of(settings, temporal_server)) as (worker, http):
+        await eventually(lambda: readiness(http), lambda seen: seen[0] == 200)
+        assert http.base_url.port
+        opened = [await asyncio.open_connection("127.0.0.1", http.base_url.port) for _ in range(SLOW_CLIENTS)]
+        for number, (_, writer) in enumerate(opened):
+            writer.write([b"", b"GET /healthz HTTP/1.1\r\n", b"\x16\x03\x01", b"x" * 100_000][number % 4])
+        assert (await readiness(http))[0] == 200
+        async with asyncio.timeout(REQUEST_TIMEOUT + 30):
+            for reader, writer in opened:
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+                writer.close()
+        assert (await http.get("/healthz")).status_code == 200
+        await worker.stop(timeout=30)
+        assert await worker.wait() == 0
+        assert "Traceback" not in worker.log_text()
+
+
+@pytest.mark.parametrize("variable", ["WORKER_HEALTH_ADDRESS", "WORKER_METRICS_ADDRESS"])
+async def test_taken_port_is_one_line(variable: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with running_worker(tmp_path, **{variable: address}) as (worker, _):
+            async with asyncio.timeout(30):
+                assert await worker.wait() == 1
+    (line,) = [line for line in worker.log_text().splitlines() if not line.startswith("{")]
+    assert line.startswith(f"wrong setting: {variable}: ")
+    assert "in use" in line
