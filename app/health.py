@@ -32,10 +32,6 @@ class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
     checks: dict[str, str]
 
-    @property
-    def status_code(self) -> int:
-        return 200 if self.status == "ready" else 503
-
     @classmethod
     async def of(cls, mongodb: Ping, temporal: Ping, **others: str) -> "Readiness":
         """Call MongoDB and Temporal; `others` are the results of other checks."""
@@ -85,7 +81,7 @@ class WorkerHealth:
                     status, body = 200, '{"status":"ok"}'
                 elif request.startswith(b"GET /readyz "):
                     readiness = await Readiness.of(self._mongodb, self._temporal, worker=self.worker)
-                    status, body = readiness.status_code, readiness.model_dump_json()
+                    status, body = 200 if readiness.status == "ready" else 503, readiness.model_dump_json()
                 headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
                 writer.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}\r\n\r\n{body}".encode())
                 await writer.drain()

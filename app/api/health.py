@@ -24,7 +24,7 @@ async def get_readiness(request: Request, response: Response) -> Readiness:
     """Return 200 if MongoDB and Temporal answer; else 503, with the reason for each."""
     clients = request.app.state.clients
     readiness = await Readiness.of(clients.mongo.ping, clients.workflows.ping)
-    response.status_code = readiness.status_code
+    response.status_code = 200 if readiness.status == "ready" else 503
     return readiness
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from app import temporal
+from app.domain import OrderStatus
 from app.mongo import Mongo, next_change
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
@@ -20,7 +22,7 @@ from dev.stack import ROOT
 from tests.kit.images import words_of
 from tests.kit.listening import Listener
 from tests.kit.orders import order_body
-from tests.kit.shop import Shop
+from tests.kit.shop import Shop, build_shop_worker, environment_of
 from tests.kit.waiting import eventually
 
 LIMIT = 30  # seconds, for a busy machine: worker and API give themselves less than half of it
@@ -65,6 +67,45 @@ async def test_sigterm_while_servers_are_frozen_stops_worker_and_api_in_time(tmp
         assert not any("Exception in ASGI application" in process.log_text() for process in processes)
 
 
+async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no_order(
+    shop: Shop, temporal_server: Server, tmp_path: Path, exhaustive: bool, summary: Counter[str]
+) -> None:
+    """Three workers, 20 in an exhaustive run: each is stopped in the middle of its work, and the next one goes on."""
+    await shop.stock(available=1_000_000)
+    environment = environment_of(shop.settings, temporal_server)
+    workers: list[Server] = []
+    orders: list[str] = []
+
+    async def place(count: int, payment_method: str = "pm_card_ok") -> None:
+        started = [await shop.start({"MUG": 1}, payment_method=payment_method) for _ in range(count)]
+        orders.extend(order.id.removeprefix("order-") for order in started)
+
+    async with AsyncExitStack() as stack:
+        stopping: list[asyncio.Task[None]] = []
+        for number in range(20 if exhaustive else 3):
+            command = [sys.executable, "worker.py"]
+            log = tmp_path / f"worker-{number}.log"
+            workers.append(await Server.start("worker", command, address="", log=log, cwd=ROOT, env=environment))
+            stack.push_async_callback(workers[-1].kill)
+            await place(1, "pm_card_slow")  # its charge takes 5 s, and the worker grants it 10
+            await shop.wait_until_started(orders[-1], "ChargePayment")
+            await place(6)
+            stopping.append(asyncio.create_task(workers[-1].stop(timeout=LIMIT)))
+        await asyncio.gather(*stopping)
+        async with build_shop_worker(shop):
+            for order_id in orders:
+                order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
+                assert [step.attempts for step in order.steps] == [1, 1, 1, 1]
+                assert await shop.net_money(order_id) == order.total.amount
+    assert await shop.available() + len(orders) == 1_000_000
+    codes = [await worker.wait() for worker in workers]
+    # The SDK's core hangs once in about 500 stops (see tests/conftest.py); then the worker ends by force.
+    forced = sum("Timeout (" in worker.log_text() for worker in workers)
+    summary.update({"workers stopped under load": len(workers), "of these, by force": forced})
+    assert forced <= 1
+    assert sorted(codes) == [0] * (len(codes) - forced) + [1] * forced
+
+
 @dataclass(frozen=True)
 class Programs:
     """A worker and an API, with a database and a task queue of their own."""
@@ -79,14 +120,7 @@ async def start_programs(
     stack: AsyncExitStack, folder: Path, name: str, mongod: Server, temporal_server: Server
 ) -> Programs:
     settings = Settings(mongodb_uri=mongod.address, mongodb_database=name, task_queue=name)
-    environment = {
-        "MONGODB_URI": settings.mongodb_uri,
-        "MONGODB_DATABASE": settings.mongodb_database,
-        "TEMPORAL_ADDRESS": temporal_server.address,
-        "TASK_QUEUE": settings.task_queue,
-        "API_OPEN": "true",
-        "SANDBOX_GATEWAYS": "true",
-    }
+    environment = {**environment_of(settings, temporal_server), "API_OPEN": "true"}
     port = free_port()
     here = {"python": sys.executable, "0.0.0.0": "127.0.0.1", "8000": str(port)}  # noqa: S104
     commands = {"worker": [sys.executable, "worker.py"], "api": [here.get(word, word) for word in words_of("CMD")]}

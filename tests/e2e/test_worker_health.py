@@ -19,7 +19,7 @@ from app.settings import Settings
 from dev.servers import Server, free_port
 from dev.stack import ROOT
 from tests.kit.http import NO_TLS
-from tests.kit.shop import Shop
+from tests.kit.shop import Shop, environment_of
 from tests.kit.waiting import eventually
 
 SLOW_CLIENTS = 100
@@ -38,15 +38,6 @@ async def running_worker(folder: Path, **environment: str) -> AsyncIterator[tupl
             yield worker, http
     finally:
         await worker.kill()
-
-
-def environment_of(settings: Settings, temporal_server: Server) -> dict[str, str]:
-    return {
-        "MONGODB_URI": settings.mongodb_uri,
-        "MONGODB_DATABASE": settings.mongodb_database,
-        "TASK_QUEUE": settings.task_queue,
-        "TEMPORAL_ADDRESS": temporal_server.address,
-    }
 
 
 async def readiness(http: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:

@@ -24,6 +24,7 @@ from app.products import ProductRepository
 from app.relay import OutboxRelay
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
+from dev.servers import Server
 from tests.kit.orders import order_document
 from tests.kit.waiting import eventually
 from worker import build_worker
@@ -101,6 +102,17 @@ class Shop:
             )
 
         await eventually(running)
+
+
+def environment_of(settings: Settings, temporal_server: Server) -> dict[str, str]:
+    """The environment of a worker or an API as a process, with the sandbox gateways."""
+    return {
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TASK_QUEUE": settings.task_queue,
+        "TEMPORAL_ADDRESS": temporal_server.address,
+        "SANDBOX_GATEWAYS": "true",
+    }
 
 
 def sandbox_gateways(mongo: Mongo, **others: Any) -> Gateways:
