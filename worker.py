@@ -24,7 +24,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
-from app import logs, temporal, tracing
+from app import logs, metrics, temporal, tracing
 from app.activities.order_step import Dependencies
 from app.activities.reconciliation import Reconciliation
 from app.activities.redaction import RedactErrors
@@ -123,10 +123,12 @@ async def serve(settings: Settings) -> None:
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         async with build_worker(client, mongo, gateways, settings.task_queue):
             logger.info("worker ready: task queue %s", settings.task_queue)
-            reconciliation = keep_schedule(client, settings.task_queue, settings.reconciliation_interval)
+            tasks = [relay.run(), keep_schedule(client, settings.task_queue, settings.reconciliation_interval)]
+            if settings.worker_metrics_address:
+                tasks.append(metrics.watch(OrderRepository(mongo), relay))
             health.worker = "ok"
             try:
-                await asyncio.gather(relay.run(), reconciliation)
+                await asyncio.gather(*tasks)
             finally:
                 health.worker = "unavailable: stopping"
 

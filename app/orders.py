@@ -14,7 +14,7 @@ from bson import DatetimeMS
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from app import domain, tracing
+from app import domain, metrics, tracing
 from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepName, StepStatus
 from app.messages import AddressChange, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
@@ -90,6 +90,12 @@ class OrderRepository:
         queries = [{"$and": [{"status": status.value}, self._owned]} for status in OrderStatus]
         numbers = await asyncio.gather(*(self._orders.count_documents(query, limit=MAX_COUNT) for query in queries))
         return dict(zip(OrderStatus, numbers, strict=True))
+
+    async def backlog(self, status: OrderStatus) -> tuple[int, datetime | None]:
+        """Return the number of orders in this status, at most `MAX_COUNT`, and when the oldest of them was placed."""
+        count = await self._orders.count_documents({"status": status.value}, limit=MAX_COUNT)
+        oldest = await self._orders.find_one({"status": status.value}, sort=[("created_at", ASCENDING)])
+        return count, Order.from_any_document(oldest).created_at if oldest else None
 
     async def changed_since(self, then: datetime, until: datetime | None = None) -> AsyncIterator[Order]:
         """Yield the orders whose last change is since then, and before `until` if given, the oldest change first."""
@@ -323,9 +329,12 @@ class OrderRepository:
 
     async def _update(self, order_id: Any, fields: Document, guard: Document | None = None) -> Document | None:
         """Update atomically; return the document after it, or None if the guard does not match."""
-        return await self._orders.find_one_and_update(
-            {**self._owned, "_id": order_id, **(guard or {})}, [{"$set": fields}], return_document=ReturnDocument.AFTER
-        )
+        query = {**self._owned, "_id": order_id, **(guard or {})}
+        update = [{"$set": {**fields, "status_before": "$status"}}]
+        document = await self._orders.find_one_and_update(query, update, return_document=ReturnDocument.AFTER)
+        if document:
+            metrics.count_end(document)
+        return document
 
 
 def _step_fields(change: StepChange) -> Document:

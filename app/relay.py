@@ -37,9 +37,17 @@ class OutboxRelay:
         self._orders = orders
         self._workflows = workflows
         self._holder = secrets.token_hex(8)  # identifies this relay in the lease
-        self._renew_at = self._sweep_at = 0.0
-        # Orders that may have no workflow: when to check each, and its `_id`, which may be of any type.
-        self._suspects: dict[str, tuple[float, Any]] = {}
+        self._renew_at = self._held_until = self._sweep_at = 0.0
+        self._followed_at = 0.0  # when all changes and due suspects were last handled; 0: not by this relay
+        # Orders that may have no workflow: when to check each, since when it waits, and its `_id`, of any type.
+        self._suspects: dict[str, tuple[float, float, Any]] = {}
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds for which a change or a suspect has waited; None if another relay may hold the lease."""
+        now = asyncio.get_running_loop().time()
+        waiting_since = [self._followed_at, *(since for _, since, _ in self._suspects.values())]
+        return now - min(waiting_since) if now < self._held_until else None
 
     async def run(self) -> None:
         """Run until cancelled; after any error, start again."""
@@ -65,8 +73,11 @@ class OutboxRelay:
                 {"_id": "relay"}, taken, upsert=True, return_document=ReturnDocument.AFTER
             )
             if lease["holder"] != self._holder:
+                self._followed_at = 0.0  # the other relay follows
+                self._suspects.clear()
                 return False
-            self._renew_at = now + LEASE / 3
+            self._renew_at, self._held_until = now + LEASE / 3, now + LEASE
+            self._followed_at = self._followed_at or now
         return True
 
     async def _follow(self) -> None:
@@ -84,6 +95,7 @@ class OutboxRelay:
                 if now >= start_at:
                     start_at = now + GRACE / 5
                     await self._start_due(now)
+                self._followed_at = now
 
     async def _sweep(self, now: float) -> None:
         """Add all open orders without a running workflow to the suspects; repeat signals that may be lost.
@@ -105,7 +117,7 @@ class OutboxRelay:
     def _suspect(self, order_id: Any, now: float) -> None:
         key = repr(order_id)
         if len(key) <= MAX_ID_LENGTH:
-            self._suspects.setdefault(key, (now + GRACE, order_id))
+            self._suspects.setdefault(key, (now + GRACE, now, order_id))
         else:
             logger.error("cannot start an order: its _id has %d characters", len(key))
 
@@ -115,13 +127,13 @@ class OutboxRelay:
         Raises:
             TemporalUnavailable: the running workflows cannot be listed.
         """
-        due = [(key, order_id) for key, (when, order_id) in self._suspects.items() if when <= now][:BATCH]
+        due = [(key, since, order_id) for key, (when, since, order_id) in self._suspects.items() if when <= now][:BATCH]
         if not due:
             return
-        open_ids = await self._orders.open_ids([order_id for _, order_id in due])
+        open_ids = await self._orders.open_ids([order_id for _, _, order_id in due])
         running = await self._workflows.running([order_id for order_id in open_ids if isinstance(order_id, str)])
         lost = {repr(order_id) for order_id in open_ids} - {repr(order_id) for order_id in running}
-        for key, order_id in due:
+        for key, since, order_id in due:
             try:
                 if key in lost:
                     await self._start(order_id)
@@ -131,7 +143,7 @@ class OutboxRelay:
                     raise
                 fields = {"order_id": str(order_id)}
                 logger.warning("cannot start order %s yet: %s", order_id, type(error).__name__, extra=fields)
-                self._suspects[key] = now + FAILED_START_DELAY, order_id
+                self._suspects[key] = now + FAILED_START_DELAY, since, order_id
 
     async def _start(self, order_id: Any) -> None:
         """Start the order's workflow, or mark a malformed order as failed."""

@@ -71,7 +71,11 @@ def configure_core(metrics_address: str = "") -> None:
     """
     load_config()  # before the API starts: an error in its start-up would be a traceback
     metrics = runtime.PrometheusConfig(
-        bind_address=metrics_address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
+        bind_address=metrics_address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+        histogram_bucket_overrides={"order_duration": [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600, 3_600, 86_400, 604_800]},
     )
     forwarding = runtime.LogForwardingConfig(logger=logging.getLogger("temporalio.core"))
     logging_config = runtime.LoggingConfig(filter=runtime.LoggingConfig.default.filter, forwarding=forwarding)

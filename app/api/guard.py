@@ -16,7 +16,7 @@ from app import logs
 from app.api.problems import Problem, answer
 from app.validation import IDENTIFIER
 
-REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "status"])
+REQUESTS = Histogram("http_request_seconds", "Time until the response begins.", ["method", "route", "status"])
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may send any word
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = re.compile(r"(([a-z0-9-]+\.)*localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -57,7 +57,8 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                REQUESTS.labels(method, message["status"]).observe(perf_counter() - began)
+                route = getattr(scope.get("route"), "path", "other")  # the template: ids would make endless labels
+                REQUESTS.labels(method, route, message["status"]).observe(perf_counter() - began)
                 MutableHeaders(scope=message).update(headers)
             await send(message)
 

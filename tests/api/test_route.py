@@ -44,7 +44,8 @@ async def post(endpoint: Endpoint, body: bytes = b"") -> httpx.Response:
 
 
 def measured(status: int) -> float:
-    return REGISTRY.get_sample_value("http_request_seconds_count", {"method": "POST", "status": str(status)}) or 0
+    labels = {"method": "POST", "route": "/", "status": str(status)}
+    return REGISTRY.get_sample_value("http_request_seconds_count", labels) or 0
 
 
 def assert_problem(answer: httpx.Response, status: int) -> None:
