@@ -31,6 +31,7 @@ from tests.kit.waiting import eventually
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OBSERVABILITY = {"prometheus", "grafana"}  # tests/tooling/test_prometheus.py
 
 
 def health_check(service: str) -> list[str]:
@@ -47,7 +48,7 @@ def health_check(service: str) -> list[str]:
 
 
 def test_services_wait_for_their_dependencies() -> None:
-    assert SERVICES.keys() == {"temporal", "mongodb", "worker", "api", "stock"}
+    assert SERVICES.keys() == {"temporal", "mongodb", "worker", "api", "stock", *OBSERVABILITY}
     healthy = {"condition": "service_healthy"}
     for app in ("worker", "api"):
         assert SERVICES[app]["depends_on"] == {"temporal": healthy, "mongodb": healthy}
@@ -56,7 +57,7 @@ def test_services_wait_for_their_dependencies() -> None:
     for name, service in SERVICES.items():
         assert service["restart"] == ("no" if name == "stock" else "unless-stopped")
         if "build" not in service:
-            assert re.search(r":\d", service["image"]), "an image without a version"
+            assert re.search(r":v?\d", service["image"]), "an image without a version"
 
 
 def test_ports_are_published_on_loopback_with_variables_of_make_dev() -> None:
@@ -65,13 +66,15 @@ def test_ports_are_published_on_loopback_with_variables_of_make_dev() -> None:
         "temporal": ["127.0.0.1:${TEMPORAL_PORT:-7233}:7233", "127.0.0.1:${TEMPORAL_UI_PORT:-8233}:8233"],
         "mongodb": ["127.0.0.1:${MONGODB_PORT:-27017}:27017"],
         "api": ["127.0.0.1:${API_PORT:-8000}:8000"],
+        "prometheus": ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
     }
 
 
 def test_credentials_of_the_api_reach_the_api_alone() -> None:
     own = {name.upper() for name in ApiSettings.model_fields.keys() - Settings.model_fields.keys()}
     given = {name: own & service.get("environment", {}).keys() for name, service in SERVICES.items()}
-    assert given == {"temporal": set(), "mongodb": set(), "worker": set(), "api": own, "stock": set()}
+    assert given == {name: own if name == "api" else set() for name in SERVICES}
     assert "env_file" not in (ROOT / "docker-compose.yml").read_text()
 
 

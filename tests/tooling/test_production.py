@@ -60,7 +60,12 @@ def test_compose_accepts_the_file_and_asks_for_its_secrets(file: Path) -> None:
     command = [*compose(), "-f", str(file), "config", "--quiet"]
 
     def checked(**environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment}
+        clean = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "COMPOSE_PROFILES": "observability",
+            **environment,
+        }
         return subprocess.run(command, capture_output=True, text=True, env=clean)  # noqa: PLW1510
 
     accepted = checked(**SECRETS)
