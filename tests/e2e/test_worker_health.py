@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app import temporal
 from app.domain import OrderStatus
-from app.health import REQUEST_TIMEOUT
+from app.health import REQUEST_TIMEOUT, WorkerHealth
 from app.settings import Settings
 from dev.servers import Server, free_port
 from dev.stack import ROOT
@@ -23,6 +24,7 @@ from tests.kit.shop import Shop, environment_of
 from tests.kit.waiting import eventually
 
 SLOW_CLIENTS = 100
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
@@ -68,13 +70,29 @@ async def test_worker_without_servers_is_alive_and_says_what_it_waits_for(tmp_pa
         assert await worker.wait() == 0
 
 
-async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped(
+async def slow_clients(http: httpx.AsyncClient) -> list[Connection]:
+    """Connect clients that do not complete a request."""
+    assert http.base_url.port
+    opened = [await asyncio.open_connection("127.0.0.1", http.base_url.port) for _ in range(SLOW_CLIENTS)]
+    for number, (_, writer) in enumerate(opened):
+        writer.write([b"", b"GET /healthz HTTP/1.1\r\n", b"\x16\x03\x01", b"x" * 100_000][number % 4])
+    return opened
+
+
+async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped_despite_slow_clients(
     settings: Settings, temporal_server: Server, shop: Shop, tmp_path: Path
 ) -> None:
     await shop.stock()
     async with running_worker(tmp_path, **environment_of(settings, temporal_server)) as (worker, http):
         seen = await eventually(lambda: readiness(http), lambda seen: seen[0] == 200)
         assert seen == (200, {"mongodb": "ok", "temporal": "ok", "worker": "ok"})
+        opened = await slow_clients(http)
+        assert (await readiness(http))[0] == 200
+        async with asyncio.timeout(REQUEST_TIMEOUT + 30):  # until the worker has disconnected them
+            for reader, writer in opened:
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+                writer.close()
         order = await shop.place(payment_method="pm_card_slow")  # its charge takes 5 s
         await shop.wait_for_status(order.order_id, OrderStatus.RESERVED)
         await shop.wait_until_started(order.order_id, "ChargePayment")
@@ -84,37 +102,16 @@ async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped(
         assert (await http.get("/healthz")).status_code == 200
         await stopping
         assert await worker.wait() == 0
+        assert "Traceback" not in worker.log_text()
     assert (await shop.order(order.order_id)).status is OrderStatus.CHARGED
 
 
-async def test_slow_clients_are_disconnected_and_do_not_keep_others_from_an_answer(
-    settings: Settings, temporal_server: Server, tmp_path: Path
-) -> None:
-    async with running_worker(tmp_path, **environment_of(settings, temporal_server)) as (worker, http):
-        await eventually(lambda: readiness(http), lambda seen: seen[0] == 200)
-        assert http.base_url.port
-        opened = [await asyncio.open_connection("127.0.0.1", http.base_url.port) for _ in range(SLOW_CLIENTS)]
-        for number, (_, writer) in enumerate(opened):
-            writer.write([b"", b"GET /healthz HTTP/1.1\r\n", b"\x16\x03\x01", b"x" * 100_000][number % 4])
-        assert (await readiness(http))[0] == 200
-        async with asyncio.timeout(REQUEST_TIMEOUT + 30):
-            for reader, writer in opened:
-                with suppress(ConnectionError):
-                    assert await reader.read() == b""
-                writer.close()
-        assert (await http.get("/healthz")).status_code == 200
-        await worker.stop(timeout=30)
-        assert await worker.wait() == 0
-        assert "Traceback" not in worker.log_text()
+async def test_taken_port_is_one_line_that_names_the_setting() -> None:
+    async def ping() -> None: ...
 
-
-@pytest.mark.parametrize("variable", ["WORKER_HEALTH_ADDRESS", "WORKER_METRICS_ADDRESS"])
-async def test_taken_port_is_one_line(variable: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        async with running_worker(tmp_path, **{variable: address}) as (worker, _):
-            async with asyncio.timeout(30):
-                assert await worker.wait() == 1
-    (line,) = [line for line in worker.log_text().splitlines() if not line.startswith("{")]
-    assert line.startswith(f"wrong setting: {variable}: ")
-    assert "in use" in line
+        with pytest.raises(SystemExit, match=r"^wrong setting: WORKER_HEALTH_ADDRESS: .* in use"):
+            await WorkerHealth(ping, ping).serve(address)
+        with pytest.raises(SystemExit, match=r"^wrong setting: WORKER_METRICS_ADDRESS: .* in use"):
+            temporal.configure_core(address)
