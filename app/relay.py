@@ -74,7 +74,6 @@ class OutboxRelay:
             )
             if lease["holder"] != self._holder:
                 self._followed_at = 0.0  # the other relay follows
-                self._suspects.clear()
                 return False
             self._renew_at, self._held_until = now + LEASE / 3, now + LEASE
             self._followed_at = self._followed_at or now
