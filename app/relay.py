@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds.
 GRACE = 1.0  # for the API to start the workflow of an order that it inserted
+CHECK_INTERVAL = 0.2  # between two checks of the suspects that are due
 SWEEP_INTERVAL = 60.0
 RETRY_DELAY = 1.0
 FAILED_START_DELAY = 5.0  # for an order that cannot be started, while others can
@@ -92,7 +93,7 @@ class OutboxRelay:
                 if change is not None:
                     self._suspect(change["documentKey"]["_id"], now)
                 if now >= start_at:
-                    start_at = now + GRACE / 5
+                    start_at = now + CHECK_INTERVAL
                     await self._start_due(now)
                 self._followed_at = now
 

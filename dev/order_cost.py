@@ -19,7 +19,7 @@ from pathlib import Path
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
-from app import temporal
+from app import relay, temporal
 from app.mongo import Mongo
 from app.order_workflows import workflow_id
 from app.workflows.steps import STEPS
@@ -194,6 +194,7 @@ class Needs:
     oplog: float  # megabytes per second
     history_shards: int  # of Temporal; a power of two
     partitions: int  # of the task queue; at least Temporal's default
+    relays: int  # each with a change stream on a range of the orders
     events: float  # per second
     actions: float  # per second
 
@@ -212,6 +213,7 @@ class Needs:
             gigabytes_per_day=86_400 * rate * (cost.document + cost.index) / 1e9,
             oplog=rate * cost.oplog / 1e6,
             history_shards=2 ** math.ceil(math.log2(max(4, parts(cost.events, EVENTS_PER_HISTORY_SHARD)))),
+            relays=parts(1, relay.BATCH / relay.CHECK_INTERVAL),
             partitions=max(4, parts(activities + WORKFLOW_TASKS, TASKS_PER_PARTITION)),
             events=rate * cost.events,
             actions=rate * cost.actions,

@@ -42,6 +42,7 @@ def test_needs_are_computed_from_the_cost_of_an_order() -> None:
         ["MongoDB, shards", *(f"{need.mongodb_shards:,}" for need in needs)],
         ["MongoDB, growth per day", *(f"{need.gigabytes_per_day:,.0f} GB" for need in needs)],
         ["MongoDB, oplog per second", *(f"{need.oplog:.{1 if need.oplog > 1 else 2}f} MB" for need in needs)],
+        ["relays, change streams", *(f"{need.relays:,}" for need in needs)],
         ["Temporal, events per second", *(f"{need.events:,.0f}" for need in needs)],
         ["Temporal, history shards", *(f"{need.history_shards:,}" for need in needs)],
         ["Temporal, task queue partitions", *(f"{need.partitions:,}" for need in needs)],
@@ -51,4 +52,4 @@ def test_needs_are_computed_from_the_cost_of_an_order() -> None:
 
 def test_limit_of_the_relay_is_that_of_the_code() -> None:
     (limit,) = re.findall(r"checks at most ([\d,]+) orders per second", PAGE)
-    assert int(limit.replace(",", "")) == relay.BATCH / (relay.GRACE / 5)
+    assert int(limit.replace(",", "")) == relay.BATCH / relay.CHECK_INTERVAL
