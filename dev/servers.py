@@ -480,6 +480,7 @@ async def start_temporal(
         "history.timerProcessorMaxTimeShift": '"10ms"',
         "matching.numTaskqueueReadPartitions": "1",
         "matching.numTaskqueueWritePartitions": "1",
+        "matching.enableFairness": "true",  # customers take turns: see app/order_workflows.py
         "frontend.WorkflowTimeSkippingEnabled": json.dumps(time_skipping),
         **(config or {}),
     }

@@ -27,7 +27,7 @@ CAUSED_BY_CODE = {
 
 
 # Fields and identifiers that differ between two orders on the same path.
-VARYING_FIELDS = {"taskQueue", "identity", "taskId", "historySizeBytes", "workerVersion"}
+VARYING_FIELDS = {"taskQueue", "fairnessKey", "identity", "taskId", "historySizeBytes", "workerVersion"}
 IDENTIFIERS = re.compile(r"(order-)?ord_\w+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
