@@ -18,9 +18,11 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 from pymongo.errors import OperationFailure, PyMongoError
+from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig
+from temporalio.worker import PollerBehaviorAutoscaling, Worker, WorkerConfig, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
@@ -121,7 +123,8 @@ async def serve(settings: Settings) -> None:
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
-        async with build_worker(client, mongo, gateways, settings.task_queue):
+        version = await deployment_config(client, settings)
+        async with build_worker(client, mongo, gateways, settings.task_queue, deployment_config=version):
             logger.info("worker ready: task queue %s", settings.task_queue)
             tasks = [relay.run(), keep_schedule(client, settings.task_queue, settings.reconciliation_interval)]
             if settings.worker_metrics_address:
@@ -131,6 +134,22 @@ async def serve(settings: Settings) -> None:
                 await asyncio.gather(*tasks)
             finally:
                 health.worker = "unavailable: stopping"
+
+
+async def deployment_config(client: Client, settings: Settings) -> WorkerDeploymentConfig | None:
+    """Return the version that the settings name, if any. Warn if no version is current: new orders would wait."""
+    name, build_id, current = settings.temporal_deployment_name, settings.temporal_worker_build_id, ""
+    if not name:
+        return None
+    with suppress(RPCError):  # not found until the first worker has started
+        request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
+        info = (await client.workflow_service.describe_worker_deployment(request)).worker_deployment_info
+        current = info.routing_config.current_deployment_version.build_id
+    if not current:
+        command = f"temporal worker deployment set-current-version --yes --deployment-name {name} --build-id {build_id}"
+        logger.warning("no version of %s is current: no new order reaches this worker before: %s", name, command)
+    version, pinned = WorkerDeploymentVersion(name, build_id), VersioningBehavior.PINNED
+    return WorkerDeploymentConfig(version, use_worker_versioning=True, default_versioning_behavior=pinned)
 
 
 def check_gateways(gateways: Gateways, *, allow_sandbox: bool) -> None:

@@ -110,9 +110,20 @@ class Settings(BaseSettings):
     worker_metrics_address: Address = ""
     # host:port of the worker's /healthz and /readyz; empty: none. (The API has both.)
     worker_health_address: Address = ""
+    # The worker's version; both empty: none. Orders are pinned to the version that they began with.
+    temporal_deployment_name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_/-]{0,99})?$")] = ""
+    temporal_worker_build_id: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/+-]{0,99})?$")] = ""
     # Start the worker with the sandbox gateways, which charge no card and ship nothing.
     sandbox_gateways: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if self.temporal_deployment_name and not self.temporal_worker_build_id:
+            raise ValueError("TEMPORAL_WORKER_BUILD_ID: required with TEMPORAL_DEPLOYMENT_NAME")
+        if self.temporal_worker_build_id and not self.temporal_deployment_name:
+            raise ValueError("TEMPORAL_DEPLOYMENT_NAME: required with TEMPORAL_WORKER_BUILD_ID")
+        return self
 
     @classmethod
     def load(cls) -> Self:

@@ -55,6 +55,11 @@ def test_invalid_approval_timeout_is_refused_in_one_line(text: str, monkeypatch:
         ("WORKER_METRICS_ADDRESS", "9464"),
         ("WORKER_HEALTH_ADDRESS", "127.0.0.1"),
         ("WORKER_HEALTH_ADDRESS", "http://127.0.0.1:8080"),
+        # Temporal refuses these, but only when the worker polls.
+        ("TEMPORAL_DEPLOYMENT_NAME", "orders.eu"),
+        ("TEMPORAL_DEPLOYMENT_NAME", "orders:eu"),
+        ("TEMPORAL_DEPLOYMENT_NAME", "__orders"),
+        ("TEMPORAL_WORKER_BUILD_ID", "__unversioned__"),
     ],
 )
 def test_invalid_setting_is_one_line_without_its_value(
@@ -69,6 +74,23 @@ def test_invalid_setting_is_one_line_without_its_value(
     assert "\n" not in message
     assert "pass" not in message
     assert "with space" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"TEMPORAL_DEPLOYMENT_NAME": "shop/orders"}, "TEMPORAL_WORKER_BUILD_ID"),
+        ({"TEMPORAL_WORKER_BUILD_ID": "1.0", "TEMPORAL_DEPLOYMENT_NAME": ""}, "TEMPORAL_DEPLOYMENT_NAME"),
+    ],
+)
+def test_half_of_a_version_is_refused_and_the_missing_half_named(
+    given: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as error:
+        Settings.load()
+    assert str(error.value) == f"wrong setting: {missing}: required with {next(iter(given))}"
 
 
 # --- settings of the API
