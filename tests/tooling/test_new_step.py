@@ -5,30 +5,25 @@ The copy runs orders, passes the type check, and passes the failure matrix, whic
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
 from tests.kit.orders import ADDRESS, order_body
+from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
 STEP = "notify_warehouse"
-PAGE = (ROOT / "docs" / "make-it-yours.md").read_text().split("## Another step")[1].split("\n## ")[0]
-BLOCKS = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.MULTILINE | re.DOTALL)]
+BLOCKS = python_blocks("make-it-yours.md", "Another step")
 NAME, STATUS, ACTIVITIES, ROW, IS_IN_THIS_ORDER, LOOP, COMPENSATION = BLOCKS
 
 IMPORT = "    from app.activities.warehouse import Warehouse\n"
@@ -56,37 +51,11 @@ class SandboxWarehouse(Sandbox):
         entry = await _record(self._records, f"warehouse:{idempotency_key}", {"$inc": {"recalled": 1}})
         return "notified" in entry
 """
-REPLAY = """
-import asyncio, os, pathlib, sys
-from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer
-from app.workflows.order import OrderWorkflow
-from worker import SANDBOX
-
-async def replay():
-    replayer = Replayer(
-        workflows=[OrderWorkflow], data_converter=pydantic_data_converter, workflow_runner=SANDBOX
-    )
-    async def histories():
-        for path in pathlib.Path(sys.argv[1]).glob("*.json"):
-            yield WorkflowHistory.from_json(path.stem, path.read_text())
-    results = await replayer.replay_workflows(histories(), raise_on_replay_failure=False)
-    print(len(results.replay_failures))
-
-asyncio.run(replay())
-sys.stdout.flush()
-os._exit(0)  # the SDK's threads may abort the interpreter as it ends: sdk-python 300
-"""
 
 
-class Copy:
-    """A copy of the program with the new step."""
-
+class CopyWithStep(ProgramCopy):
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "worker.py", folder)
+        super().__init__(folder)
         self.insert("app/domain.py", '    CHARGE_PAYMENT = "charge_payment"\n', textwrap.indent(NAME, "    "))
         self.insert("app/domain.py", '    CHARGED = "charged"\n', textwrap.indent(STATUS, "    "))
         (folder / "app/activities/warehouse.py").write_text(ACTIVITIES)
@@ -101,39 +70,6 @@ class Copy:
         with (folder / sandbox).open("a") as file:
             file.write(WAREHOUSE)
 
-    def insert(self, path: str, after: str, text: str) -> None:
-        self.replace(path, after, after + text)
-
-    def replace(self, path: str, old: str, new: str) -> None:
-        file = self.folder / path
-        text = file.read_text()
-        assert text.count(old) == 1, f"{path} has another {old!r}"
-        file.write_text(text.replace(old, new))
-
-    async def run(
-        self, *arguments: str, environment: dict[str, str] | None = None, within: float = 30
-    ) -> tuple[int | None, str]:
-        """Run Python in the copy until it exits. Returns exit code and output."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *arguments),
-            cwd=self.folder,
-            env={**os.environ, **(environment or {}), "PYTHONPATH": ""},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            async with asyncio.timeout(within):
-                output = (await process.communicate())[0].decode()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        return process.returncode, output
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Copy:
-    return Copy(tmp_path / "copy")
-
 
 @pytest.fixture(scope="module")
 async def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
@@ -145,42 +81,16 @@ async def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 
 @pytest.fixture
 def environment(settings: Settings, own_temporal: Server) -> dict[str, str]:
-    return {
-        "MONGODB_URI": settings.mongodb_uri,
-        "MONGODB_DATABASE": settings.mongodb_database,
-        "TASK_QUEUE": settings.task_queue,
-        "TEMPORAL_ADDRESS": own_temporal.address,
-        "API_OPEN": "true",
-        "SANDBOX_GATEWAYS": "true",
-    }
+    return environment_of(settings, own_temporal)
 
 
-@asynccontextmanager
-async def serving(copy: Copy, environment: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    """Run worker and API of the copy."""
-    port = str(free_port())
-    commands = {"worker": ["worker.py"], "api": ["-m", "uvicorn", "app.api.main:app", "--port", port]}
-    async with AsyncExitStack() as stack:
-        for name, command in commands.items():
-            log = copy.folder / f"{name}.log"
-            server = await Server.start(
-                name, [sys.executable, *command], address="", log=log, cwd=copy.folder, env=environment
-            )
-            stack.push_async_callback(server.stop)
-        api = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10))
-
-        async def is_ready() -> bool:
-            try:
-                return (await api.get("/readyz")).is_success
-            except httpx.TransportError:
-                return False
-
-        await eventually(is_ready)
-        yield api
+@pytest.fixture
+def copy(tmp_path: Path) -> ProgramCopy:
+    return CopyWithStep(tmp_path / "copy")
 
 
 async def test_order_with_new_step_completes_or_compensates_it(
-    copy: Copy, environment: dict[str, str], shop: Shop
+    copy: ProgramCopy, environment: dict[str, str], shop: Shop
 ) -> None:
     await shop.stock()
 
@@ -193,7 +103,7 @@ async def test_order_with_new_step_completes_or_compensates_it(
 
         return await eventually(look, lambda order: order["status"] in {"completed", "failed"})
 
-    async with serving(copy, environment) as api:
+    async with copy.worker(environment), copy.api(environment) as api:
         completed = await final(order_body())
         failed = await final(order_body(shipping_address={**ADDRESS, "postal_code": "00000"}))
         (row,) = (row for row in (await api.get("/saga")).json()["steps"] if row["step"] == STEP)
@@ -220,7 +130,7 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 async def test_worker_with_incomplete_step_names_it_and_does_not_start(
-    copy: Copy, environment: dict[str, str], missing: str
+    copy: ProgramCopy, environment: dict[str, str], missing: str
 ) -> None:
     path, text, named = MISSING[missing]
     copy.replace(path, text, "")
@@ -229,11 +139,8 @@ async def test_worker_with_incomplete_step_names_it_and_does_not_start(
     assert re.search(named, output.splitlines()[-1]), output
 
 
-async def test_orders_in_progress_continue_without_the_new_step(copy: Copy) -> None:
-    histories = str(ROOT / "tests" / "replay" / "histories")
-    code, failures = await copy.run("-c", REPLAY, histories)
-    assert code == 0, failures
-    assert int(failures.splitlines()[-1]) > 0, "without a patch they break"
+async def test_orders_in_progress_continue_without_the_new_step(copy: ProgramCopy) -> None:
+    assert await copy.replay_failures() > 0, "without a patch they break"
 
     order = "app/workflows/order.py"
     copy.insert(order, "NOT_APPROVED, Failure, OrderStatus", ", StepName")
@@ -241,11 +148,10 @@ async def test_orders_in_progress_continue_without_the_new_step(copy: Copy) -> N
     copy.replace(order, "            for step in REVERSIBLE_STEPS:\n", textwrap.indent(LOOP, " " * 12))
     (stuck,) = re.findall(r"^        stuck = \[.*\n", (copy.folder / order).read_text(), re.MULTILINE)
     copy.replace(order, stuck, textwrap.indent(COMPENSATION, " " * 8))
-    code, failures = await copy.run("-c", REPLAY, histories)
-    assert (code, failures.splitlines()[-1]) == (0, "0"), failures
+    assert await copy.replay_failures() == 0
 
 
-async def test_failure_matrix_follows_the_new_step(copy: Copy) -> None:
+async def test_failure_matrix_follows_the_new_step(copy: ProgramCopy) -> None:
     for each in ("dev", "tests"):
         shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
@@ -258,7 +164,7 @@ async def test_failure_matrix_follows_the_new_step(copy: Copy) -> None:
 
 
 @pytest.mark.exhaustive  # takes as long as checking the types of the whole project
-async def test_types_follow_the_new_step(copy: Copy) -> None:
+async def test_types_follow_the_new_step(copy: ProgramCopy) -> None:
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
     code, mistakes = await copy.run("-m", "mypy", "app", within=170)
     assert code == 0, mistakes
