@@ -1,7 +1,7 @@
-"""A guided tour (`make demo`): one order for each possible outcome, with each saga drawn while it runs.
+"""A guided tour (`make demo`): one order for each possible outcome, with each saga drawn while it runs, then a rush.
 
 The tour uses the HTTP API, as a client would, and the control endpoint of the stack to kill the worker. It orders the
-sample products. The exit code is 0 if every order ended as expected.
+sample products. The exit code is 0 if every scene ended as expected.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from rich.console import Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -35,6 +36,10 @@ TERMINAL = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 TIMEOUT = 90  # seconds per order; the slowest waits for another worker
 DOWNTIME = 3  # seconds that the worker is away
 LOOK = 0.1  # seconds between two looks at an order
+LEFT_OUT = "left out, because this stack has no control endpoint"
+RUSH = {"many": 150, "few": 5}  # customers and their orders, in the order in which they are placed
+AT_ONCE = 10  # POSTs of the rush
+RUSH_LOOK = 0.3  # seconds between two looks at all orders of the rush
 
 # A bike, or as many as need approval.
 BIKES = max(1, -(-int(os.environ.get("APPROVAL_THRESHOLD") or 0) // SAMPLE_STOCK["BIKE-CITY"][1]))
@@ -137,19 +142,8 @@ class Run:
         return self.ended_as_expected()
 
     async def place(self) -> None:
-        body = {
-            "customer_id": "tour",
-            "email": "tour@example.com",
-            "payment_method": self.scenario.payment_method,
-            "lines": [{"sku": self.scenario.sku, "quantity": self.scenario.quantity}],
-            "shipping_address": {
-                "name": "Ada Lovelace",
-                "street": "Example Street 1",
-                "city": "Berlin",
-                "postal_code": self.scenario.postal_code,
-                "country": "DE",
-            },
-        }
+        scenario = self.scenario
+        body = order_body("tour", scenario.sku, scenario.quantity, scenario.payment_method, scenario.postal_code)
         self.order = (await self.http.post("/orders", json=body)).raise_for_status().json()
         self.done.append(f"POST /orders -> {self.order['order_id']}")
 
@@ -164,19 +158,13 @@ class Run:
 
     async def kill_worker(self) -> None:
         """Kill the worker, show that the order waits, and start it again."""
-        await self.use_control("kill", "stopped")
+        await use_control(self.control, "kill", "stopped")
         self.activities = []
         self.done.append("the worker is killed (SIGKILL): the order waits")
         await asyncio.sleep(DOWNTIME)
         await self.look()
         self.done.append("the worker is started again: it takes over within 10 s")
-        await self.use_control("start", "running")
-
-    async def use_control(self, action: str, state: str) -> None:
-        answer = (await self.control.post("/servers/worker", json={"action": action})).raise_for_status().json()
-        while next(each["state"] for each in answer["servers"] if each["name"] == "worker") != state:
-            await asyncio.sleep(LOOK)
-            answer = (await self.control.get("/servers")).raise_for_status().json()
+        await use_control(self.control, "start", "running")
 
     async def look(self) -> None:
         self.order = (await self.http.get(f"/orders/{self.order['order_id']}")).raise_for_status().json()
@@ -227,6 +215,94 @@ class Run:
         return text
 
 
+@dataclass
+class Rush:
+    """While the worker is away, one customer places many orders, and another a few. Then they take turns."""
+
+    title: str
+    http: httpx.AsyncClient
+    control: httpx.AsyncClient
+    placed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUSH, 0))
+    completed: dict[str, list[datetime]] = field(default_factory=lambda: {name: [] for name in RUSH})  # when
+    done: list[str] = field(default_factory=list)
+
+    async def run(self) -> bool:
+        """Draw how many orders are completed, until all are. Returns False if some are not in time."""
+        with Live(get_renderable=self.render, console=console, refresh_per_second=8) as live:
+            await use_control(self.control, "stop", "stopped")
+            self.done.append("the worker is stopped, and the orders wait")
+            for customer, orders in RUSH.items():
+                await self.place(customer, orders)
+            await use_control(self.control, "start", "running")
+            self.done.append("the worker is started again")
+            began_at = time.monotonic()
+            while not self.is_over() and time.monotonic() - began_at < TIMEOUT:
+                await asyncio.sleep(RUSH_LOOK)
+                for customer in RUSH:
+                    self.completed[customer] = await self.look(customer)
+            live.refresh()
+        return self.is_over()
+
+    def is_over(self) -> bool:
+        return all(len(self.completed[customer]) == orders for customer, orders in RUSH.items())
+
+    async def place(self, customer: str, orders: int) -> None:
+        body = order_body(f"tour-{customer}")
+        while self.placed[customer] < orders:
+            count = min(AT_ONCE, orders - self.placed[customer])
+            for answer in await asyncio.gather(*(self.http.post("/orders", json=body) for _ in range(count))):
+                answer.raise_for_status()
+            self.placed[customer] += count
+
+    async def look(self, customer: str) -> list[datetime]:
+        """When the customer's orders completed. They are the newest: those of an earlier tour do not count."""
+        orders: list[dict[str, Any]] = []
+        query = {"customer_id": f"tour-{customer}", "limit": str(min(RUSH[customer], 100))}
+        while len(orders) < RUSH[customer]:
+            page = (await self.http.get("/orders", params=query)).raise_for_status().json()
+            orders += page["items"]
+            query["cursor"] = page["next_cursor"]
+        completed = [order for order in orders[: RUSH[customer]] if order["status"] == "completed"]
+        return [datetime.fromisoformat(order["updated_at"]) for order in completed]
+
+    def render(self) -> Group:
+        done = [Text(f"    > {action}", "cyan") for action in self.done]
+        table = Table.grid(*(Column(no_wrap=True) for _ in range(4)), padding=(0, 2))
+        for customer, orders in RUSH.items():
+            completed = len(self.completed[customer])
+            bar = ProgressBar(total=orders, completed=completed, width=30, complete_style="green")
+            table.add_row("  ", customer, bar, f"{completed} of {self.placed[customer]} completed")
+        outcome = [Text(f"    = {self.outcome()}", "green")] if self.is_over() else []
+        return Group(Text(self.title, "bold"), *done, table, *outcome)
+
+    def outcome(self) -> str:
+        last = max(self.completed["few"])
+        earlier = sum(completed_at < last for completed_at in self.completed["many"])
+        return f"the {RUSH['few']} completed when {earlier} of {RUSH['many']} had"
+
+
+def order_body(
+    customer: str,
+    sku: str = "MUG-BLUE",
+    quantity: int = 1,
+    payment_method: str = "pm_card_ok",
+    postal_code: str = "10115",
+) -> dict[str, Any]:
+    return {
+        "customer_id": customer,
+        "email": "tour@example.com",
+        "payment_method": payment_method,
+        "lines": [{"sku": sku, "quantity": quantity}],
+        "shipping_address": {
+            "name": "Ada Lovelace",
+            "street": "Example Street 1",
+            "city": "Berlin",
+            "postal_code": postal_code,
+            "country": "DE",
+        },
+    }
+
+
 def _took(record: dict[str, Any]) -> str:
     """From the first attempt of a step to its outcome."""
     attempts = f", {record['attempts']} attempts" if record["attempts"] > 1 else ""
@@ -234,6 +310,14 @@ def _took(record: dict[str, Any]) -> str:
         return ""
     began, ended = (datetime.fromisoformat(record[name]) for name in ("first_attempt_at", "at"))
     return f"{(ended - began).total_seconds():.2f} s{attempts}"
+
+
+async def use_control(control: httpx.AsyncClient, action: str, state: str) -> None:
+    """Stop, kill or start the worker, and wait for its new state."""
+    answer = (await control.post("/servers/worker", json={"action": action})).raise_for_status().json()
+    while next(each["state"] for each in answer["servers"] if each["name"] == "worker") != state:
+        await asyncio.sleep(LOOK)
+        answer = (await control.get("/servers")).raise_for_status().json()
 
 
 async def available(http: httpx.AsyncClient) -> dict[str, int]:
@@ -262,12 +346,18 @@ async def demo() -> int:
         results = []
         for number, scenario in enumerate(SCENARIOS, 1):
             if is_left_out(scenario, stack):
-                console.print(f"{number}. {scenario.title}: left out, because this stack has no control endpoint")
+                console.print(f"{number}. {scenario.title}: {LEFT_OUT}")
                 continue
             ordered = replace(scenario, quantity=lamps + 1) if scenario.sku == "LAMP-OAK" else scenario
             results.append(await Run(ordered, number, saga, http, control).run())
             console.print("" if console.is_terminal else "\n")
-    console.print(f"{sum(results)} of {len(results)} orders ended as expected")
+        title = f"{len(SCENARIOS) + 1}. {RUSH['few']} orders of one customer behind {RUSH['many']} of another"
+        if stack.control_url:
+            results.append(await Rush(title, http, control).run())
+            console.print("" if console.is_terminal else "\n")
+        else:
+            console.print(f"{title}: {LEFT_OUT}")
+    console.print(f"{sum(results)} of {len(results)} scenes ended as expected")
     return 0 if all(results) else 1
 
 

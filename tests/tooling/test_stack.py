@@ -415,10 +415,13 @@ async def test_guided_tour_ends_every_order_as_expected(dev: Dev, http: httpx.As
     printed = (await process.communicate())[0].decode()
     assert process.returncode == 0, printed
     assert printed.startswith(f"using the running stack at {dev.api_url}\n")
-    assert printed.endswith("8 of 8 orders ended as expected\n")
+    assert printed.endswith("9 of 9 scenes ended as expected\n")
     assert re.search(
         r"the worker is killed .*\n.*the worker is started again(.*\n)+.*Charge payment +done .*, 3 attempts", printed
     )
+    rush = re.search(r"the 5 completed when (\d+) of 150 had", printed)
+    assert rush, printed
+    assert int(rush[1]) < 120, "they waited for most of the others"
     assert await skus(http) == before  # no product is left behind
 
 
