@@ -113,7 +113,7 @@ BAD_BODIES: dict[str, tuple[bytes, int, list[str]]] = {
     "64 KiB and one": (b" " * (64 * 1024) + b"{", 413, []),
 }
 
-ANSWERED_422 = ("http_request_seconds_count", {"method": "POST", "status": "422"})
+ANSWERED_422 = ("http_request_seconds_count", {"method": "POST", "route": "/orders", "status": "422"})
 PATHS_WITH_BODY = ["/orders", "/inventory/MUG/restock", "/orders/ord_1/cancel"]
 UNKNOWN_PATHS = [
     ("GET", "/nowhere", 404),

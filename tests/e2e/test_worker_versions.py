@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
@@ -108,8 +109,12 @@ class Deployment:
             answer = await self._shop.client.workflow_service.describe_worker_deployment(request)
             return answer.worker_deployment_info.routing_config_update_state == IN_EFFECT
 
-        await eventually(is_accepted)
-        await eventually(is_in_effect)
+        for _ in range(5):  # on a busy machine, the server may give up on passing it on to the task queues
+            await eventually(is_accepted)
+            with suppress(AssertionError):
+                await eventually(is_in_effect, within=12)
+                return
+        raise AssertionError(f"not in effect: {documented}")
 
     async def begin(self, build_id: str, workflow: type = OrderWorkflow) -> Handle:
         """Make the version current, and start an order on it, which is being charged."""
