@@ -206,7 +206,7 @@ def test_containers_set_only_variables_that_the_programs_read(built: Build, monk
             monkeypatch.delenv(variable)
 
 
-def test_changed_setting_rolls_out_and_reaches_whatever_connects_to_temporal(tmp_path: Path) -> None:
+def test_changed_setting_rolls_out_and_reaches_all_that_connect_to_temporal(tmp_path: Path) -> None:
     elsewhere = {"TEMPORAL_ADDRESS": "temporal.example:7233", "TEMPORAL_NAMESPACE": "shop"}
     names = set()
     for folder, settings in (("before", {}), ("after", elsewhere)):

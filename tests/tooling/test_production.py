@@ -93,11 +93,14 @@ def test_ports_are_published_on_loopback_and_images_have_versions() -> None:
         assert service.get("restart") == (None if name in ONE_SHOTS else "unless-stopped")
 
 
-def test_each_process_gets_its_own_credentials_and_only_variables_that_it_reads() -> None:
+def test_each_process_gets_its_own_credentials_and_the_variables_that_it_reads() -> None:
     api, worker_ = (SERVICES[name]["environment"] for name in ("api", "worker"))
     of_sdk = {"TEMPORAL_ADDRESS", "OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert api.keys() - of_sdk <= {name.upper() for name in ApiSettings.model_fields}
     assert worker_.keys() - of_sdk <= {name.upper() for name in Settings.model_fields}
+    fixed = {"MONGODB_DATABASE", "TASK_QUEUE", "API_OPEN"}
+    versions = {"TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD_ID"}  # of workers that run side by side
+    assert {name.upper() for name in ApiSettings.model_fields} - versions - (api.keys() | worker_.keys()) == fixed
     assert "${MONGODB_API_PASSWORD:?}" in api["MONGODB_URI"]
     assert "${MONGODB_WORKER_PASSWORD:?}" in worker_["MONGODB_URI"]
     for name in ("api", "worker"):
@@ -135,7 +138,7 @@ class Production:
             **{f"{name}:27017": address for name, address in addresses.items()},
             "temporal:7233": temporal,
             "0.0.0.0:8080": f"{HOST}:{free_port()}",
-            "0.0.0.0:9090": f"{HOST}:{free_port()}",
+            "0.0.0.0:9464": f"{HOST}:{free_port()}",
             "0.0.0.0": HOST,  # noqa: S104
             "/setup/": f"{ROOT}/deploy/",
             "--bind_ip_all": f"--bind_ip={HOST} --nounixsocket",
