@@ -1,7 +1,6 @@
 """The worker's metrics of orders, which the SDK serves with its own at WORKER_METRICS_ADDRESS.
 
-An extra: to delete it, delete the lines with `metrics` in `worker.py`, `app/orders.py` and `app/temporal.py`, and the
-property `lag` of the relay. docs/operations.md ("Watch") lists the metrics.
+docs/operations.md ("Metrics") lists them; docs/make-it-yours.md ("What you can delete") says how to remove them.
 """
 
 from __future__ import annotations

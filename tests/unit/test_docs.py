@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 
 from app.settings import ApiSettings
+from app.workflows.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GUARANTEES = [f"G{number}" for number in range(1, 12)]
+NAMED_FILE = r"\btests/[\w/]+\.py\b"
+NAMED_TEST = r"(?<![\w/])test_\w+(?!\w|\.py)"
 
 
 def missing_in(paragraph: str) -> list[str]:
     """The test files and tests that a paragraph names, but that do not exist."""
-    files = set(re.findall(r"\btests/[\w/]+\.py\b", paragraph))
+    files = set(re.findall(NAMED_FILE, paragraph))
     missing = [name for name in files if not (ROOT / name).is_file()]
     existing = "".join((ROOT / name).read_text() for name in files if name not in missing)
-    names = set(re.findall(r"(?<![\w/])test_\w+(?!\w|\.py)", paragraph))
+    names = set(re.findall(NAMED_TEST, paragraph))
     return missing + [name for name in names if not re.search(rf"^(async )?def {name}\(", existing, re.MULTILINE)]
 
 
@@ -27,6 +30,21 @@ def missing_in(paragraph: str) -> list[str]:
 def test_every_named_test_exists(page: Path) -> None:
     paragraphs = page.read_text().split("\n\n")
     assert [name for paragraph in paragraphs for name in missing_in(paragraph)] == []
+
+
+def untested(page: str) -> list[str]:
+    """The headings of the sections that name no test, but for those that only have sections of their own."""
+    _, *sections = re.split(r"^##+ ", page, flags=re.MULTILINE)
+    texts = dict(section.partition("\n")[::2] for section in sections)
+    named = {heading for heading, text in texts.items() if re.search(NAMED_FILE, text) and re.search(NAMED_TEST, text)}
+    return [heading for heading, text in texts.items() if text.strip() and heading not in named]
+
+
+def test_every_section_of_operations_names_a_test() -> None:
+    assert untested((ROOT / "docs/operations.md").read_text()) == []
+    assert untested(
+        "## A\n\n### B\n\nX (`tests/unit/test_docs.py`, `test_b`).\n\n### C\n\n`tests/unit/test_docs.py`"
+    ) == ["C"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -52,23 +70,59 @@ def test_saga_in_readme_matches_the_workflow() -> None:
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
-def test_deletable_modules_are_imported_nowhere_else() -> None:
-    _, section = (ROOT / "docs/make-it-yours.md").read_text().split("## What you can delete")
-    modules = re.findall(r"`((?:dev|app)/[\w/]+)\.py`", section.replace("`app/api/main.py`", ""))
-    assert len(modules) == 8
+def importing(module: str) -> set[Path]:
+    """The files of the program that import a module, such as `app/metrics`."""
+    package, name = module.replace("/", ".").rsplit(".", 1)
+    imports = rf"^(from {package}\.{name} |import {package}\.{name}|from {package} import (.*, )?{name}\b)"
     program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
+    return {path for path in program if re.search(imports, path.read_text(), re.MULTILINE)}
+
+
+def what_can_be_deleted() -> tuple[str, str]:
+    """The list of modules that nothing else imports, and the table of those with lines in other files."""
+    _, section = (ROOT / "docs/make-it-yours.md").read_text().split("## What you can delete")
+    modules, _, others = section.partition("| extra |")
+    return modules, others
+
+
+def test_deletable_modules_are_imported_nowhere_else() -> None:
+    modules = re.findall(
+        r"`((?:dev|app)/[\w/]+)\.py`", re.sub(r"`app/api/(main|pages)\.py`", "", what_can_be_deleted()[0])
+    )
+    assert len(modules) == 8
+    extras = {ROOT / f"{each}.py" for each in modules}
     for module in modules:
-        package, name = module.replace("/", ".").rsplit(".", 1)
-        imports = rf"^(from {package}\.{name} |import {package}\.{name}|from {package} import (.*, )?{name}\b)"
-        importing = [path for path in program if re.search(imports, path.read_text(), re.MULTILINE)]
-        extras = {ROOT / f"{each}.py" for each in modules}
-        assert set(importing) - extras <= {ROOT / "app/api/main.py", ROOT / "worker.py"}, module
+        assert importing(module) - extras <= {ROOT / "app/api/main.py", ROOT / "worker.py"}, module
+
+
+def test_files_with_lines_of_an_extra_are_named() -> None:
+    rows = re.findall(r"^\| [^|]* \| `(app/\w+)\.py` \| (.*) \|$", what_can_be_deleted()[1], re.MULTILINE)
+    assert [module for module, _ in rows] == ["app/tracing", "app/metrics"]
+    for module, lines in rows:
+        named = {ROOT / name for name in re.findall(r"`([\w/]+\.py)`", lines)}
+        assert importing(module) <= named, module
 
 
 def test_program_does_not_import_examples() -> None:
     program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
     imports = re.compile(r"^\s*(from|import) examples\b", re.MULTILINE)
     assert [path for path in program if imports.search(path.read_text())] == []
+
+
+def test_imports_lead_only_to_the_right() -> None:
+    _, section = (ROOT / "docs/architecture.md").read_text().split("## Imports\n\n")
+    rank = {
+        name: n for n, part in enumerate(section.partition("\n")[0].split("→")) for name in re.findall(r"\w+", part)
+    }
+    found = set()
+    for path in [*(ROOT / "app").rglob("*.py"), ROOT / "worker.py"]:
+        module = path.relative_to(ROOT).parts[-1 if path.parent == ROOT / "app" or path.parent == ROOT else 1]
+        own = rank.get(module.removesuffix(".py"))
+        for names in re.findall(
+            r"^\s*(?:from|import) app(?:\.|\b import )(\w+(?:, \w+)*)", path.read_text(), re.MULTILINE
+        ):
+            found |= {(path.name, name) for name in names.split(", ") if own is not None and rank.get(name, own) < own}
+    assert found == {("reconciliation.py", "workflows")}
 
 
 def test_documented_settings_match_the_code() -> None:
@@ -82,6 +136,16 @@ def test_documented_settings_match_the_code() -> None:
     for name in ("approval_timeout", "reconciliation_interval"):
         defaults[name] = int(defaults[name].total_seconds())
     assert shown == {name.upper(): str(value or "") for name, value in defaults.items()}
+
+
+def test_documented_retry_times_match_the_steps_table() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    shown = re.search(
+        r"retried for (.*) minutes \(inventory\), (.*) minutes \(payment\), a day \(carrier\) or a week", page
+    )
+    assert shown
+    seconds = [60 * int(minutes) for minutes in shown.groups()] + [86_400, 7 * 86_400]
+    assert [step.schedule_to_close.total_seconds() for step in STEPS] == seconds
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])
