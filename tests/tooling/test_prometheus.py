@@ -23,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from app import temporal
 from app.domain import OrderStatus
 from app.mongo import Mongo
+from app.order_workflows import workflow_id
 from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
@@ -187,7 +188,9 @@ class Watched:
 @pytest.fixture
 async def watched(settings: Settings, mongo: Mongo, tmp_path: Path) -> AsyncIterator[Watched]:
     """With a Temporal server of its own: after all tests, no history on the shared one may have a failed task."""
-    server = await start_temporal(free_port(), log_dir=tmp_path)
+    # By default, the view of workflows that cannot be replayed lists one after five attempts, which take a minute.
+    at_once = {"system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute": "1"}
+    server = await start_temporal(free_port(), log_dir=tmp_path, config=at_once)
     shop = Shop(mongo, settings, await temporal.connect(target_host=server.address))
     watched = Watched(shop, server, tmp_path)
     try:
@@ -227,6 +230,10 @@ async def run_orders(watched: Watched) -> None:
         await shop.wait_for_status(order_id, OrderStatus(status))
 
 
+async def listed(shop: Shop, query: str) -> set[str]:
+    return {workflow.id async for workflow in shop.client.list_workflows(query)}
+
+
 async def test_every_query_returns_data_and_wrong_code_is_seen_until_the_old_code_runs(
     watched: Watched, tmp_path: Path
 ) -> None:
@@ -255,6 +262,8 @@ async def test_every_query_returns_data_and_wrong_code_is_seen_until_the_old_cod
     for query in [*DASHBOARD_QUERIES, *RULE_QUERIES]:
         await watched.wait_for_data(query)
     await watched.wait_for_data('ALERTS{alertname="WorkflowTasksFail", alertstate="firing"}')
+    [view] = re.findall(r"\| Cannot be replayed \| `(.*)` \|", (ROOT / "docs/operations.md").read_text())
+    await eventually(lambda: listed(shop, view), lambda ids: ids == {workflow_id(waiting)})
     await wrong.stop(timeout=30)
 
     await watched.start_worker()
