@@ -70,7 +70,7 @@ async def test_sigterm_while_servers_are_frozen_stops_worker_and_api_in_time(tmp
 async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no_order(
     shop: Shop, temporal_server: Server, tmp_path: Path, exhaustive: bool, summary: Counter[str]
 ) -> None:
-    """Three workers, 20 in an exhaustive run: each is stopped in the middle of its work, and the next one goes on."""
+    """Two workers, 20 in an exhaustive run: each is stopped in the middle of its work, and the next one goes on."""
     await shop.stock(available=1_000_000)
     environment = environment_of(shop.settings, temporal_server)
     workers: list[Server] = []
@@ -82,7 +82,7 @@ async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no
 
     async with AsyncExitStack() as stack:
         stopping: list[asyncio.Task[None]] = []
-        for number in range(20 if exhaustive else 3):
+        for number in range(20 if exhaustive else 2):
             command = [sys.executable, "worker.py"]
             log = tmp_path / f"worker-{number}.log"
             workers.append(await Server.start("worker", command, address="", log=log, cwd=ROOT, env=environment))
