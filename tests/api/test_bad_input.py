@@ -278,7 +278,12 @@ async def test_deeply_nested_body_answers_422(
     api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, exhaustive: bool
 ) -> None:
     """The parser's own depth limit depends on the version of Python; an exhaustive run has every depth near 1,000."""
-    depths = [*range(1, 40, 6), *range(900, 1_010, 1 if exhaustive else 7), *(2**power for power in range(11, 16)), 64 * 1024]
+    depths = [
+        *range(1, 40, 6),
+        *range(900, 1_010, 1 if exhaustive else 7),
+        *(2**power for power in range(11, 16)),
+        64 * 1024,
+    ]
     for depth in depths:
         for content in nested(depth):
             answer = await api.post("/orders", content=content, headers=JSON)
