@@ -100,7 +100,7 @@ class OrderRepository:
     async def changed_since(self, then: datetime, until: datetime | None = None) -> AsyncIterator[Order]:
         """Yield the orders whose last change is since then, and before `until` if given, the oldest change first."""
         period = {"$gte": then} | ({"$lt": until} if until else {})
-        changed = self._orders.find({**self._owned, "updated_at": period})
+        changed = self._orders.find({**self._owned, "updated_at": period}, batch_size=500)
         async for document in changed.sort("updated_at", ASCENDING):
             yield Order.from_any_document(document)
 

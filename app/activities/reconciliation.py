@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from temporalio import activity
@@ -27,6 +27,7 @@ REQUIRED = {step.name for step in REVERSIBLE_STEPS}  # of an order that was ship
 KEPT = {step.name for step in REVERSIBLE_STEPS if not step.compensation}  # of an order that was compensated
 # A charge is captured before it is recorded (its attempts take ten minutes), and the gateway has a clock of its own.
 MARGIN = timedelta(hours=1)
+LOOK_BACK = timedelta(days=90)  # for charges of orders that changed since; a wrong date in a document goes further
 MAX_FINDINGS = 1_000  # of a window; more are a mistake, such as a wrong database, so a person has to look first
 
 
@@ -65,29 +66,29 @@ class Reconciliation:
         Raises:
             ApplicationError: not retryable; there are more than `MAX_FINDINGS`.
         """
-        findings: list[Finding] = []
-        unpaid, begin = set[str](), window.begin
+        findings, unpaid, begin = set[Finding](), set[str](), window.begin  # a set: a page may come twice
         async for order in self._orders.changed_since(window.begin, window.end):
             activity.heartbeat()
-            findings += _check_steps(order)
+            findings.update(_check_steps(order))
             if charge := order.step(CHARGE):
-                begin = min(begin, charge.first_attempt_at or charge.at)
+                begin = min(begin, (charge.first_attempt_at or charge.at).astimezone(UTC))  # a text may lack the zone
             if order.status in IRREVERSIBLE and order.total.amount:
                 unpaid.add(order.order_id)
+        begin = max(begin, window.begin - LOOK_BACK)
         async for page in self._payments.captured_between(begin - MARGIN, window.end + MARGIN):
             activity.heartbeat()
             captured = {capture.idempotency_key: capture.net for capture in page}
             orders = await self._orders.among(list(captured))
             for order_id, net in captured.items():
-                findings += _check_payment(order_id, net, orders.get(order_id), window.end)
+                findings.update(_check_payment(order_id, net, orders.get(order_id), window.end))
             unpaid -= captured.keys()
-        findings += [Finding(order_id=order_id, kind=Kind.WRONG_AMOUNT) for order_id in unpaid]
+        findings.update(Finding(order_id=order_id, kind=Kind.WRONG_AMOUNT) for order_id in unpaid)
         _report(findings)
         if len(findings) > MAX_FINDINGS:
             raise ApplicationError(f"not repaired: {len(findings)} findings", type="TooMany", non_retryable=True)
-        repairs = [finding for finding in findings if finding.step]
-        reopened = await self._orders.open_ids([repair.order_id for repair in repairs])  # such as removed, placed again
-        return [repair for repair in repairs if repair.order_id not in reopened]
+        repairs = {(finding.order_id, finding.step): finding for finding in findings if finding.step}
+        orders = await self._orders.among([order_id for order_id, _ in repairs])  # it may have been corrected since
+        return [repair for repair in repairs.values() if _is_safe(orders.get(repair.order_id), repair.step)]
 
 
 def _check_steps(order: Order) -> Iterator[Finding]:
@@ -95,7 +96,7 @@ def _check_steps(order: Order) -> Iterator[Finding]:
     if order.status in IRREVERSIBLE and REQUIRED - done:
         yield Finding(order_id=order.order_id, kind=Kind.STEP_MISSING)
     for step in done - KEPT if order.status in COMPENSATED else ():
-        yield Finding(order_id=order.order_id, kind=Kind.NOT_COMPENSATED, step=_if_safe(order, step))
+        yield Finding(order_id=order.order_id, kind=Kind.NOT_COMPENSATED, step=step if _is_safe(order, step) else None)
 
 
 def _check_payment(order_id: str, net: Money, order: Order | None, end: datetime) -> Iterator[Finding]:
@@ -106,18 +107,20 @@ def _check_payment(order_id: str, net: Money, order: Order | None, end: datetime
     if order.status in IRREVERSIBLE and net != order.total:
         yield Finding(order_id=order_id, kind=Kind.WRONG_AMOUNT)
     if order.status in COMPENSATED and net.amount:
-        yield Finding(order_id=order_id, kind=Kind.NOT_REFUNDED, step=_if_safe(order, CHARGE))
+        yield Finding(order_id=order_id, kind=Kind.NOT_REFUNDED, step=CHARGE if _is_safe(order, CHARGE) else None)
 
 
-def _if_safe(order: Order, step: StepName) -> StepName | None:
-    """Return the step if nothing was shipped, the document is reliable, and the step was not compensated before."""
+def _is_safe(order: Order | None, step: StepName | None) -> bool:
+    """Return True to compensate: nothing was shipped, the document is reliable, and it was not compensated before."""
+    if order is None or step is None or order.status not in COMPENSATED:
+        return False
     shipped = any(each.status is StepStatus.DONE and STATUS_AFTER[each.step] in IRREVERSIBLE for each in order.steps)
     malformed = order.failure is not None and order.failure.code == MALFORMED
     record = order.step(step)
-    return None if shipped or malformed or (record and record.status is StepStatus.COMPENSATED) else step
+    return not (shipped or malformed or (record and record.status is StepStatus.COMPENSATED))
 
 
-def _report(findings: list[Finding]) -> None:
+def _report(findings: set[Finding]) -> None:
     counter = activity.metric_meter().create_counter("reconciliation_findings", "Contradictions, by kind")
     for kind in Kind:
         counter.add(0, {"kind": kind.value})  # so that the first finding is an increase

@@ -42,6 +42,8 @@ class ReconciliationWorkflow:
         """
         end = workflow.now() - GRACE
         begin, failed = since or workflow.get_last_completion_result(AwareDatetime) or end - DAY, 0
+        if begin > end:  # the clock was ahead in that run: what changed since then is not known
+            begin = end - DAY
         while begin < end:
             window = Window(begin=begin, end=min(begin + DAY, end))
             repairs: list[Finding] = await call(
