@@ -27,7 +27,8 @@ from app.workflows.order import OrderWorkflow
 # Seconds.
 START_TIMEOUT = 0.8  # a POST answers within 1 s; the relay starts a workflow that was not started by then
 CALL_TIMEOUT = 1.8  # an endpoint that calls Temporal answers within 2 s
-LIST_TIMEOUT = 10.0
+LIST_TIMEOUT = 10.0  # of a page: listing all running workflows may take longer
+LIST_PAGE = 1_000
 
 
 class TemporalUnavailable(Exception):
@@ -126,9 +127,12 @@ class OrderWorkflows:
             if not ids:
                 return set()
             query += f" AND WorkflowId IN ({', '.join(ids)})"
-        async with _deadline(LIST_TIMEOUT):
-            found = self._client.list_workflows(query, page_size=1_000)
-            return {execution.id.removeprefix(WORKFLOW_ID_PREFIX) async for execution in found}
+        found, running = self._client.list_workflows(query, page_size=LIST_PAGE), set[str]()
+        while found.current_page is None or found.next_page_token:
+            async with _deadline(LIST_TIMEOUT):
+                await found.fetch_next_page()
+            running |= {execution.id.removeprefix(WORKFLOW_ID_PREFIX) for execution in found.current_page or ()}
+        return running
 
     def workflow_url(self, order_id: str) -> str | None:
         """Return the URL of the workflow in Temporal's Web UI, or None if that is not configured."""

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, encode
+from temporalio.client import WorkflowExecutionAsyncIterator
 from temporalio.service import RPCError
 
-from app import temporal
+from app import order_workflows, temporal
 from app.domain import Order, OrderStatus
 from app.mongo import Document
 from app.order_workflows import OrderWorkflows
@@ -146,6 +147,30 @@ async def test_several_relays_start_each_workflow_once(shop: Shop, worker: None)
     assert await shop.available() == 1_000 - 6
     count = await shop.client.count_workflows(f"TaskQueue = '{shop.settings.task_queue}'")
     assert count.count == 6
+
+
+async def test_lost_order_is_started_although_the_list_of_running_ones_is_long_and_slow(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole list takes longer than the timeout of a page, and than the lease, which two relays take in turns."""
+    for name, value in {"LIST_PAGE": 1, "LIST_TIMEOUT": 1.5}.items():
+        monkeypatch.setattr(order_workflows, name, value)
+    monkeypatch.setattr("app.relay.LEASE", 0.6)
+    fetch = WorkflowExecutionAsyncIterator.fetch_next_page
+
+    async def fetch_slowly(pages: WorkflowExecutionAsyncIterator, **options: Any) -> None:
+        if "WorkflowId IN" not in (pages._input.query or ""):
+            await asyncio.sleep(0.4)
+        await fetch(pages, **options)
+
+    running = [await shop.start() for _ in range(5)]
+    await eventually(shop.workflows.running, lambda found: len(found) == 5)
+    monkeypatch.setattr(WorkflowExecutionAsyncIterator, "fetch_next_page", fetch_slowly)
+    async with running_relay(shop), running_relay(shop):
+        lost = await shop.place()
+        await eventually(lambda: shop.workflows.running([lost.order_id]))
+    for handle in [*running, shop.handle(lost.order_id)]:
+        await handle.terminate()
 
 
 async def test_order_with_failing_start_blocks_no_other_order(
