@@ -68,12 +68,12 @@ class WorkerHealth:
         host, _, port = address.rpartition(":")
         try:
             self._server = await asyncio.start_server(self._answer, host.strip("[]"), int(port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise SystemExit(f"wrong setting: WORKER_HEALTH_ADDRESS: {error}") from None
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Suppressed: the client has left, is slow, or sends no HTTP.
-        with closing(writer), suppress(OSError, EOFError, asyncio.LimitOverrunError):
+        # Suppressed: the client has left, is slow, or sends no HTTP, or the process ends.
+        with closing(writer), suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 request = await reader.readuntil(b"\r\n\r\n")
                 status, body = 404, "{}"

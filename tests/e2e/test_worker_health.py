@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,34 @@ async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped_des
         assert await worker.wait() == 0
         assert "Traceback" not in worker.log_text()
     assert (await shop.order(order.order_id)).status is OrderStatus.CHARGED
+
+
+@pytest.mark.parametrize("address", ["a..b:80", f"{'x' * 64}.com:80", "127.0.0.1:65536", "[::1:0:0"])
+async def test_address_that_cannot_be_used_is_one_line_that_names_the_setting(address: str) -> None:
+    async def ping() -> None: ...
+
+    with pytest.raises(SystemExit, match=r"^wrong setting: WORKER_HEALTH_ADDRESS: .+$"):
+        await WorkerHealth(ping, ping).serve(Settings(worker_health_address=address).worker_health_address)
+
+
+async def test_client_connected_while_the_process_ends_causes_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def ping() -> None: ...
+
+    async def process() -> None:
+        port = free_port()
+        health = WorkerHealth(ping, ping)
+        await health.serve(f"127.0.0.1:{port}")
+        client = cleanup.enter_context(socket.create_connection(("127.0.0.1", port)))
+        client.sendall(b"GET /heal")
+        await eventually(connected)
+        health._server.close()  # the listening socket only
+
+    async def connected() -> bool:
+        return any("_answer" in repr(task) for task in asyncio.all_tasks())
+
+    with ExitStack() as cleanup:
+        await asyncio.to_thread(asyncio.run, process())
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_taken_port_is_one_line_that_names_the_setting() -> None:
