@@ -87,7 +87,7 @@ class Mongo:
         self.client: Client = _connect(source, app_name) if isinstance(source, str) else source
         # Tolerate invalid dates and UTF-8 in what other programs wrote.
         auto = DatetimeConversion.DATETIME_AUTO
-        tolerant = CodecOptions(Document, True, unicode_decode_error_handler="replace", datetime_conversion=auto)
+        tolerant = CodecOptions[Document](dict, True, unicode_decode_error_handler="replace", datetime_conversion=auto)
         majority = WriteConcern("majority", self.client.write_concern.document.get("wtimeout")), ReadConcern("majority")
         self.database = self.client.get_database(database, tolerant, ReadPreference.PRIMARY, *majority)
         self.orders: Collection = self.database["orders"]
