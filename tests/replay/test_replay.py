@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 
+from app.workflows import steps
 from tests.replay.histories import PERSONAL, personal_data_in, replayer, shape_of
 from tests.replay.incompatible import OrderWorkflow as Incompatible
 from tests.replay.record import HISTORIES, PATHS
@@ -36,6 +40,20 @@ async def test_recorded_history_replays(path: Path) -> None:
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(HISTORIES))[:-5])
 def test_recorded_history_holds_no_personal_data(path: Path) -> None:
     assert personal_data_in(recorded(path).to_json_dict()) == []
+
+
+async def test_changed_timeouts_and_retries_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: dict[str, Any] = {
+        "start_to_close": timedelta(hours=1),
+        "schedule_to_close": timedelta(days=2),
+        "retry_policy": None,
+    }
+    for name in ("REVERSIBLE_STEPS", "FINAL_STEPS"):
+        monkeypatch.setattr(steps, name, [replace(step, **changed) for step in getattr(steps, name)])
+    await replayer().replay_workflow(recorded(HISTORIES / "declined.json"))
+    monkeypatch.setattr(steps, "REVERSIBLE_STEPS", steps.REVERSIBLE_STEPS[::-1])  # so the replay does use the table
+    with pytest.raises(workflow.NondeterminismError):
+        await replayer().replay_workflow(recorded(HISTORIES / "declined.json"))
 
 
 async def test_incompatible_workflow_code_fails_to_replay() -> None:
