@@ -74,6 +74,7 @@ SLOW = (  # folders, files, and tests
     "tests/activities/test_fences.py::test_compensation_interrupted",
     "tests/activities/test_fences.py::test_simultaneous",
     "tests/activities/test_hot_stock.py",
+    "tests/activities/test_metrics.py",
     "tests/activities/test_reservations.py::test_attempt_interrupted",
     "tests/activities/test_transactions.py",
     "tests/api/test_actions.py::test_cancel_racing_completion",
