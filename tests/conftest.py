@@ -93,7 +93,6 @@ SLOW = (  # folders, files, and tests
     "tests/workflows/test_failure_matrix.py",
     "tests/workflows/test_fairness.py",
     "tests/workflows/test_lost_workflows.py",
-    "tests/workflows/test_own_payment_service.py",
     "tests/workflows/test_random_orders.py",
     "tests/workflows/test_reconciliation.py",
     "tests/workflows/test_resets.py",

@@ -1,0 +1,93 @@
+"""Connect the payment service and the mail server of docs/make-it-yours.md in a copy of the program."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from dev.servers import Server, free_port
+from dev.stack import ROOT
+from tests.kit.mail_server import MailServer, serving
+from tests.kit.orders import EMAIL, UNSERVICEABLE, order_body
+from tests.kit.payment_service import PaymentService, payment_service
+from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
+from tests.kit.shop import Shop
+from tests.kit.waiting import eventually
+
+SECTION = "Your payment service"
+GATEWAYS, IMPORT, USE = python_blocks("make-it-yours.md", SECTION)
+PAGE = (ROOT / "docs/make-it-yours.md").read_text().split(f"## {SECTION}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> ProgramCopy:
+    copy = ProgramCopy(tmp_path / "copy")
+    copies = re.findall(r"^ +cp (\S+) (\S+)$", PAGE, re.MULTILINE)
+    assert len(copies) == 2
+    for source, target in copies:
+        shutil.copy(ROOT / source, copy.folder / target)
+    (copy.folder / "app/gateways/own.py").write_text(GATEWAYS)
+    copy.replace("worker.py", "from app.gateways.sandbox import sandbox\n", IMPORT)
+    copy.replace_line("worker.py", "async with sandbox(mongo)", USE)
+    return copy
+
+
+@pytest.fixture
+def service() -> Iterator[PaymentService]:
+    with payment_service() as service:
+        yield service
+
+
+async def test_orders_pay_and_are_confirmed_through_the_connected_services(
+    copy: ProgramCopy, settings: Settings, temporal_server: Server, shop: Shop, service: PaymentService
+) -> None:
+    server = MailServer(free_port())
+    environment = environment_of(settings, temporal_server) | service.environment() | server.environment()
+    await shop.stock()
+    bodies = [
+        order_body(payment_method="pm_lost_reply"),
+        order_body(payment_method="pm_poor"),
+        order_body(shipping_address=UNSERVICEABLE),
+    ]
+    async with serving(server), copy.api(environment) as api, copy.worker(environment):
+        ids = [(await api.post("/orders", json=body)).json()["order_id"] for body in bodies]
+
+        async def orders() -> list[dict[str, Any]]:
+            return [(await api.get(f"/orders/{order_id}")).json() for order_id in ids]
+
+        final = await eventually(orders, lambda found: all(o["status"] in {"completed", "failed"} for o in found))
+
+    assert [order["failure"] and order["failure"]["message"] for order in final] == [
+        None,
+        "the card has insufficient funds",
+        "no carrier delivers to this address",
+    ]
+    assert {reference: charge["net"] for reference, charge in service.charges.items()} == {ids[0]: 2_000, ids[2]: 0}
+    assert [mail["To"] for mail in server.mails] == [EMAIL]
+    assert await shop.mongo.sandbox.count_documents({"_id": {"$regex": "^(payment|mail):"}}) == 0
+    log = (copy.folder / "worker.log").read_text()
+    assert "carrier: a sandbox" in log  # and nothing else is
+    for secret in (EMAIL, *service.environment().values(), server.environment()["SMTP_PASSWORD"]):
+        assert secret not in log
+
+
+async def test_worker_without_a_setting_of_a_service_names_it_and_does_not_start(
+    copy: ProgramCopy, settings: Settings, temporal_server: Server, service: PaymentService
+) -> None:
+    environment = environment_of(settings, temporal_server) | service.environment()
+    code, output = await copy.run("worker.py", environment=environment)
+    assert code == 1, output
+    assert output.splitlines()[-1] == "wrong setting: SMTP_HOST: Field required; SMTP_SENDER: Field required"
+
+
+@pytest.mark.exhaustive  # takes as long as checking the types of the whole project
+async def test_types_of_the_connected_services_are_right(copy: ProgramCopy) -> None:
+    shutil.copy(ROOT / "pyproject.toml", copy.folder)
+    code, mistakes = await copy.run("-m", "mypy", "app", "worker.py", within=170)
+    assert code == 0, mistakes
