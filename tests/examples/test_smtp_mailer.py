@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from app.domain import Order, OrderStatus
 from app.gateways import Gateways
 from app.workflows.steps import STEPS
 from dev.servers import free_port
+from examples import smtp_mailer
 from examples.smtp_mailer import TIMEOUT, MailSettings, SmtpMailer
 from tests.kit.certificates import Authority
 from tests.kit.mail_server import PASSWORD, MailServer, serving
@@ -142,22 +144,50 @@ async def test_mail_with_wrong_password_is_sent_once_it_is_corrected(
     assert PASSWORD not in (await handle.fetch_history()).to_json() + caplog.text
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-async def test_server_on_another_machine_gets_no_password_without_verified_tls(
-    server: MailServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, encrypted: bool
+@pytest.fixture
+def another_machine(
+    server: MailServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], tuple[ssl.SSLContext, SmtpMailer, Order]]:
+    """TLS for the server, and a mailer that takes 127.0.0.1 for another machine and trusts one authority."""
+    trusted = Authority(tmp_path / "trusted", "trusted")
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted.certificate))
+    monkeypatch.setattr(smtp_mailer, "LOOPBACK", ())
+
+    def prepare(authority: str) -> tuple[ssl.SSLContext, SmtpMailer, Order]:
+        issuer = trusted if authority == "trusted" else Authority(tmp_path / authority, authority)
+        files = issuer.issue("mail.example")
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(files.certificate, files.key)
+        return tls, SmtpMailer(MailSettings.load()), Order.from_document(order_document())
+
+    return prepare
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+async def test_server_on_another_machine_gets_mail_over_tls(
+    server: MailServer,
+    monkeypatch: pytest.MonkeyPatch,
+    another_machine: Callable[[str], tuple[ssl.SSLContext, SmtpMailer, Order]],
+    *,
+    implicit: bool,
 ) -> None:
-    """127.0.0.2 stands for another machine, whose certificate is of an unknown authority."""
-    files = Authority(tmp_path / "certificates").issue("mail.example")
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(files.certificate, files.key)
-    monkeypatch.setenv("SMTP_HOST", "127.0.0.2")
-    mailer = SmtpMailer(MailSettings.load())
-    order = Order.from_document(order_document())
-    async with serving(server, tls if encrypted else None):
+    if implicit:
+        monkeypatch.setattr(smtp_mailer, "TLS_PORT", server.port)
+    tls, mailer, order = another_machine("trusted")
+    async with serving(server, tls, encrypted_from_the_start=implicit):
+        await mailer.send_confirmation(order.order_id, order)
+    assert (len(server.mails), server.logins) == (1, 1)
+
+
+@pytest.mark.parametrize("authority", ["unknown", ""])
+async def test_server_on_another_machine_gets_no_password_without_verified_tls(
+    server: MailServer, another_machine: Callable[[str], tuple[ssl.SSLContext, SmtpMailer, Order]], authority: str
+) -> None:
+    tls, mailer, order = another_machine(authority or "trusted")
+    async with serving(server, tls if authority else None):
         with pytest.raises((aiosmtplib.SMTPException, ssl.SSLError), match=r"STARTTLS|certificate"):
             await mailer.send_confirmation(order.order_id, order)
-    assert server.mails == []
-    assert server.logins == 0
+    assert (server.mails, server.logins) == ([], 0)
 
 
 def test_mailer_gives_up_before_the_attempt_ends() -> None:

@@ -89,14 +89,17 @@ class MailServer:
 
 
 @asynccontextmanager
-async def serving(server: MailServer, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Serve on the server's port of 127.0.0.0/8, which is all of this machine."""
+async def serving(
+    server: MailServer, tls: ssl.SSLContext | None = None, *, encrypted_from_the_start: bool = False
+) -> AsyncIterator[None]:
+    """Serve on the server's port: without TLS, with STARTTLS, or encrypted from the start, as on port 465."""
     loop = asyncio.get_running_loop()
+    start_tls, implicit = (None, tls) if encrypted_from_the_start else (tls, None)
 
     def protocol() -> SMTP:
-        return SMTP(server, authenticator=server.authenticate, auth_require_tls=False, tls_context=tls, loop=loop)
+        return SMTP(server, authenticator=server.authenticate, auth_require_tls=False, tls_context=start_tls, loop=loop)
 
-    listening = await loop.create_server(protocol, "0.0.0.0", server.port)  # noqa: S104
+    listening = await loop.create_server(protocol, "127.0.0.1", server.port, ssl=implicit)
     try:
         yield
     finally:

@@ -1,0 +1,66 @@
+"""Break the program as docs/reading-order.md says, in a copy, and see the named tests fail."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dev.stack import ROOT
+from tests.kit.program_copy import ProgramCopy
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A change of the program, and the test that detects it."""
+
+    path: str
+    old: str
+    new: str
+    test: str
+    selection: str
+
+
+def read_stops() -> dict[str, Stop]:
+    page = (ROOT / "docs/reading-order.md").read_text()
+    command = r'make test ARGS="(\S+) -k (\S+)"'
+    stops = {}
+    for path, diff, test, selection in re.findall(
+        rf"^```diff\n--- (\S+)\n([^`]*)```\n\n {{4}}{command}$", page, re.MULTILINE
+    ):
+        old, new = ("".join(re.findall(rf"^[{sign}](.*\n)", diff, re.MULTILINE)) for sign in "-+")
+        stops[selection] = Stop(path, old, new, test, selection)
+    assert len(stops) == page.count("make test ARGS") == page.count("```diff")
+    return stops
+
+
+STOPS = read_stops()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> ProgramCopy:
+    copy = ProgramCopy(tmp_path / "copy")
+    for each in ("dev", "tests"):
+        shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    shutil.copy(ROOT / "pyproject.toml", copy.folder)
+    return copy
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_documented_change_and_test_exist(name: str) -> None:
+    stop = STOPS[name]
+    assert (ROOT / stop.path).read_text().count(stop.old) == 1
+    assert re.search(rf"def test_\w*{stop.selection}", (ROOT / stop.test).read_text())
+
+
+@pytest.mark.parametrize("name", STOPS)
+async def test_documented_change_fails_the_documented_test(copy: ProgramCopy, name: str) -> None:
+    stop = STOPS[name]
+    copy.replace(stop.path, stop.old, stop.new)
+    test = ("pytest", "-q", "--tb=short", "-p", "no:cacheprovider", stop.test, "-k", stop.selection)
+    code, output = await copy.run("-m", *test, within=170)
+    assert code == 1, output
+    assert re.search(rf"^FAILED {stop.test}::\w*{stop.selection}", output, re.MULTILINE), output
