@@ -64,3 +64,17 @@ async def test_documented_change_fails_the_documented_test(copy: ProgramCopy, na
     code, output = await copy.run("-m", *test, within=170)
     assert code == 1, output
     assert re.search(rf"^FAILED {stop.test}::\w*{stop.selection}", output, re.MULTILINE), output
+
+
+def test_every_name_is_in_a_file_that_its_paragraph_links() -> None:
+    paragraphs = (ROOT / "docs/reading-order.md").read_text().split("\n\n")
+    checked = 0
+    for paragraph in paragraphs:
+        names = set(re.findall(r"`(\w+)`", paragraph))
+        linked = "".join(
+            (ROOT / "docs" / path).read_text() for path in re.findall(r"\]\((\.\./[^)]+\.py)\)", paragraph)
+        )
+        if linked:
+            assert [name for name in names if name not in linked] == []
+            checked += len(names)
+    assert checked > 8
