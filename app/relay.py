@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 # Seconds.
 GRACE = 1.0  # for the API to start the workflow of an order that it inserted
-CHECK_INTERVAL = 0.2  # between two checks of the suspects that are due
+CHECK_INTERVAL = 0.5  # between two checks of the suspects that are due
 SWEEP_INTERVAL = 60.0
 RETRY_DELAY = 1.0
 FAILED_START_DELAY = 5.0  # for an order that cannot be started, while others can
 LEASE = 5.0
-BATCH = 100  # suspects that are checked together
+BATCH = 250  # suspects that are checked together
 MAX_ID_LENGTH = 500  # characters
 
 
