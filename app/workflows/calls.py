@@ -27,6 +27,11 @@ def update(description: str) -> Callable[[Callable[P, Awaitable[T]]], workflow.U
     return workflow.update(description=description)  # type: ignore[return-value]
 
 
+def is_known(step: Step) -> bool:
+    """Return False if the step was added after this order began."""
+    return step.since is None or workflow.patched(step.since)
+
+
 def start(step: Step, progress: OrderProgress) -> workflow.ActivityHandle[Any]:
     """Start a step. Cancelling it does not wait for the attempt in flight, which then runs into a fence."""
     progress.step = step.name
@@ -44,6 +49,8 @@ def start(step: Step, progress: OrderProgress) -> workflow.ActivityHandle[Any]:
 
 async def compensate(step: Step, progress: OrderProgress, *, forever: bool = False) -> bool:
     """Compensate a step and add it to `progress`; return False if it keeps failing and `forever` is not set."""
+    if not is_known(step):
+        return True
     retries = steps.RETRY_FOREVER if forever else steps.RETRY_BEFORE_ATTENTION
     try:
         ref = OrderRef(order_id=progress.order_id)
@@ -71,6 +78,11 @@ async def call(activity: Any, argument: object, summary: str, **options: Any) ->
     # The summary says what the activity's type does not; a step needs none.
     defaults = {"start_to_close_timeout": steps.SHORT_ATTEMPT, "summary": summary}
     return await workflow.execute_activity_method(activity, argument, **{**defaults, **options})
+
+
+def enter(status: OrderStatus, progress: OrderProgress) -> None:
+    progress.enter(status)
+    show(progress)
 
 
 def show(progress: OrderProgress) -> None:

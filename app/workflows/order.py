@@ -69,13 +69,15 @@ class OrderWorkflow:
         return messages.OrderState(status=OrderStatus.COMPLETED)
 
     async def _run(self, step: Step) -> None:
+        if not calls.is_known(step):
+            return
         activity = calls.start(step, self._progress)
         await self._wait_unless_cancelled(activity)
         try:
             await activity
         except ActivityError as error:
             raise OrderStopped(step.failure(error), step.name) from error
-        self._enter(step.status)
+        calls.enter(step.status, self._progress)
 
     async def _wait_for_approval(self) -> None:
         """Wait for a decision; a timeout counts as a rejection. MongoDB may have the decision of an earlier run."""
@@ -114,12 +116,8 @@ class OrderWorkflow:
         update = messages.StatusUpdate(order_id=self._order.order_id, status=status, failure=failure, **more)
         state = await calls.update_status(update)
         self._progress.failure_code = state.failure_code
-        self._enter(state.status)
+        calls.enter(state.status, self._progress)
         return state
-
-    def _enter(self, status: OrderStatus) -> None:
-        self._progress.enter(status)
-        calls.show(self._progress)
 
     @workflow.signal(description="Cancel the order; without effect once the shipment exists")
     def cancel(self, _: Any = None) -> None:

@@ -45,6 +45,7 @@ class Step:
     `start_to_close` limits one attempt, `schedule_to_close` all of them; `timed_out` is the order's failure after that.
     `service` names in messages what the activity calls.
     A compensation has no such limit: it is retried until it succeeds.
+    `since` is the patch id of a step that was added later: orders that began without the step go on without it.
     """
 
     name: StepName
@@ -55,6 +56,7 @@ class Step:
     retry_policy: RetryPolicy
     service: str
     timed_out: Failure
+    since: str | None = None
 
     @property
     def status(self) -> OrderStatus:

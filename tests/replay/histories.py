@@ -27,7 +27,7 @@ CAUSED_BY_CODE = {
 
 
 # Fields and identifiers that differ between two orders on the same path.
-VARYING_FIELDS = {"taskQueue", "fairnessKey", "identity", "taskId", "historySizeBytes", "workerVersion"}
+VARYING_FIELDS = {"taskQueue", "fairnessKey", "identity", "taskId", "historySizeBytes", "workerVersion", "sdkVersion"}
 IDENTIFIERS = re.compile(r"(order-)?ord_\w+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
@@ -45,7 +45,7 @@ def shape_of(history: Mapping[str, Any]) -> str:
 def _texts(part: Any, without: Container[str] = ()) -> Iterator[str]:
     """All strings of the history, with decoded payloads."""
     if isinstance(part, dict):
-        for key, value in part.items():
+        for key, value in sorted(part.items()):  # maps have no order
             if key in without:
                 continue
             if key == "data" and isinstance(value, str):

@@ -2,9 +2,10 @@
 
     make replay
 
-Uses a plain dev server, because the server of the other tests skips time, which would show in the histories. Do not
-overwrite a history that fails to replay after a change: your orders in progress have the same history. Keep it in a
-folder of its own, and change the workflow as `tests/replay/patching.py` shows.
+Uses a plain dev server, because the server of the other tests skips time, which would show in the histories. A history
+whose path has changed is kept in a folder of its own, as the past that your orders in progress have. If one no longer
+replays, nothing is recorded: change the workflow as `tests/replay/patching.py` or docs/make-it-yours.md ("Another step")
+shows.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHistory
 
 from app import temporal
 from app.domain import Address, OrderStatus
@@ -46,6 +48,7 @@ from tests.kit.workflows import (
     reset_points,
     wait_for_retry_delay,
 )
+from tests.replay.histories import replayer, shape_of
 
 HISTORIES = Path(__file__).parent / "histories"
 MACHINE_DETAILS = {"identity", "stackTrace", "workerVersion", "workerInstanceKey", "workerControlTaskQueue"}
@@ -270,8 +273,16 @@ async def ended(handle: Handle, pause: Pause | None = None, *, at_once: bool = F
     return handle
 
 
-async def record(into: Path, names: list[str]) -> None:
+async def record(into: Path, names: list[str]) -> int:
+    """Record these paths, by default all. Returns 1 if a history of the past no longer replays, else 0."""
+    broken = [str(path.relative_to(into)) for path in sorted(into.glob("**/*.json")) if not await _replays(path)]
+    if broken:
+        print(f"nothing recorded: these no longer replay, so orders in progress would stop: {', '.join(broken)}")
+        print("Protect them with `since` or `workflow.patched` (docs/make-it-yours.md, Another step).")
+        print("Delete them only if no such order is in progress.")
+        return 1
     into.mkdir(exist_ok=True, parents=True)
+    past = into / f"until-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
     with tempfile.TemporaryDirectory() as folder:
         mongod = await start_mongod(Path(folder) / "data", free_port())
         server = await start_temporal(free_port(), log_dir=Path(folder))
@@ -279,14 +290,32 @@ async def record(into: Path, names: list[str]) -> None:
         try:
             for name in names or PATHS:
                 history = await _history(client, mongod.address, name)
-                (into / f"{name}.json").write_text(history + "\n", encoding="utf-8")
-                print(into.name, name)
+                print(f"{name}: {_keep(into / f'{name}.json', history, past)}", flush=True)
         finally:
             await server.stop()
             await mongod.stop()
+    return 0
 
 
-async def _history(client: Client, mongodb_uri: str, name: str) -> str:
+def _keep(file: Path, history: dict[str, Any], past: Path) -> str:
+    """Write a history, unless the file has the same path; keep the earlier one of another path as the past."""
+    kept = ""
+    if file.exists():
+        if shape_of(json.loads(file.read_text(encoding="utf-8"))) == shape_of(history):
+            return "unchanged"
+        past.mkdir(exist_ok=True)
+        file.rename(past / file.name)
+        kept = f"; the earlier one is kept in {past.name}"
+    file.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    return f"recorded{kept}"
+
+
+async def _replays(path: Path) -> bool:
+    history = WorkflowHistory.from_json(path.stem, path.read_text(encoding="utf-8"))
+    return (await replayer().replay_workflow(history, raise_on_replay_failure=False)).replay_failure is None
+
+
+async def _history(client: Client, mongodb_uri: str, name: str) -> dict[str, Any]:
     mongo = Mongo(mongodb_uri, name)
     settings = Settings(mongodb_uri=mongodb_uri, mongodb_database=name, task_queue=name, approval_threshold=LARGE)
     shop = Shop(mongo, settings, client)
@@ -295,7 +324,8 @@ async def _history(client: Client, mongodb_uri: str, name: str) -> str:
         handle = await PATHS[name](shop)
     history = await handle.fetch_history()
     mongo.close()
-    return json.dumps(_without_machine_details(history.to_json_dict()), indent=1)
+    content: dict[str, Any] = _without_machine_details(history.to_json_dict())
+    return content
 
 
 def _without_machine_details(part: Any) -> Any:
@@ -311,4 +341,6 @@ def _without_machine_details(part: Any) -> Any:
 
 if __name__ == "__main__":
     logging.disable()  # some attempts fail on purpose
-    asyncio.run(record(HISTORIES, sys.argv[1:]))
+    code = asyncio.run(record(HISTORIES, sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(code)  # the SDK's threads may abort the interpreter as it ends: sdk-python 300

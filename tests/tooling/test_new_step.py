@@ -1,6 +1,7 @@
 """Add the step of docs/make-it-yours.md to a copy of the program.
 
-The copy runs orders, passes the type check, and passes the failure matrix, which includes the new step.
+The copy runs orders, also one that began before. It passes the type check and the failure matrix, which includes the
+new step. `make replay` keeps the histories of the past.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from app.domain import OrderStatus
 from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
@@ -22,53 +24,36 @@ from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
-STEP = "notify_warehouse"
-BLOCKS = python_blocks("make-it-yours.md", "Another step")
-NAME, STATUS, ACTIVITIES, ROW, IS_IN_THIS_ORDER, LOOP, COMPENSATION = BLOCKS
-
-IMPORT = "    from app.activities.warehouse import Warehouse\n"
-SHIPMENT = "    Step(\n        StepName.CREATE_SHIPMENT,\n"
-
-# The gateway, which the page leaves to its reader.
-PROTOCOL = """class Warehouse(Protocol):
-    async def notify(self, idempotency_key: str, lines: Sequence[Line]) -> str: ...
-
-    async def recall(self, idempotency_key: str) -> bool: ...
-
-
-"""
-BUNDLE = "@dataclass(frozen=True)\nclass Gateways:\n"
-SEQUENCE = "from collections.abc import Sequence\nfrom app.domain import Line, "
-SANDBOXES = "SandboxMailer(mongo.sandbox), SandboxWarehouse(mongo.sandbox))"
-WAREHOUSE = """
-
-class SandboxWarehouse(Sandbox):
-    async def notify(self, idempotency_key: str, lines: Sequence[Line]) -> str:
-        await _record(self._records, f"warehouse:{idempotency_key}", {"$inc": {"notified": 1}})
-        return f"notified of {len(lines)}"
-
-    async def recall(self, idempotency_key: str) -> bool:
-        entry = await _record(self._records, f"warehouse:{idempotency_key}", {"$inc": {"recalled": 1}})
-        return "notified" in entry
-"""
+STEP = "check_fraud"
+NAME, STATUS, ACTIVITIES, IMPORT, ROW, FIELD, GATEWAY = python_blocks("make-it-yours.md", "Another step")
+CHARGE = "    Step(\n        StepName.CHARGE_PAYMENT,\n"
+SINCE = '        since="check-fraud",\n'
 
 
 class CopyWithStep(ProgramCopy):
+    """The program after the edits of the page: three files, and the gateway with its line."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.insert("app/domain.py", '    CHARGE_PAYMENT = "charge_payment"\n', textwrap.indent(NAME, "    "))
-        self.insert("app/domain.py", '    CHARGED = "charged"\n', textwrap.indent(STATUS, "    "))
-        (folder / "app/activities/warehouse.py").write_text(ACTIVITIES)
-        self.insert("app/workflows/steps.py", "    from app.activities.tracking import Tracking\n", IMPORT)
-        self.replace("app/workflows/steps.py", SHIPMENT, textwrap.indent(ROW, "    ") + SHIPMENT)
-        gateways, sandbox = "app/gateways/__init__.py", "app/gateways/sandbox.py"
-        self.insert(gateways, "    mailer: Mailer\n", "    warehouse: Warehouse\n")
-        self.replace(gateways, BUNDLE, PROTOCOL + BUNDLE)
-        for path in (gateways, sandbox):
-            self.replace(path, "from app.domain import ", SEQUENCE)
-        self.replace(sandbox, "SandboxMailer(mongo.sandbox))", SANDBOXES)
-        with (folder / sandbox).open("a") as file:
-            file.write(WAREHOUSE)
+        self.insert("app/domain.py", '    RESERVE_INVENTORY = "reserve_inventory"\n', textwrap.indent(NAME, "    "))
+        self.insert("app/domain.py", '    RESERVED = "reserved"\n', textwrap.indent(STATUS, "    "))
+        (folder / "app/activities/fraud.py").write_text(ACTIVITIES)
+        steps, gateways = "app/workflows/steps.py", "app/gateways/__init__.py"
+        inventory = "    from app.activities.inventory import Inventory\n"
+        self.replace(steps, inventory, textwrap.indent(IMPORT, "    ") + inventory)
+        self.replace(steps, CHARGE, textwrap.indent(ROW, "    ") + CHARGE)
+        self.insert(gateways, "    mailer: Mailer\n", textwrap.indent(FIELD, "    "))
+        self.insert(gateways, "from app.domain import Address, Money, Order\n", GATEWAY_IMPORT)
+        (folder / "app/gateways/fraud.py").write_text(GATEWAY)
+
+    def add_tests(self) -> None:
+        for each in ("dev", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+            shutil.copytree(ROOT / each, self.folder / each, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", self.folder)
+
+
+GATEWAY_IMPORT = "from app.gateways.fraud import FraudService\n"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +70,7 @@ def environment(settings: Settings, own_temporal: Server) -> dict[str, str]:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> ProgramCopy:
+def copy(tmp_path: Path) -> CopyWithStep:
     return CopyWithStep(tmp_path / "copy")
 
 
@@ -107,23 +92,42 @@ async def test_order_with_new_step_completes_or_compensates_it(
         completed = await final(order_body())
         failed = await final(order_body(shipping_address={**ADDRESS, "postal_code": "00000"}))
         (row,) = (row for row in (await api.get("/saga")).json()["steps"] if row["step"] == STEP)
+        statuses = (await api.get("/openapi.json")).json()["components"]["schemas"]["OrderStatus"]["enum"]
 
-    names = ["reserve_inventory", "charge_payment", STEP, "create_shipment", "send_confirmation"]
+    names = ["reserve_inventory", STEP, "charge_payment", "create_shipment", "send_confirmation"]
     assert [(step["step"], step["status"]) for step in completed["steps"]] == [(name, "done") for name in names]
-    assert completed["steps"][2]["detail"] == "notified of 1"
+    assert completed["steps"][1]["detail"] == "no sign of fraud in 1 lines"
     assert [step["status"] for step in failed["steps"]] == [*["compensated"] * 3, "failed"]
-    assert list(row.values()) == [STEP, "NotifyWarehouse", "RecallWarehouse", "charged", "notified"]
-    records = [await shop.mongo.sandbox.find_one({"_id": f"warehouse:{o['order_id']}"}) for o in (completed, failed)]
-    assert [(record or {}).get("recalled") for record in records] == [None, 1]
+    assert list(row.values()) == [STEP, "CheckFraud", "ReleaseFraudHold", "reserved", "checked"]
+    assert "checked" in statuses
+
+
+async def test_order_that_began_before_the_step_completes_without_it(
+    copy: ProgramCopy, environment: dict[str, str], shop: Shop, tmp_path: Path
+) -> None:
+    await shop.stock()
+    before = ProgramCopy(tmp_path / "before")
+    async with copy.api(environment) as api:
+        async with before.worker(environment):
+            body = order_body(shipping_address={**ADDRESS, "postal_code": "99999"})  # the carrier is down
+            order_id = (await api.post("/orders", json=body)).json()["order_id"]
+            await shop.wait_for_status(order_id, OrderStatus.CHARGED)
+        async with copy.worker(environment):
+            await api.post(f"/orders/{order_id}/cancel")
+            order = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
+    assert [(step.step, step.status) for step in order.steps[:2]] == [
+        ("reserve_inventory", "compensated"),
+        ("charge_payment", "compensated"),
+    ]
 
 
 MISSING = {
     "status": ("app/domain.py", textwrap.indent(STATUS, "    "), "argument 2 is shorter"),
-    "row": ("app/workflows/steps.py", textwrap.indent(ROW, "    "), "notify_warehouse"),
+    "row": ("app/workflows/steps.py", textwrap.indent(ROW, "    "), STEP),
     "activity.defn": (
-        "app/activities/warehouse.py",
-        '    @activity.defn(name="RecallWarehouse")\n',
-        "Warehouse.recall is not an activity",
+        "app/activities/fraud.py",
+        '    @activity.defn(name="ReleaseFraudHold")\n',
+        "Fraud.release is not an activity",
     ),
 }
 
@@ -139,24 +143,41 @@ async def test_worker_with_incomplete_step_names_it_and_does_not_start(
     assert re.search(named, output.splitlines()[-1]), output
 
 
-async def test_orders_in_progress_continue_without_the_new_step(copy: ProgramCopy) -> None:
-    assert await copy.replay_failures() > 0, "without a patch they break"
-
-    order = "app/workflows/order.py"
-    copy.insert(order, "NOT_APPROVED, Failure, OrderStatus", ", StepName")
-    copy.replace(order, "\n\n@workflow.defn\n", f"\n\n{IS_IN_THIS_ORDER}\n\n@workflow.defn\n")
-    copy.replace(order, "            for step in REVERSIBLE_STEPS:\n", textwrap.indent(LOOP, " " * 12))
-    (stuck,) = re.findall(r"^        stuck = \[.*\n", (copy.folder / order).read_text(), re.MULTILINE)
-    copy.replace(order, stuck, textwrap.indent(COMPENSATION, " " * 8))
+async def test_orders_in_progress_break_without_since(copy: ProgramCopy) -> None:
     assert await copy.replay_failures() == 0
+    copy.replace("app/workflows/steps.py", SINCE, "")
+    assert await copy.replay_failures() > 0
 
 
-async def test_failure_matrix_follows_the_new_step(copy: ProgramCopy) -> None:
-    for each in ("dev", "tests"):
-        shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    shutil.copy(ROOT / "pyproject.toml", copy.folder)
+async def test_replay_command_keeps_histories_of_the_past(copy: CopyWithStep) -> None:
+    copy.add_tests()
+    histories = copy.folder / "tests/replay/histories"
+    for path in histories.glob("*.json"):
+        if path.stem not in {"completed", "declined"}:
+            path.unlink()
+    before = (histories / "completed.json").read_text()
+    record = ("-m", "tests.replay.record", "completed")
+    copy.replace("app/workflows/steps.py", SINCE, "")  # forgotten
+    code, output = await copy.run(*record)
+    assert code == 1
+    assert "nothing recorded: these no longer replay" in output
+    assert (histories / "completed.json").read_text() == before
+
+    timed_out = 'code="fraud_check_unavailable", message="the fraud check did not answer in time"),\n'
+    copy.insert("app/workflows/steps.py", timed_out, SINCE)
+    code, output = await copy.run(*record)
+    assert code == 0, output
+    (past,) = histories.glob("until-*/completed.json")
+    assert past.read_text() == before
+    assert "CheckFraud" in (histories / "completed.json").read_text()
+    code, output = await copy.run(*record)
+    assert (code, "completed: unchanged" in output) == (0, True)
+
+
+async def test_failure_matrix_follows_the_new_step(copy: CopyWithStep) -> None:
+    copy.add_tests()
     matrix = ("pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/workflows/test_failure_matrix.py")
-    code, output = await copy.run("-m", *matrix, "-k", "NotifyWarehouse", within=170)
+    code, output = await copy.run("-m", *matrix, "-k", "CheckFraud", within=170)
     assert code == 0, output
     passed = re.search(r"(\d+) passed", output)
     assert passed is not None
