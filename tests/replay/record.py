@@ -4,8 +4,7 @@
 
 Uses a plain dev server, because the server of the other tests skips time, which would show in the histories. A history
 whose path has changed is kept in a folder of its own, as the past that your orders in progress have. If one no longer
-replays, nothing is recorded: change the workflow as `tests/replay/patching.py` or docs/make-it-yours.md ("Another step")
-shows.
+replays, nothing is recorded: protect these orders as docs/make-it-yours.md ("Another step") shows.
 """
 
 from __future__ import annotations
