@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from bson import Timestamp
-from fastapi import Header, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
 from pymongo.errors import PyMongoError
 
@@ -192,9 +192,9 @@ class Outcome:
 
     request: Request
     response: Response
-    caller: AnyCaller
-    clients: ClientsDep
-    prefer: Annotated[str | None, Header(alias="Prefer", description=PREFER)] = None
+    caller: Caller
+    clients: Clients
+    prefer: str | None
 
     async def of(self, order: domain.Order) -> Order:
         """Return the order as it is when it is final, or else after the time that the client prefers to wait."""
@@ -214,3 +214,16 @@ class Outcome:
                                 pass
                 order = await orders.show(order.order_id)
         return self.clients.shown(order)
+
+
+async def _outcome(
+    request: Request,
+    response: Response,
+    caller: AnyCaller,
+    clients: ClientsDep,
+    prefer: Annotated[str | None, Header(alias="Prefer", description=PREFER)] = None,
+) -> Outcome:  # FastAPI would call the class itself on a thread
+    return Outcome(request, response, caller, clients, prefer)
+
+
+OutcomeDep = Annotated[Outcome, Depends(_outcome)]

@@ -3,13 +3,13 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app import logs
+from app import domain, logs
 from app.api.auth import ANYONE, Approver, OrderReader, OrderWriter
-from app.api.dependencies import ClientsDep, IdempotencyKey, Order, OrderId, document_id, fingerprint
-from app.api.hub import Outcome
+from app.api.dependencies import Clients, ClientsDep, IdempotencyKey, Order, OrderId, document_id, fingerprint
+from app.api.hub import OutcomeDep
 from app.api.problems import BODY_PROBLEMS, Problem, in_body, invalid, responses
 from app.api.route import ApiRoute, link_to_next
 from app.attempts import PendingActivity
@@ -59,7 +59,7 @@ async def place_order(
     response: Response,
     caller: OrderWriter,
     clients: ClientsDep,
-    outcome: Annotated[Outcome, Depends()],
+    outcome: OutcomeDep,
     key: IdempotencyKey = None,
 ) -> Order:
     """Place an order. After a 202, it is stored and reaches a final status despite any failure."""
@@ -69,26 +69,40 @@ async def place_order(
     order_id = document_id("ord", caller.name, key)
     logs.order_id.set(order_id)
     response.headers["Location"] = f"/orders/{order_id}"
-    order = await orders.placed(order_id, body) if key else None
-    if order is None:
-        known = await clients.products.by_sku(line.sku for line in new.lines)
-        unknown = [index for index, line in enumerate(new.lines) if line.sku not in known]
-        if unknown:
-            errors = [in_body("unknown_product", "no such product", "lines", index, "sku") for index in unknown]
-            raise invalid(*errors, kind="unknown-product")
-        try:
-            order = await orders.add(order_id, new, known, body, None if caller is ANYONE else caller.name)
-        except ValueError as error:
-            raise invalid(in_body("value_error", str(error), "lines")) from error
+    try:
+        order = await _add(clients, order_id, new, body, None if caller is ANYONE else caller.name)
+    except Problem:  # the products may have changed since an earlier request with the same key
+        order = await orders.placed(order_id, body)
+        if order is None:
+            raise
+    else:
         if order is not None:
             with suppress(TemporalUnavailable):  # the relay starts it then
                 await clients.workflows.start(order, START_TIMEOUT)
             return await outcome.of(order)
-        order = await orders.placed(order_id, body, durable=True)  # a concurrent request with the same key
+        # An earlier or a concurrent request with the same key.
+        order = await orders.placed(order_id, body) or await orders.placed(order_id, body, durable=True)
         if order is None:
             raise NotReplicated
     response.headers["Idempotency-Replayed"] = "true"
     return await outcome.of(order)
+
+
+async def _add(clients: Clients, order_id: str, new: NewOrder, body: str, placed_by: str | None) -> domain.Order | None:
+    """Store the order with the current prices; return None if its id is already taken.
+
+    Raises:
+        Problem: 422; a product is unknown, or the prices are not in one currency.
+    """
+    known = await clients.products.by_sku(line.sku for line in new.lines)
+    unknown = [index for index, line in enumerate(new.lines) if line.sku not in known]
+    if unknown:
+        errors = [in_body("unknown_product", "no such product", "lines", index, "sku") for index in unknown]
+        raise invalid(*errors, kind="unknown-product")
+    try:
+        return await clients.orders.add(order_id, new, known, body, placed_by)
+    except ValueError as error:
+        raise invalid(in_body("value_error", str(error), "lines")) from error
 
 
 @router.get("", responses=responses())
@@ -134,7 +148,7 @@ async def cancel_order(
     caller: OrderWriter,
     order_id: OrderId,
     clients: ClientsDep,
-    outcome: Annotated[Outcome, Depends()],
+    outcome: OutcomeDep,
     why: Annotated[Reason, Body(default_factory=Reason)],
 ) -> Order:
     """Cancel the order. After a 202 it will be compensated; a 409 means that it is shipped or final."""

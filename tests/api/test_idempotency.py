@@ -14,6 +14,7 @@ from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import ApiSettings
 from dev.servers import Server
+from tests.kit.faults import recorded_commands
 from tests.kit.http import bearer, closed, key_of, kind_of, raw, serve
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
@@ -83,6 +84,19 @@ async def test_same_key_with_another_body_is_refused(api: httpx.AsyncClient, sho
     assert (misuse.status_code, kind_of(misuse)) == (422, "idempotency-key-reused")
     assert misuse.json()["errors"][0]["field"] == "Idempotency-Key"
     assert await shop.mongo.orders.count_documents({}) == 1
+
+
+async def test_post_sends_mongodb_one_read_and_one_write(
+    api: httpx.AsyncClient, shop: Shop, key: dict[str, str]
+) -> None:
+    await shop.stock()
+    for headers in (key, {}):
+        async with recorded_commands(shop.mongo) as commands:
+            assert (await api.post("/orders", json=order_body(), headers=headers)).status_code == 202
+        assert [(entry["op"], entry["ns"].partition(".")[2]) for entry in commands] == [
+            ("query", "inventory"),
+            ("insert", "orders"),
+        ]
 
 
 async def test_posts_without_key_make_one_order_each(api: httpx.AsyncClient, shop: Shop) -> None:
