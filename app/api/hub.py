@@ -202,6 +202,7 @@ class Outcome:
         if preferred and order.status not in TERMINAL:
             wait, state, orders = min(int(preferred[1]), MAX_WAIT), self.request.state, self.clients.orders
             state.deadline.reschedule(state.deadline.when() + wait)
+            state.leave()
             # The request has taken effect in any case. The server cancels when it stops.
             with suppress(Problem, PyMongoError, asyncio.CancelledError):
                 async with self.request.app.state.hub.subscribe(order.order_id, self.caller) as subscription:

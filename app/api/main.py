@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal, tracing
 from app.api import events, health, inventory, orders, pages, problems, saga
+from app.api.admission import Admission
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
@@ -50,7 +51,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: to_camel(route.name),
         telemetry={"operation_spans": False, "auto_configure": False, "exclude": _is_untraced},
-        middleware=[Middleware(Guard, open=settings.api_open)],
+        middleware=[Middleware(Guard, open=settings.api_open), Middleware(Admission)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
     app.state.authenticator = Authenticator(settings)

@@ -35,7 +35,7 @@ UNAUTHENTICATED = Counter("http_unauthenticated", "Requests answered with 401.",
 MEDIA_TYPE = "application/problem+json"
 KINDS: dict[str, tuple[int, str]] = json.loads((Path(__file__).parent / "problems.json").read_text())
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
-_UNANSWERED = ("issuer-unavailable", "database-unavailable", "deadline-exceeded")
+_UNANSWERED = ("issuer-unavailable", "database-unavailable", "deadline-exceeded", "overloaded")
 COMMON_PROBLEMS = ("not-authenticated", "not-allowed", "invalid-request", *_UNANSWERED)  # of any request
 BODY_PROBLEMS = ("foreign-origin", "body-too-large", "not-json")  # of any request with a body
 MAX_ERRORS = 50  # in one answer, which is otherwise many times larger than the request
@@ -114,7 +114,8 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
                 headers["Allow"] = ", ".join(sorted(methods)).upper()
                 headers["Allow"] = headers["Allow"].replace("GET", "GET, HEAD")
     kind = getattr(problem, "kind", HTTPStatus(status).phrase.lower().replace(" ", "-"))
-    if status == 503:  # an operator finds its request id here; there may be no access log
+    # An operator finds its request id here; there may be no access log. Under overload, lines would add to the load.
+    if status == 503 and kind != "overloaded":
         logger.warning("503: %s", kind)
     details = ProblemDetails(
         type=f"urn:problem:{kind}",

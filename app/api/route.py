@@ -18,7 +18,7 @@ from app.api.auth import authenticate
 from app.api.problems import MAX_ERRORS, TRY_AGAIN, FieldError, Problem, answer, in_body, invalid
 
 MAX_BODY = 64 * 1024  # bytes; the largest valid order has about 10 KB
-DEADLINE = 2.8  # seconds until the response begins; an event stream may last longer
+DEADLINE = 2.8  # seconds from arrival until the response begins; an event stream may last longer
 
 
 class ApiRoute(APIRoute):
@@ -32,7 +32,7 @@ class ApiRoute(APIRoute):
 
         async def handle_in_time(request: Request) -> Response:
             try:
-                async with asyncio.timeout(DEADLINE) as deadline:
+                async with asyncio.timeout_at(request.state.arrived + DEADLINE) as deadline:
                     request.state.deadline = deadline
                     if 401 in self.responses:
                         await authenticate(request)  # a stranger's query and body are not even parsed

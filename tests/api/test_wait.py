@@ -7,10 +7,13 @@ import asyncio
 import httpx
 import pytest
 
-from app.api import hub, route
+from app.api import admission, hub, route
 from app.api.hub import each
 from app.domain import OrderStatus
+from app.settings import ApiSettings
+from dev.servers import Server
 from tests.api.test_events import change_streams
+from tests.kit.http import serve
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -91,3 +94,17 @@ async def test_accepted_cancel_says_so_at_once(api: httpx.AsyncClient, shop: Sho
     order = await shop.place(status="charged")
     cancelled = (await api.post(f"/orders/{order.order_id}/cancel")).json()
     assert (cancelled["status"], cancelled["cancel_requested"], cancelled["cancellable"]) == ("charged", True, False)
+
+
+async def test_posts_that_wait_leave_places_to_other_requests(
+    settings: ApiSettings, temporal_server: Server, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker runs, so the order does not become final."""
+    monkeypatch.setattr(admission, "MAX_IN_PROGRESS", 1)
+    await shop.stock()
+    async with serve(settings, temporal_server.address) as api:
+        waiting = asyncio.create_task(api.post("/orders", json=order_body(), headers=wait("wait=20")))
+        listed = await eventually(lambda: api.get("/orders"), lambda answer: bool(answer.json()["items"]))
+        assert listed.status_code == 200
+        assert not waiting.done()
+        waiting.cancel()

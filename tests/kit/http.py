@@ -12,7 +12,7 @@ from unittest.mock import patch
 import httpx
 import uvicorn
 
-from app.api import orders, route
+from app.api import admission, orders, route
 from app.api.main import create_app
 from app.settings import ApiKey, ApiSettings, Scope
 from dev.servers import free_port
@@ -23,7 +23,11 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # by default, each client read
 @contextmanager
 def long_deadlines() -> Iterator[None]:
     """Extend the API's deadlines, so that a slow server on a busy machine does not cause a 503."""
-    with patch.object(orders, "START_TIMEOUT", 5.0), patch.object(route, "DEADLINE", 9.0):
+    with (
+        patch.object(orders, "START_TIMEOUT", 5.0),
+        patch.object(route, "DEADLINE", 9.0),
+        patch.object(admission, "MAX_WAIT", 9.0),
+    ):
         yield
 
 
