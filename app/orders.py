@@ -25,6 +25,7 @@ NOW = "$$NOW"
 DEFAULTS: Document = {"status": OrderStatus.PLACED.value, "created_at": NOW, "updated_at": NOW}
 KEPT_ADDRESSES = 5  # newest proposals of an order; an older one is superseded anyway
 NOT_FINAL: Document = {"status": {"$nin": list(domain.TERMINAL)}}
+EVERY_STATUS = [*OrderStatus, None]  # None: another program may omit it
 NOT_CANCELLED: Document = {"$eq": [{"$ifNull": ["$cancellation", None]}, None]}
 MAX_COUNT = 10_000  # of a status, so that a count of millions stays cheap
 MAX_TIME = 2**63 - 1  # the latest BSON date, in milliseconds
@@ -62,7 +63,7 @@ class OrderRepository:
         return Order.from_document(await self._find(order_id))
 
     async def page(
-        self, statuses: Sequence[OrderStatus], customer_id: str | None, limit: int, cursor: str | None
+        self, statuses: Sequence[OrderStatus | None], customer_id: str | None, limit: int, cursor: str | None
     ) -> tuple[list[Order], str | None]:
         """Return a page of orders, newest first, in any of these statuses if given, and the cursor of the next page.
 
@@ -71,6 +72,8 @@ class OrderRepository:
         """
         time, _, skip = (cursor or f"{MAX_TIME}.0").partition(".")
         begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))
+        if not statuses and (customer_id or self._owned):
+            statuses = EVERY_STATUS
         wanted = {"status": {"$in": statuses} if statuses else None, "customer_id": customer_id}
         query: Document = {field: value for field, value in wanted.items() if value is not None}
         query["$and"] = [self._owned]
