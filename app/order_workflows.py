@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.attempts import PendingActivity
-from app.domain import Order
+from app.domain import TERMINAL, Order
 from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
 from app.settings import Settings
 from app.temporal import IN_PROGRESS, ORDER_STATUS, WORKFLOW_ID_PREFIX
@@ -25,7 +25,9 @@ from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 
 # Seconds.
-START_TIMEOUT = 0.8  # a POST answers within 1 s; the relay starts a workflow that was not started by then
+START_TIMEOUT = (
+    0.8  # a POST that waits for it answers within 1 s; the relay starts a workflow that was not started by then
+)
 CALL_TIMEOUT = 1.8  # an endpoint that calls Temporal answers within 2 s
 LIST_TIMEOUT = 10.0  # of a page: listing all running workflows may take longer
 LIST_PAGE = 1_000
@@ -100,16 +102,23 @@ class OrderWorkflows:
                     raise
             return False
 
-    async def progress(self, order_id: str) -> tuple[OrderProgress, list[PendingActivity]]:
-        """Return the workflow's answer to the query `status`, and its pending activities.
+    async def progress(self, order: Order) -> tuple[OrderProgress, list[PendingActivity]]:
+        """Start a missing workflow; return its answer to the query `status`, and its pending activities.
 
         Raises:
             TemporalUnavailable
-            NoWorker: also if Temporal does not know the workflow yet, or any more.
+            NoWorker: also if the order is final, and Temporal does not know its workflow any more.
         """
-        handle = self._handle(order_id)
-        async with _deadline(CALL_TIMEOUT):
-            description = await handle.describe()
+        handle = self._handle(order.order_id)
+        try:
+            async with _deadline(CALL_TIMEOUT):
+                description = await handle.describe()
+        except NoWorker:
+            if order.status in TERMINAL:
+                raise
+            await self.start(order)  # the API, or the relay, is about to
+            async with _deadline(CALL_TIMEOUT):
+                description = await handle.describe()
         async with _deadline(CALL_TIMEOUT, NoWorker):
             progress = await handle.query(OrderWorkflow.status)
         return progress, [PendingActivity.from_info(info) for info in description.raw_description.pending_activities]

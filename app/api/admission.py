@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import TRY_AGAIN, Problem, answer
 
-MAX_IN_PROGRESS = 32  # of this process: as many as calls of MongoDB run at once, see `app.mongo`
-MAX_WAIT = 0.5  # seconds that a request waits for others to end: a short burst is not refused
-UNLIMITED = re.compile("/(healthz|readyz|metrics|static/.*)")
+MAX_IN_PROGRESS = 64  # of this process; with more, requests only wait for one another
+MAX_WAIT = 0.3  # seconds that a request waits for others to end: a short burst is not refused
+UNLIMITED = re.compile("/(healthz|readyz|metrics|static/.*)|.*/events")  # `app.api.hub` limits the event streams
 
 
 class Admission:
-    """Middleware: a request is in progress until its response begins, so an open event stream is not counted.
+    """Middleware: a request is in progress until its response begins, and the workflow of a new order is started.
 
     Sets `state.arrived`, the event loop's time, and `state.leave`, which a request calls before it waits on purpose.
     """
@@ -44,7 +44,9 @@ class Admission:
                     app = await answer(Request(scope), busy)
 
             async def send_and_leave(message: Message) -> None:
-                place.close()  # without effect if already closed
+                # After a 202, the order's workflow is being started. Any other answer may be large, and read slowly.
+                if message["type"] == "http.response.start" and message["status"] != 202:
+                    place.close()
                 await send(message)
 
             await app(scope, receive, send_and_leave)

@@ -1,5 +1,6 @@
 """Shared by the endpoints: clients, ids and idempotency keys."""
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -19,6 +20,8 @@ from app.products import ProductRepository
 from app.settings import ApiSettings
 from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
 
+STARTS_AFTER_ANSWER = 8
+
 
 class Order(domain.Order):
     """An order in an answer of the API. `workflow_url`: in Temporal's Web UI, if TEMPORAL_UI_URL is set."""
@@ -34,6 +37,9 @@ class Clients:
         self.orders = OrderRepository(self.mongo)
         self.products = ProductRepository(self.mongo)
         self.workflows = OrderWorkflows(temporal, settings)
+        # A POST is answered before the workflow is started. If so many starts are under way, Temporal is the slower
+        # part: then the answer waits for the start, and so slows down the clients.
+        self.starts_after_answer = asyncio.Semaphore(STARTS_AFTER_ANSWER)
 
     def of(self, caller: Caller) -> Self:
         """Limit every query and update to the caller's own orders: any other order does not exist for it."""

@@ -1,7 +1,6 @@
 """The API: `uvicorn app.api.main:app`."""
 
 import logging
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from threading import Thread
@@ -15,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal, tracing
 from app.api import events, health, inventory, orders, pages, problems, saga
-from app.api.admission import Admission
+from app.api.admission import UNLIMITED, Admission
 from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
@@ -63,7 +62,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
 
 def _is_untraced(scope: Any) -> bool:
     """Return True for health checks, files, and event streams, which may last for a day."""
-    return bool(re.fullmatch("/(healthz|readyz|metrics|static/.*)|.*/events", scope["path"]))
+    return bool(UNLIMITED.fullmatch(scope["path"]))
 
 
 def __getattr__(name: str) -> FastAPI:

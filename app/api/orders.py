@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app import domain, logs
@@ -60,6 +60,7 @@ async def place_order(
     caller: OrderWriter,
     clients: ClientsDep,
     outcome: OutcomeDep,
+    background: BackgroundTasks,
     key: IdempotencyKey = None,
 ) -> Order:
     """Place an order. After a 202, it is stored and reaches a final status despite any failure."""
@@ -77,8 +78,10 @@ async def place_order(
             raise
     else:
         if order is not None:
-            with suppress(TemporalUnavailable):  # the relay starts it then
-                await clients.workflows.start(order, START_TIMEOUT)
+            if outcome.prefer or clients.starts_after_answer.locked():
+                await _start(clients, order)
+            else:
+                background.add_task(_start_after_answer, clients, order)
             return await outcome.of(order)
         # An earlier or a concurrent request with the same key.
         order = await orders.placed(order_id, body) or await orders.placed(order_id, body, durable=True)
@@ -103,6 +106,16 @@ async def _add(clients: Clients, order_id: str, new: NewOrder, body: str, placed
         return await clients.orders.add(order_id, new, known, body, placed_by)
     except ValueError as error:
         raise invalid(in_body("value_error", str(error), "lines")) from error
+
+
+async def _start(clients: Clients, order: domain.Order) -> None:
+    with suppress(TemporalUnavailable):  # the relay starts it then
+        await clients.workflows.start(order, START_TIMEOUT)
+
+
+async def _start_after_answer(clients: Clients, order: domain.Order) -> None:
+    async with clients.starts_after_answer:
+        await _start(clients, order)
 
 
 @router.get("", responses=responses())
@@ -137,8 +150,8 @@ async def get_order(_: OrderReader, order_id: OrderId, clients: ClientsDep) -> O
 @router.get("/{order_id}/status", responses=responses("not-found", "temporal-unavailable", "no-worker"))
 async def get_order_status(_: OrderReader, order_id: OrderId, clients: ClientsDep) -> OrderStatusAnswer:
     """Return the workflow's own answer within 2 s, or 503 if it is unavailable."""
-    await clients.orders.show(order_id)
-    progress, activities = await clients.workflows.progress(order_id)
+    order = await clients.orders.show(order_id)
+    progress, activities = await clients.workflows.progress(order)
     url = clients.workflows.workflow_url(order_id)
     return OrderStatusAnswer(**progress.model_dump(), activities=activities, workflow_url=url)
 

@@ -321,6 +321,15 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     assert status_now["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
 
 
+@pytest.mark.usefixtures("worker")
+async def test_status_of_order_without_workflow_starts_it(api: httpx.AsyncClient, shop: Shop) -> None:
+    """The answer to a POST does not wait for the workflow, so the next request may come before it."""
+    await shop.stock()
+    order_id = (await shop.place()).order_id
+    answer = await api.get(f"/orders/{order_id}/status")
+    assert (answer.status_code, answer.json()["order_id"]) == (200, order_id)
+
+
 async def test_status_without_worker_answers_503(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.stock()
     order_id = await place(api)

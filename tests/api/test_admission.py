@@ -29,6 +29,7 @@ class Held:
         router = APIRouter(route_class=ApiRoute)
         router.get("/held", response_model=None)(self._hold)
         router.get("/stream", response_model=None)(self._stream)
+        router.get("/held/events", response_model=None)(self._hold)
         app.include_router(router)
         self.api = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
         self._requests: list[asyncio.Task[httpx.Response]] = []
@@ -97,11 +98,14 @@ async def test_request_beyond_the_bound_is_answered_when_another_ends(
     assert (await waiting).status_code == 200
 
 
-async def test_open_streams_leave_places_to_other_requests(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/stream", "/held/events"])
+async def test_answers_under_way_and_event_streams_leave_places_to_other_requests(
+    held: Held, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     monkeypatch.setattr(admission, "MAX_WAIT", 0)
-    await held.hold(MAX_IN_PROGRESS, "/stream")
+    await held.hold(MAX_IN_PROGRESS, path)
     await held.hold(MAX_IN_PROGRESS)
-    assert await held.release() == [200] * 2 * MAX_IN_PROGRESS
+    assert await held.release() == [200] * (2 * MAX_IN_PROGRESS)
 
 
 async def test_client_that_leaves_leaves_its_place(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from app import temporal
+from app.api import orders
+from app.api.dependencies import STARTS_AFTER_ANSWER
 from app.domain import OrderStatus
 from app.mongo import Mongo
 from app.settings import ApiSettings
@@ -142,6 +144,20 @@ async def test_temporal_outage_delays_accepted_orders(stack: OutageStack, how: s
         for order_id in accepted:
             await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED, OrderStatus.CANCELLED)
         await eventually(stack.checks, lambda checks: checks["temporal"] == "ok")
+
+
+async def test_post_is_answered_before_its_workflow_starts_unless_many_starts_wait(
+    stack: OutageStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "START_TIMEOUT", 60)  # longer than the deadline
+    async with running(stack.shop):
+        stack.temporal.pause()
+        answers = [await stack.place() for _ in range(STARTS_AFTER_ANSWER)]
+        assert [answer.status_code for answer in answers] == [202] * STARTS_AFTER_ANSWER
+        await assert_unavailable(stack.place())
+        stack.temporal.resume()
+        for answer in answers:
+            await stack.shop.wait_for_status(answer.json()["order_id"], OrderStatus.COMPLETED)
 
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])

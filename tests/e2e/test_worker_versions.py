@@ -238,7 +238,7 @@ async def test_worker_starting_while_no_version_is_current_logs_the_command(
         await eventually(logged, lambda log: "worker ready" in log)
         handle = await shop.start()
         with pytest.raises(NoWorker):
-            await shop.workflows.progress(handle.id.removeprefix("order-"))
+            await shop.workflows.progress(await shop.order(handle))
         assert deployment.command(MAKE_CURRENT, "1.0") in worker.log_text()
         await deployment.make_current("1.0")
         await handle.result()
