@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.sse import EventSourceResponse
+from fastapi.responses import StreamingResponse
 
 from app.api.auth import OrderReader
 from app.api.dependencies import ClientsDep, OrderId
@@ -18,7 +18,14 @@ router = APIRouter(prefix="/orders", tags=["events"], route_class=ApiRoute)
 
 MAX_AGE = timedelta(hours=1)  # of a Last-Event-ID: an older one would bring a large part of the orders
 OVERLAP = timedelta(seconds=30)  # the maximum difference of `updated_at` and MongoDB's time of the change
+HEADERS = {"X-Accel-Buffering": "no"}  # nginx passes on each event at once
 INITIAL_ORDERS = 50  # sent first to a new subscription to all orders
+
+
+class EventStream(StreamingResponse):
+    """Sends events as they were encoded, once for all; FastAPI's own response would encode them for each listener."""
+
+    media_type = "text/event-stream"
 
 
 # Both subscribe first and then read the current state, so that no change is missed.
@@ -47,22 +54,18 @@ async def _one_order(
         yield subscription.messages(each([await clients.orders.show(order_id)]))
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=responses("too-many-streams"))
-async def stream_all_order_events(messages: Annotated[Messages, Depends(_all_orders)]) -> Messages:
+@router.get("/events", response_class=EventStream, responses=responses("too-many-streams"))
+async def stream_all_order_events(messages: Annotated[Messages, Depends(_all_orders)]) -> EventStream:
     """Send one `order` event for each change of an order, and one `stock` event for each change of a product.
 
     Begins with the newest orders or, with a `Last-Event-ID`, with all that changed since. Only the last of these has an
     id: a client that leaves before it has not received all of them. If the id is more than an hour old, a `reset` event
     comes first: forget all orders; the newest follow. Products need `inventory:read`.
     """
-    async for message in messages:
-        yield message
+    return EventStream(messages, headers=HEADERS)
 
 
-@router.get(
-    "/{order_id}/events", response_class=EventSourceResponse, responses=responses("not-found", "too-many-streams")
-)
-async def stream_order_events(messages: Annotated[Messages, Depends(_one_order)]) -> Messages:
+@router.get("/{order_id}/events", response_class=EventStream, responses=responses("not-found", "too-many-streams"))
+async def stream_order_events(messages: Annotated[Messages, Depends(_one_order)]) -> EventStream:
     """Send the current state, then one `order` event for each change; ends when the order is final."""
-    async for message in messages:
-        yield message
+    return EventStream(messages, headers=HEADERS)

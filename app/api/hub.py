@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from bson import Timestamp
 from fastapi import Depends, Header, Request, Response
-from fastapi.sse import ServerSentEvent
+from fastapi.sse import format_sse_event
 from pymongo.errors import PyMongoError
 
 from app import domain
@@ -33,13 +33,14 @@ from app.settings import Scope
 logger = logging.getLogger(__name__)
 
 
-Messages = AsyncIterator[ServerSentEvent]
+Messages = AsyncIterator[bytes]
 
 MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 60 KB
 MAX_STREAMS_OF_CALLER = 1_000
 MAX_STREAMS_OF_CUSTOMER = 20  # of a caller for one customer: it must not delay the events of others
 DAY = 86_400.0  # seconds, after which a stream ends in any case
-SLICE, BREAK = 8, 0.004  # so many subscriptions receive an event at once; then, for so many seconds, others run
+SLICE, BREAK = 32, 0.002  # so many subscriptions receive an event at once; then, for so many seconds, others run
+PING_INTERVAL = 15  # seconds without an event, after which a comment keeps proxies from closing the connection
 MAX_QUEUED = 256  # events; a subscription further behind is ended, and reconnects with its Last-Event-ID
 COLLECTIONS = {"$in": ["orders", "inventory"]}
 PIPELINE: list[Document] = [{"$match": {"ns.coll": COLLECTIONS, "fullDocument": {"$exists": True}}}]
@@ -56,9 +57,12 @@ class Event:
     customer: Any = None
 
     @cached_property
-    def message(self) -> ServerSentEvent:
+    def message(self) -> bytes:  # encoded once for all subscribers
+        return self.encode(f"{self.at.time}.{self.at.inc}")
+
+    def encode(self, event_id: str | None = None) -> bytes:
         name = "order" if isinstance(self.state, Order) else "stock"
-        return ServerSentEvent(event=name, raw_data=self.state.model_dump_json(), id=f"{self.at.time}.{self.at.inc}")
+        return format_sse_event(event=name, data_str=self.state.model_dump_json(), id=event_id)
 
 
 class Subscription:
@@ -96,20 +100,28 @@ class Subscription:
         Only the last of the current orders has an id: a subscriber that leaves before it has not received all of them.
         """
         if reset:
-            yield ServerSentEvent(event="reset", raw_data="{}")
+            yield format_sse_event(event="reset", data_str="{}")
         event: Event | None = None
         async for order in current:
             if self._has_ended:
                 return
             if event:
-                yield event.message.model_copy(update={"id": None})
+                yield event.encode()
             event = Event(self._shown(order), self.since)
-        event = event or await self._queue.get()
-        while event:
-            yield event.message
-            if self.order_id and isinstance(event.state, Order) and event.state.status in TERMINAL:
-                break
-            event = await self._queue.get()
+        while True:
+            if event:
+                yield event.message
+                if self.order_id and isinstance(event.state, Order) and event.state.status in TERMINAL:
+                    break
+            try:
+                async with asyncio.timeout(PING_INTERVAL):
+                    event = await self._queue.get()
+            except TimeoutError:
+                yield b": ping\n\n"
+                event = None
+            else:
+                if event is None:
+                    break
 
 
 class Hub:

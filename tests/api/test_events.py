@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from fastapi.sse import ServerSentEvent
 from pymongo.read_concern import ReadConcern
 
 from app.api import auth, hub, route
@@ -323,7 +322,7 @@ async def test_1000_listeners_leave_turns_to_other_requests(
     await shop.stock()
     received = turns = 0
 
-    async def read(messages: AsyncIterator[ServerSentEvent]) -> None:
+    async def read(messages: AsyncIterator[bytes]) -> None:
         nonlocal received
         await anext(messages)
         received += 1
@@ -386,8 +385,8 @@ async def test_slow_listener_is_disconnected_without_delaying_others(
 async def test_listener_without_events_is_kept_connected(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxies close idle connections, so FastAPI sends a comment every 15 s. The test shortens that interval."""
-    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)
+    """Proxies close idle connections, so a comment is sent every 15 s. The test shortens that interval."""
+    monkeypatch.setattr(hub, "PING_INTERVAL", 0.1)
     listener = await Listener.connect(api, "/orders/events")
     silence = asyncio.create_task(listener.next())
 
