@@ -1,0 +1,73 @@
+"""The client of the program that is measured: places orders over HTTP, and waits for their end."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+
+from dev.bench.load import Answer, Http
+from dev.servers import ServerError
+
+SKU = "MUG-BLUE"
+WAIT = {"Prefer": "wait=30"}  # the response comes when the order is final
+POLL = 0.05  # seconds
+
+
+def order_body(customer: str = "", sku: str = SKU, **fields: object) -> bytes:
+    order = {
+        "customer_id": customer or f"bench-{uuid.uuid4().hex[:12]}",
+        "email": "bench@example.com",
+        "payment_method": "pm_card_ok",
+        "lines": [{"sku": sku, "quantity": 1}],
+        "shipping_address": {
+            "name": "Ada Lovelace",
+            "street": "Example Street 1",
+            "city": "Berlin",
+            "postal_code": "10115",
+            "country": "DE",
+        },
+    }
+    return json.dumps(order | fields).encode()
+
+
+class Shop:
+    def __init__(self, http: Http) -> None:
+        self.http = http
+
+    async def stock(self, sku: str = SKU, available: int = 100_000_000) -> None:
+        """Replace a product, with so many available."""
+        product = {"name": sku, "unit_price": {"amount": 1299, "currency": "EUR"}, "available": available}
+        await self._expect("PUT", f"/inventory/{sku}", json.dumps(product).encode())
+
+    async def place(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> str:
+        """Place an order; return its id.
+
+        Raises:
+            ServerError: the answer is not 202.
+        """
+        return str((await self._post(headers, body)).json()["order_id"])
+
+    async def complete(self) -> None:
+        """Place an order, and wait until it is completed.
+
+        Raises:
+            ServerError: it ended otherwise, or was not accepted.
+        """
+        order = (await self._post(WAIT)).json()
+        while order["status"] != "completed":
+            if order["failure"]:
+                raise ServerError(f"order {order['order_id']} failed: {order['failure']['message']}")
+            await asyncio.sleep(POLL)  # it took longer than WAIT
+            order = (await self._expect("GET", f"/orders/{order['order_id']}")).json()
+
+    async def _post(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        return await self._expect("POST", "/orders", body or order_body(), {**key, **(headers or {})})
+
+    async def _expect(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        answer = await self.http.request(method, path, body, headers)
+        if not 200 <= answer.status < 300:
+            raise ServerError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
+        return answer
