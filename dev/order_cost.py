@@ -87,8 +87,8 @@ def cpu_time(pid: int) -> int:
     return 1_000 * (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
 
 
-async def measure(stack: Stack, place: Callable[[], Awaitable[str]]) -> OrderCost:
-    """Measure `ORDERS` orders. `place` places one and returns its id.
+async def measure(stack: Stack, place: Callable[[], Awaitable[str]], *, orders: int = ORDERS) -> OrderCost:
+    """Measure so many orders. `place` places one and returns its id.
 
     Raises:
         ServerError: they did not complete within `TIMEOUT`.
@@ -99,14 +99,14 @@ async def measure(stack: Stack, place: Callable[[], Awaitable[str]]) -> OrderCos
         await asyncio.sleep(IDLE)
         before, started = await Snapshot.take(stack, mongo), asyncio.get_running_loop().time()
         order_ids: list[str] = []
-        for _ in range(0, ORDERS, BATCH):
+        for _ in range(0, orders, BATCH):
             order_ids += await asyncio.gather(*(place() for _ in range(BATCH)))
             await _until_completed(mongo, order_ids)
         idle = (asyncio.get_running_loop().time() - started) / IDLE
         after = await Snapshot.take(stack, mongo)
 
         def of_one(end: float, start: float, without: float) -> float:
-            return max(0.0, (end - start - idle * (start - without)) / ORDERS)
+            return max(0.0, (end - start - idle * (start - without)) / orders)
 
         document, index = await _sizes(stack, mongo, order_ids[0])
         client = await temporal.connect(target_host=stack.temporal_address)

@@ -467,11 +467,13 @@ async def start_temporal(
     time_skipping: bool = False,
     log_dir: Path | None = None,
     config: Mapping[str, str] | None = None,
+    options: Sequence[str | Path] = (),
 ) -> Server:
     """Start Temporal's dev server, and wait until it accepts workflows.
 
     Without `db_file`, all data stays in memory. Without `ui_port`, there is no Web UI. `time_skipping` allows tests to
-    advance the clock of single workflows. The log is `temporal.log` in `log_dir`. `config` adds dynamic configuration.
+    advance the clock of single workflows. The log is `temporal.log` in `log_dir`. `config` adds dynamic configuration,
+    `options` further options of the command.
     """
     address = f"{HOST}:{port}"
     # The defaults suit a cluster: they poll each shard's queue 20 times a second, and timers fire up to 1 s late.
@@ -489,6 +491,7 @@ async def start_temporal(
         "--search-attribute", "OrderStatus=Keyword", "--ui-disable-news-fetch",
         *(word for name, value in settings.items() for word in ("--dynamic-config-value", f"{name}={value}")),
         *(["--ui-port", str(ui_port)] if ui_port else ["--headless"]),
+        *options,
     ]  # fmt: skip
     if db_file:
         db_file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,26 @@ from collections.abc import Awaitable, Callable
 
 from dev.bench.comparison import Comparison
 from dev.bench.lab import Lab
-from dev.bench.rows import floor
+from dev.bench.rows import backlog, commands, floor, listeners, memory, overload, post, server, stock, volume
 from dev.stack import run
 from dev.terminal import console, progress
 
 Row = Callable[[Lab], Awaitable[list[Comparison]]]
-ROWS: dict[str, Row] = {"floor": floor.throughput, "alone": floor.latency, "cpu": floor.cpu}
+ROWS: dict[str, Row] = {
+    "floor": floor.throughput,
+    "alone": floor.latency,
+    "post": post.answered,
+    "cpu": floor.cpu,
+    "commands": commands.mongodb,
+    "stock": stock.one_product,
+    "listeners": listeners.many,
+    "memory": memory.growth,
+    "starts": commands.starts,
+    "server": server.tuned,
+    "volume": volume.million,
+    "backlog": backlog.without_worker,
+    "overload": overload.never_waiting_clients,
+}
 
 
 async def bench(names: list[str], *, quick: bool) -> int:

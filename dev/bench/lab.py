@@ -1,17 +1,19 @@
 """The running servers of the benchmark, one stack at a time, with their clients."""
 
+import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from app.mongo import Mongo
 from dev.bench import floor
 from dev.bench.comparison import in_turns
 from dev.bench.floor import Floor
-from dev.bench.load import Http
+from dev.bench.load import Http, callers
 from dev.bench.shop import Shop
 from dev.sample_stock import authorization
 from dev.servers import Server
@@ -20,7 +22,10 @@ from dev.stack import Config, Stack
 A = TypeVar("A")
 B = TypeVar("B")
 
-WARM_UP = 40  # orders and runs of the floor
+CLIENT = "bench"  # the name by which MongoDB knows this process
+FINAL = ["completed", "failed", "cancelled"]
+WARM_UP = 500  # orders; memory is measured after them
+IN_FLIGHT = 50
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,32 @@ class Running:
         """The processes of the program and of the floor, without this one, which is the client."""
         return {name: server.pid for name, server in (self.stack.processes | {"floor": self.floor_worker}).items()}
 
+    async def unfinished_orders(self) -> int:
+        return await self.mongo.orders.count_documents({"status": {"$nin": FINAL}})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a process: resident megabytes, and open file descriptors."""
+
+    megabytes: float
+    descriptors: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Linux only."""
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return cls(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(f"/proc/{pid}/fd")))
+
+
+async def memory_of(running: Running, times: int) -> list[dict[str, Memory]]:
+    """The memory of worker and API, once a second."""
+    found = []
+    for _ in range(times):
+        await asyncio.sleep(1)
+        found.append({name: Memory.of(running.stack.processes[name].pid) for name in ("worker", "api")})
+    return found
+
 
 class Lab:
     """Starts what a row measures. `quick` makes all rows small: it shows that they work, not how fast."""
@@ -48,8 +79,9 @@ class Lab:
         self.say = say
         self._resources = AsyncExitStack()
         self._main: Running | None = None
+        self.memory_after_warm_up: list[dict[str, Memory]] = []
 
-    async def __aenter__(self) -> "Lab":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -71,21 +103,26 @@ class Lab:
     async def main(self) -> Running:
         """The stack that most rows share: one worker, one API, and the floor's worker on the same Temporal server."""
         if self._main is None:
-            self._main = await self._resources.enter_async_context(self.running())
+            self._main = running = await self._resources.enter_async_context(self.running())
+            count = self.size(WARM_UP, 20)
+            self.say(f"warming up: {count} orders")
+            await callers(running.shop.complete, in_flight=IN_FLIGHT, count=count)
+            await callers(running.floor.run, in_flight=IN_FLIGHT, count=count // 5)
+            self.memory_after_warm_up = await memory_of(running, self.rounds)
         return self._main
 
     @asynccontextmanager
-    async def running(self, *, workers: int = 1, temporal: str = "", **settings: str) -> AsyncIterator[Running]:
-        """Start a stack of its own."""
+    async def running(self, *, temporal: str = "", mongodb_uri: str = "", **settings: str) -> AsyncIterator[Running]:
+        """Start a stack of its own, on servers that run already if there are addresses."""
         self.say("starting Temporal, MongoDB, worker and API")
         async with AsyncExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
-            config = Config.on_free_ports(folder, settings, workers=workers)
+            config = Config.on_free_ports(folder, settings, mongodb_uri=mongodb_uri)
             stack = await resources.enter_async_context(Stack(replace(config, temporal_address=temporal)))
             floor_worker = await floor.start_worker(stack.temporal_address, folder / "floor.log")
             resources.push_async_callback(floor_worker.kill)
             http = await resources.enter_async_context(Http(stack.api_url, authorization()))
-            mongo = Mongo(stack.mongodb_uri, "orders")
+            mongo = Mongo(stack.mongodb_uri, settings.get("MONGODB_DATABASE", "orders"), app_name=CLIENT)
             resources.callback(mongo.close)
             shop = Shop(http)
             await shop.stock()

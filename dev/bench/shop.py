@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Mapping
 
+from app.mongo import Mongo
 from dev.bench.load import Answer, Http
 from dev.servers import ServerError
 
@@ -30,14 +31,20 @@ def order_body(customer: str = "", sku: str = SKU, **fields: object) -> bytes:
     return json.dumps(order | fields).encode()
 
 
+def place_headers() -> dict[str, str]:
+    return {"Idempotency-Key": uuid.uuid4().hex}
+
+
 class Shop:
+    """The API."""
+
     def __init__(self, http: Http) -> None:
         self.http = http
 
     async def stock(self, sku: str = SKU, available: int = 100_000_000) -> None:
         """Replace a product, with so many available."""
         product = {"name": sku, "unit_price": {"amount": 1299, "currency": "EUR"}, "available": available}
-        await self._expect("PUT", f"/inventory/{sku}", json.dumps(product).encode())
+        await self.expect("PUT", f"/inventory/{sku}", json.dumps(product).encode())
 
     async def place(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> str:
         """Place an order; return its id.
@@ -58,15 +65,21 @@ class Shop:
             if order["failure"]:
                 raise ServerError(f"order {order['order_id']} failed: {order['failure']['message']}")
             await asyncio.sleep(POLL)  # it took longer than WAIT
-            order = (await self._expect("GET", f"/orders/{order['order_id']}")).json()
+            order = (await self.expect("GET", f"/orders/{order['order_id']}")).json()
+
+    async def complete_unwatched(self, mongo: Mongo) -> None:
+        """The same without another request to the API: the order's end is read from MongoDB."""
+        order_id = await self.place()
+        while not await mongo.orders.count_documents({"_id": order_id, "status": "completed"}):
+            await asyncio.sleep(POLL)
 
     async def _post(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-        key = {"Idempotency-Key": uuid.uuid4().hex}
-        return await self._expect("POST", "/orders", body or order_body(), {**key, **(headers or {})})
+        return await self.expect("POST", "/orders", body or order_body(), place_headers() | dict(headers or {}))
 
-    async def _expect(
+    async def expect(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Answer:
+        """Raises ServerError if the answer is not a success."""
         answer = await self.http.request(method, path, body, headers)
         if not 200 <= answer.status < 300:
             raise ServerError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")

@@ -72,11 +72,8 @@ async def cpu(lab: Lab) -> list[Comparison]:
 
         return measure
 
-    async def unfinished_orders() -> int:
-        return await running.mongo.orders.count_documents({"status": {"$nin": ["completed", "failed"]}})
-
     ours, floor = await lab.turns(
-        used(running.shop.place, unfinished_orders, "an order"),
+        used(running.shop.place, running.unfinished_orders, "an order"),
         used(running.floor.start, running.floor.unfinished, "the floor"),
     )
     program, base = ("worker", "temporal", "mongod", "api"), ("floor", "temporal")
