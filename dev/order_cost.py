@@ -87,7 +87,9 @@ def cpu_time(pid: int) -> int:
     return 1_000 * (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
 
 
-async def measure(stack: Stack, place: Callable[[], Awaitable[str]], *, orders: int = ORDERS) -> OrderCost:
+async def measure(
+    stack: Stack, place: Callable[[], Awaitable[str]], *, orders: int = ORDERS, copies: int = COPIES
+) -> OrderCost:
     """Measure so many orders. `place` places one and returns its id.
 
     Raises:
@@ -108,7 +110,7 @@ async def measure(stack: Stack, place: Callable[[], Awaitable[str]], *, orders: 
         def of_one(end: float, start: float, without: float) -> float:
             return max(0.0, (end - start - idle * (start - without)) / orders)
 
-        document, index = await _sizes(stack, mongo, order_ids[0])
+        document, index = await _sizes(stack, mongo, order_ids[0], copies)
         client = await temporal.connect(target_host=stack.temporal_address)
         histories = [await history_of(client, order_id) for order_id in order_ids[:SAMPLE]]
         return OrderCost(
@@ -128,13 +130,13 @@ async def measure(stack: Stack, place: Callable[[], Awaitable[str]], *, orders: 
         mongo.close()
 
 
-async def _sizes(stack: Stack, mongo: Mongo, order_id: str) -> tuple[float, float]:
-    """The bytes of an order document and of its index entries. Takes `COPIES` of it, because few fill no pages."""
+async def _sizes(stack: Stack, mongo: Mongo, order_id: str, count: int) -> tuple[float, float]:
+    """The bytes of an order document and of its index entries. Takes many copies of it, because few fill no pages."""
     order = await mongo.orders.find_one({"_id": order_id}) or {}
     scratch = Mongo(stack.mongodb_uri, "order_cost")
     try:
         await scratch.create_indexes()
-        for first in range(0, COPIES, 1_000):
+        for first in range(0, count, 1_000):
             times = (
                 order["created_at"] + timedelta(milliseconds=10 * number) for number in range(first, first + 1_000)
             )
@@ -144,7 +146,7 @@ async def _sizes(stack: Stack, mongo: Mongo, order_id: str) -> tuple[float, floa
             )
         await scratch.client.admin.command("fsync")
         statistics = await scratch.database.command("collStats", "orders")
-        return statistics["avgObjSize"], statistics["totalIndexSize"] / COPIES
+        return statistics["avgObjSize"], statistics["totalIndexSize"] / count
     finally:
         await scratch.client.drop_database("order_cost")
         scratch.close()

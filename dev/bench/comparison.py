@@ -1,9 +1,11 @@
 """A line of the table: two things, measured in turns."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import TypeVar
+from typing import Any, Self, TypeVar
+
+DERIVED = ("ratios", "ratio", "is_met")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -36,6 +38,15 @@ class Comparison:
     at_least: bool = False  # else at most
     note: str = ""
     details: dict[str, object] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """With what follows from the measurements."""
+        return asdict(self) | {name: getattr(self, name) for name in DERIVED}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        given = {name: value for name, value in found.items() if name not in DERIVED}
+        return cls(**given | {"names": tuple(found["names"])})
 
     @property
     def ratios(self) -> list[float]:

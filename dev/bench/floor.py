@@ -13,7 +13,6 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -93,15 +92,12 @@ async def main() -> None:
     client = await temporal.connect()
     mongo = Mongo(f"mongodb://{HOST}:1", "unused")  # connects at the first call, and there is none
     activities = [no_operation(name) for name, _ in ACTIVITIES]
-    async with sandbox(mongo) as gateways:
-        async with build_worker(
-            client, mongo, gateways, TASK_QUEUE, workflows=[FloorWorkflow], activities=activities
-        ):
-            logging.getLogger("worker").info(READY)
-            await stop.wait()
+    options = {"workflows": [FloorWorkflow], "activities": activities}
+    async with sandbox(mongo) as gateways, build_worker(client, mongo, gateways, TASK_QUEUE, **options):
+        logging.getLogger("worker").info(READY)
+        await stop.wait()
     await asyncio.sleep(0.1)  # as in worker.py
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    asyncio.run(main())

@@ -1,4 +1,4 @@
-"""The workflow of the floor, in a module of its own: the sandbox imports that afresh for each run, as it does the saga."""
+"""The workflow of the floor, in a module of its own: the sandbox imports it afresh for each run, like the saga's."""
 
 from temporalio import workflow
 

@@ -30,21 +30,27 @@ IN_FLIGHT = 50
 
 @dataclass(frozen=True)
 class Running:
-    """A running stack with clients of all that is measured."""
+    """A running stack with its clients."""
 
     stack: Stack
     http: Http
     shop: Shop
     mongo: Mongo
+
+    async def unfinished_orders(self) -> int:
+        return await self.mongo.orders.count_documents({"status": {"$nin": FINAL}})
+
+
+@dataclass(frozen=True)
+class Main(Running):
+    """The stack that most rows share, with the floor on the same Temporal server."""
+
     floor: Floor
     floor_worker: Server
 
     def pids(self) -> dict[str, int]:
         """The processes of the program and of the floor, without this one, which is the client."""
         return {name: server.pid for name, server in (self.stack.processes | {"floor": self.floor_worker}).items()}
-
-    async def unfinished_orders(self) -> int:
-        return await self.mongo.orders.count_documents({"status": {"$nin": FINAL}})
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Memory:
     def of(cls, pid: int) -> Self:
         """Linux only."""
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return cls(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(f"/proc/{pid}/fd")))
+        return cls(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len([*Path(f"/proc/{pid}/fd").iterdir()]))
 
 
 async def memory_of(running: Running, times: int) -> list[dict[str, Memory]]:
@@ -78,7 +84,7 @@ class Lab:
         self.rounds = 1 if quick else 3
         self.say = say
         self._resources = AsyncExitStack()
-        self._main: Running | None = None
+        self._main: Main | None = None
         self.memory_after_warm_up: list[dict[str, Memory]] = []
 
     async def __aenter__(self) -> Self:
@@ -100,15 +106,20 @@ class Lab:
         self._main = None
         await self._resources.aclose()
 
-    async def main(self) -> Running:
-        """The stack that most rows share: one worker, one API, and the floor's worker on the same Temporal server."""
+    async def main(self) -> Main:
+        """The shared stack, started and warmed up when a row needs it first."""
         if self._main is None:
-            self._main = running = await self._resources.enter_async_context(self.running())
+            running = await self._resources.enter_async_context(self.running())
+            address = running.stack.temporal_address
+            floor_worker = await floor.start_worker(address, running.stack.logs / "floor.log")
+            self._resources.push_async_callback(floor_worker.kill)
+            main = Main(**vars(running), floor=await Floor.connect(address), floor_worker=floor_worker)
             count = self.size(WARM_UP, 20)
             self.say(f"warming up: {count} orders")
-            await callers(running.shop.complete, in_flight=IN_FLIGHT, count=count)
-            await callers(running.floor.run, in_flight=IN_FLIGHT, count=count // 5)
-            self.memory_after_warm_up = await memory_of(running, self.rounds)
+            await callers(main.shop.complete, in_flight=IN_FLIGHT, count=count)
+            await callers(main.floor.run, in_flight=IN_FLIGHT, count=count // 5)
+            self.memory_after_warm_up = await memory_of(main, self.rounds)
+            self._main = main
         return self._main
 
     @asynccontextmanager
@@ -119,11 +130,9 @@ class Lab:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
             config = Config.on_free_ports(folder, settings, mongodb_uri=mongodb_uri)
             stack = await resources.enter_async_context(Stack(replace(config, temporal_address=temporal)))
-            floor_worker = await floor.start_worker(stack.temporal_address, folder / "floor.log")
-            resources.push_async_callback(floor_worker.kill)
             http = await resources.enter_async_context(Http(stack.api_url, authorization()))
             mongo = Mongo(stack.mongodb_uri, settings.get("MONGODB_DATABASE", "orders"), app_name=CLIENT)
             resources.callback(mongo.close)
             shop = Shop(http)
             await shop.stock()
-            yield Running(stack, http, shop, mongo, await Floor.connect(stack.temporal_address), floor_worker)
+            yield Running(stack, http, shop, mongo)

@@ -1,7 +1,7 @@
 """A process with many event streams: `python -m dev.bench.listeners API_URL COUNT`.
 
-A line of input ends a measurement. Answers with the milliseconds that each change took from its commit in MongoDB to the
-last of the listeners, for the changes that all of them received since the last line.
+A line of input ends a measurement. Answers with the milliseconds from each change's commit in MongoDB to its arrival at
+the last listener, for the changes that all listeners received since the last line.
 """
 
 import asyncio
@@ -56,15 +56,20 @@ async def main(url: str, count: int) -> None:
     request = f"GET /orders/events HTTP/1.1\r\n{fields}\r\n".encode()
     seen: dict[bytes, list[float]] = {}
     loop = asyncio.get_running_loop()
+    host, port = parts.hostname or "", parts.port or 80
     for first in range(0, count, AT_ONCE):
         connecting = (
-            loop.create_connection(lambda: Listener(request, seen), parts.hostname, parts.port)
+            loop.create_connection(lambda: Listener(request, seen), host, port)
             for _ in range(first, min(first + AT_ONCE, count))
         )
         await asyncio.gather(*(listener.is_open for _, listener in await asyncio.gather(*connecting)))
+    begin = time.time()
     async for _ in lines():
-        say([1_000 * (last - committed) for committed, last, times in seen.values() if times == count])
+        # What was committed earlier belongs to the state that a new listener gets first.
+        changes = [change for change in seen.values() if change[0] >= begin]
+        say([1_000 * (last - committed) for committed, last, times in changes if times == count])
         seen.clear()
+        begin = time.time()
 
 
 if __name__ == "__main__":

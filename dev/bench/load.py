@@ -1,7 +1,7 @@
 """The load: a cheap HTTP client, and callers that send one request after the other.
 
-A request costs this client a tenth of the CPU that httpx takes. It shares the machine with the servers that it measures,
-so that matters. `Http` and `callers` know nothing of this program: any service can be put under the same load.
+A request costs this client less than a millisecond of CPU: it shares the machine with the servers that it measures.
+`Http` and `callers` know nothing of this program: any service can be put under the same load.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A process that reserves one product for many orders: `python -m dev.bench.reserver MONGODB_URI DATABASE`.
 
-A line `grouped 640 64` reserves for 640 new orders, 64 at a time, with group commit; `plain`, with a transaction for each.
-Both use the same `run_transaction` with its retries. Answers with the times of begin and end.
+A line `grouped 640 64` reserves for 640 new orders, 64 at a time, with group commit; `plain 640 64`, with a transaction
+for each. Both use the same `run_transaction` with its retries. Answers with the times of begin and end.
 """
 
 import asyncio

@@ -75,9 +75,9 @@ class Dev:
         printed = await self.wait_for_output("Logs")
         assert re.search(r"ready after \d+\.\d s", printed), printed
 
-    async def wait_for_exit(self) -> tuple[int, list[str]]:
+    async def wait_for_exit(self, timeout: float = 45) -> tuple[int, list[str]]:
         """Wait until the process exits. Returns its exit code and its output after the line `starting ...`."""
-        async with asyncio.timeout(45):
+        async with asyncio.timeout(timeout):
             printed, _ = await self._process.communicate()
         lines = printed.decode().splitlines()
         assert self._process.returncode is not None

@@ -12,7 +12,8 @@ from dev.bench.shop import order_body
 ORDERS, THOUSAND = 5_000, 1_000
 IN_FLIGHT = 10
 NEWCOMERS = 10
-START = 5.0  # seconds after the worker's start, until it is at work on the backlog
+AT_WORK = 50  # orders that the worker has completed before the newcomers come
+POLL = 0.1  # seconds
 
 
 async def without_worker(lab: Lab) -> list[Comparison]:
@@ -21,11 +22,10 @@ async def without_worker(lab: Lab) -> list[Comparison]:
     The drain is not waited for: it is computed from the orders completed while the newcomers waited.
     """
     await lab.stop()
-    orders = lab.size(ORDERS, 300)
+    orders = lab.size(ORDERS, 60)
     part = min(THOUSAND, orders // 3)
     async with lab.running() as running:
         await running.stack.processes["worker"].stop()
-        await running.floor_worker.stop()
         body, placed = order_body("one-customer"), 0
 
         def count() -> None:
@@ -38,8 +38,9 @@ async def without_worker(lab: Lab) -> list[Comparison]:
         )
         lab.say("starting the worker")
         await running.stack.start("worker")
-        await asyncio.sleep(START)
         completed = {"status": "completed"}
+        while await running.mongo.orders.count_documents(completed) < lab.size(AT_WORK, 1):
+            await asyncio.sleep(POLL)
         before, begin = await running.mongo.orders.count_documents(completed), time.perf_counter()
 
         async def newcomer(number: int) -> float:

@@ -20,7 +20,7 @@ from dev.servers import HOST, Server, free_port, start_temporal
 OWN = ("orders", "inventory", "restocks")  # collections; the relay's lease is not of an order, the sandbox not a cost
 WRITES = ("insert", "update", "findAndModify", "remove")
 WORKERS = (1, 2, 4)
-RELAY_DELAY = 3.0  # seconds until the relay would have started an order again
+RELAY_DELAY = 2.0  # seconds until the relay would have started an order again
 
 
 async def mongodb(lab: Lab) -> list[Comparison]:
@@ -35,14 +35,16 @@ async def mongodb(lab: Lab) -> list[Comparison]:
         async with _profile(running) as profile:
             for _ in range(count):
                 await running.shop.complete_unwatched(running.mongo)
-        commands.append(Counter({name: number / count for name, number in profile.items()}))
+        commands.append(Counter({name: round(number / count, 2) for name, number in profile.items()}))
     alone = [sum(number for name, number in turn.items() if name.split()[0] in WRITES) for turn in commands]
     transactions = [turn["transaction"] for turn in commands]
     names = ("order", "limit")
     details: dict[str, object] = {"commands": [dict(turn) for turn in commands]}
     lab.say(f"the rest of what an order costs: {order_cost.ORDERS} orders")
-    cost = await order_cost.measure(running.stack, running.shop.place, orders=lab.size(order_cost.ORDERS, 20))
-    details["cost"] = asdict(cost)
+    orders, copies = lab.size(order_cost.ORDERS, 20), lab.size(order_cost.COPIES, 1_000)
+    cost = await order_cost.measure(running.stack, running.shop.place, orders=orders, copies=copies)
+    cpu = {name: round(used, 1) for name, used in cost.cpu.items()}
+    details["cost"] = {name: round(value, 1) for name, value in asdict(cost).items() if name != "cpu"} | {"cpu": cpu}
     limit, one = [4.0] * lab.rounds, [1.0] * lab.rounds
     return [
         Comparison("MongoDB writes of an order", "writes", alone, limit, names, 1, details=details),
@@ -84,7 +86,7 @@ async def starts(lab: Lab) -> list[Comparison]:
     await lab.stop()
     count, found = lab.size(30, 5), []
     async with _temporal_with_metrics() as (temporal, metrics), lab.running(temporal=temporal.address) as running:
-        for workers in WORKERS:
+        for workers in WORKERS[: lab.size(3, 2)]:
             for number in range(2, workers + 1):
                 if f"worker-{number}" not in running.stack.processes:
                     lab.say(f"starting worker {number}")

@@ -1,11 +1,11 @@
 """Orders against the floor: throughput, latency, CPU."""
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import Awaitable, Callable
 
 from dev.bench.comparison import Comparison
-from dev.bench.lab import Lab, Running
+from dev.bench.lab import Lab, Main
 from dev.bench.load import callers
 from dev.order_cost import cpu_time
 
@@ -52,23 +52,21 @@ async def cpu(lab: Lab) -> list[Comparison]:
     The client's is not counted. To watch the orders costs CPU too, so they are counted twice a second, not waited for.
     """
     running, count = await lab.main(), lab.size(200, BATCH)
-    lab.say("measuring the CPU time of idle processes")
+    lab.say("the CPU time of idle processes")
     before = _cpu(running)
     await asyncio.sleep(IDLE)
-    idle = Counter({name: (used - before[name]) / IDLE for name, used in _cpu(running).items()})
+    idle = {name: (now - before[name]) / IDLE for name, now in _cpu(running).items()}
 
     def used(start: Callable[[], Awaitable[object]], unfinished: Callable[[], Awaitable[int]], name: str) -> Measure:
-        async def measure() -> Counter[str]:
+        async def measure() -> dict[str, float]:
             lab.say(f"the CPU time of {count} times {name}")
-            before, began = _cpu(running), asyncio.get_running_loop().time()
+            before, begin = _cpu(running), time.perf_counter()
             for _ in range(0, count, BATCH):
                 await asyncio.gather(*(start() for _ in range(BATCH)))
                 while await unfinished():
                     await asyncio.sleep(POLL)
-            seconds = asyncio.get_running_loop().time() - began
-            return Counter(
-                {name: max(0.0, (now - before[name] - idle[name] * seconds) / count) for name, now in _cpu(running).items()}
-            )
+            after, seconds = _cpu(running), time.perf_counter() - begin
+            return {name: (after[name] - before[name] - idle[name] * seconds) / count for name in after}
 
         return measure
 
@@ -76,23 +74,23 @@ async def cpu(lab: Lab) -> list[Comparison]:
         used(running.shop.place, running.unfinished_orders, "an order"),
         used(running.floor.start, running.floor.unfinished, "the floor"),
     )
-    program, base = ("worker", "temporal", "mongod", "api"), ("floor", "temporal")
 
-    def total(turns: list[Counter[str]], names: tuple[str, ...]) -> list[float]:
-        return [sum(turn[name] for name in names) for turn in turns]
+    def total(turns: list[dict[str, float]], *processes: str) -> list[float]:
+        return [sum(turn[name] for name in processes) for turn in turns]
 
-    names = ("order", "floor")
-    details = {"order": [{n: round(t[n], 1) for n in program} for t in ours]}
-    details["floor"] = [{n: round(t[n], 1) for n in base} for t in floor]
-    return [
-        Comparison("CPU of an order, all processes", "ms", total(ours, program), total(floor, base), names, 1.25, details=details),
-        Comparison("CPU of an order, worker", "ms", total(ours, ("worker",)), total(floor, ("floor",)), names, 1.2),
-    ]
+    def by_process(turns: list[dict[str, float]], *processes: str) -> list[dict[str, float]]:
+        return [{name: round(turn[name], 1) for name in processes} for turn in turns]
 
-
-Measure = Callable[[], Awaitable[Counter[str]]]
+    names, base, program = ("order", "floor"), ("floor", "temporal"), ("worker", "temporal", "mongod", "api")
+    whole = Comparison("CPU of an order, all processes", "ms", total(ours, *program), total(floor, *base), names, 1.25)
+    whole.details.update({"order": by_process(ours, *program), "floor": by_process(floor, *base)})
+    worker = Comparison("CPU of an order, worker", "ms", total(ours, "worker"), total(floor, "floor"), names, 1.2)
+    return [whole, worker]
 
 
-def _cpu(running: Running) -> Counter[str]:
+Measure = Callable[[], Awaitable[dict[str, float]]]
+
+
+def _cpu(running: Main) -> dict[str, int]:
     """CPU milliseconds by process, so far."""
-    return Counter({name: cpu_time(pid) for name, pid in running.pids().items()})
+    return {name: cpu_time(pid) for name, pid in running.pids().items()}

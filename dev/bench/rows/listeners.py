@@ -12,7 +12,8 @@ from dev.servers import ServerError
 
 LISTENERS = 500
 RATE = 2  # orders per second, each with five changes
-SETTLE = 2.0  # seconds: the last order completes, and its last event arrives
+POLL = 0.1  # seconds
+SETTLE = 1.0  # seconds, in which the last event arrives
 
 
 async def many(lab: Lab) -> list[Comparison]:
@@ -23,10 +24,11 @@ async def many(lab: Lab) -> list[Comparison]:
     async def with_listeners() -> float:
         lab.say(f"{listeners} listeners connect")
         async with helper("listeners", running.stack.api_url, listeners) as process:
-            await asyncio.sleep(SETTLE)
             await process.ask("begin")
             lab.say(f"{count} orders with {listeners} listeners")
             p50 = await _posts(running, count)
+            while await running.unfinished_orders():
+                await asyncio.sleep(POLL)
             await asyncio.sleep(SETTLE)
             heard = await process.ask("end")
             if len(heard) < count:

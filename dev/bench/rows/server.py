@@ -15,7 +15,7 @@ from dev.servers import HOST, Server, find_temporal, free_port, start_temporal
 
 
 async def tuned(lab: Lab) -> list[Comparison]:
-    """The median time of the floor, one at a time, on two servers that are both up. No server of the shared stack runs."""
+    """The median time of the floor, one at a time, on two servers that are both up."""
     await lab.stop()
     count = lab.size(40, 5)
     async with AsyncExitStack() as resources:
@@ -44,7 +44,7 @@ async def tuned(lab: Lab) -> list[Comparison]:
 async def _as_it_comes(folder: Path) -> Server:
     port = free_port()
     address = f"{HOST}:{port}"
-    command = [find_temporal(), "server", "start-dev", "--port", str(port), "--headless"]
+    command: list[str | Path] = [find_temporal(), "server", "start-dev", "--port", str(port), "--headless"]
     server = await Server.start("Temporal", command, address=address, log=folder / "plain.log")
 
     async def answers() -> bool:

@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
-from pymongo import WriteConcern
-
 from app.mongo import Document, Mongo
 from dev.bench.comparison import Comparison
 from dev.bench.lab import Lab, Running
@@ -72,7 +70,7 @@ class Orders:
 async def million(lab: Lab) -> list[Comparison]:
     """The same requests, one at a time, to two databases on one mongod; each has its own API. No worker runs."""
     await lab.stop()
-    many, few, count = Orders(lab.size(MANY, 20_000)), Orders(FEW), lab.size(100, 5)
+    many, few, count = Orders(lab.size(MANY, 5_000)), Orders(FEW), lab.size(100, 5)
     async with (
         lab.running() as small,
         lab.running(
@@ -85,7 +83,6 @@ async def million(lab: Lab) -> list[Comparison]:
         order = await _completed_order(small)
         for running in (small, large):
             await running.stack.processes["worker"].stop()
-            await running.floor_worker.stop()
         await _fill(lab, small.mongo, few, order)
         await _fill(lab, large.mongo, many, order)
         found = []
@@ -122,14 +119,13 @@ async def _completed_order(running: Running) -> Document:
 
 async def _fill(lab: Lab, mongo: Mongo, orders: Orders, order: Document) -> None:
     """Insert the orders as they would have come in: oldest first, with the indexes there."""
-    collection = mongo.orders.with_options(write_concern=WriteConcern(1))
     batches, inserted = iter(range(0, orders.count, BATCH)), 0
 
     async def insert() -> None:
         nonlocal inserted
         for first in batches:
             documents = [orders.variant(order, number) for number in range(first, min(first + BATCH, orders.count))]
-            await collection.insert_many(documents, ordered=False)
+            await mongo.orders.insert_many(documents, ordered=False)
             inserted += len(documents)
             lab.say(f"inserted {inserted:,} of {orders.count:,} orders")
 
