@@ -31,7 +31,7 @@ token: $(READY)  ## print an access token for the API of `API_OPEN=false make de
 
 ##@ Measure
 
-bench: $(READY)  ## measure latency, throughput and contention on one product; ARGS="--url http://localhost:8000"
+bench: $(READY)  ## measure what orders cost, against a floor, in half an hour; ARGS="--rows floor,cpu", --quick, --proof
 	@$(PY) -m dev.bench $(ARGS)
 
 chaos: $(READY)  ## kill servers while orders come in, then check that nothing is lost; ARGS="--orders 20 --faults 5"

@@ -89,10 +89,15 @@ def test_deletable_modules_are_imported_nowhere_else() -> None:
     modules = re.findall(
         r"`((?:dev|app)/[\w/]+)\.py`", re.sub(r"`app/api/(main|pages)\.py`", "", what_can_be_deleted()[0])
     )
-    assert len(modules) == 8
+    assert len(modules) == 7
     extras = {ROOT / f"{each}.py" for each in modules}
     for module in modules:
         assert importing(module) - extras <= {ROOT / "app/api/main.py", ROOT / "worker.py"}, module
+    bench = ROOT / "dev/bench"
+    program = {*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"} - {
+        *bench.rglob("*.py")
+    }
+    assert [path for path in program if "dev.bench" in path.read_text()] == []
 
 
 def test_files_with_lines_of_an_extra_are_named() -> None:
