@@ -18,7 +18,7 @@ from dev.bench.report import Report, Row, Stopwatch, measured_by
 from dev.bench.rows import backlog, commands, floor, listeners, memory, overload, post, server, stock, volume
 from dev.servers import ServerError
 from dev.stack import ROOT, run
-from dev.terminal import console, progress
+from dev.terminal import clock, console, progress
 
 TABLE_WIDTH = 150  # characters, in a log
 # Those of the shared stack first: `memory` counts the orders of all before it.
@@ -39,7 +39,8 @@ ROWS: dict[str, Callable[[Lab], Awaitable[list[Comparison]]]] = {
 }
 
 
-async def bench(names: Sequence[str], *, quick: bool) -> Report:
+async def bench(names: Sequence[str], *, quick: bool, file: Path) -> Report:
+    """Measure these rows; save the report after each."""
     report, status = Report.new(quick=quick), ""
 
     def say(text: str) -> None:
@@ -57,6 +58,8 @@ async def bench(names: Sequence[str], *, quick: bool) -> Report:
                     await lab.stop()  # the next rows get servers that work
             row.seconds = stopwatch.seconds
             report.rows.append(row)
+            report.save(file)
+            console.print(f"{number + 1} of {len(names)} {name}: {row.summary} in {clock(row.seconds)}", soft_wrap=True)
     return report
 
 
@@ -71,8 +74,7 @@ async def main(arguments: argparse.Namespace) -> int:
     if arguments.render:
         report = Report.load(file)
     else:
-        report = await bench(arguments.rows, quick=arguments.quick)
-        report.save(file)
+        report = await bench(arguments.rows, quick=arguments.quick, file=file)
     page = arguments.output / "bench.html"
     page.write_text(pages.page(report))
     (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(report.table())

@@ -3,6 +3,7 @@
 import json
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 from dev.bench import charts
 from dev.bench.report import HEAD, Report, Row, cells
@@ -26,8 +27,8 @@ PROOF = """# Proof: what an order costs
 
 Measured by `make bench ARGS=--proof` on {date}, with {machine}, at {versions}. It took {minutes:.0f} minutes.
 
-**{summary}.** Each ratio is the median of three, measured in turns with what it is compared with; *min to max* is their
-spread. [Scale](scale.md) says what follows from the costs.
+**{summary}.** Each ratio is the median of three, measured in turns; *min to max* is their spread.
+[Scale](scale.md) says what follows from the costs.
 
 ![Each ratio as a multiple of its target](pictures/bench-targets.svg)
 
@@ -101,4 +102,8 @@ def write_proof(report: Report, docs: Path) -> None:
         table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         how="\n".join(f"- **{row.name}**: {row.how}" for row in report.rows),
     )
-    (docs / "proof.md").write_text(text)
+    (docs / "proof.md").write_text("\n".join(map(_wrapped, text.splitlines())) + "\n")
+
+
+def _wrapped(line: str) -> str:
+    return line if line.startswith("|") else fill(line, 120, subsequent_indent="  " * line.startswith("- "))

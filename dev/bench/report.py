@@ -29,6 +29,11 @@ class Row:
     error: str = ""
     seconds: float = 0
 
+    @property
+    def summary(self) -> str:
+        met = sum(comparison.is_met for comparison in self.comparisons)
+        return self.error or f"{met} of {len(self.comparisons)} targets met"
+
 
 @dataclass
 class Report:
