@@ -36,23 +36,24 @@ def place_headers() -> dict[str, str]:
 
 
 class Shop:
-    """The API."""
+    """The API. `refused` counts the POSTs that it refused under load."""
 
     def __init__(self, http: Http) -> None:
         self.http = http
+        self.refused = 0
 
     async def stock(self, sku: str = SKU, available: int = 100_000_000) -> None:
         """Replace a product, with so many available."""
         product = {"name": sku, "unit_price": {"amount": 1299, "currency": "EUR"}, "available": available}
         await self.expect("PUT", f"/inventory/{sku}", json.dumps(product).encode())
 
-    async def place(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> str:
+    async def place(self, body: bytes = b"") -> str:
         """Place an order; return its id.
 
         Raises:
             ServerError: the answer is not 202.
         """
-        return str((await self._post(headers, body)).json()["order_id"])
+        return str((await self._post(body)).json()["order_id"])
 
     async def complete(self) -> None:
         """Place an order, and wait until it is completed.
@@ -60,7 +61,7 @@ class Shop:
         Raises:
             ServerError: it ended otherwise, or was not accepted.
         """
-        order = (await self._post(WAIT)).json()
+        order = (await self._post(headers=WAIT)).json()
         while order["status"] != "completed":
             if order["failure"]:
                 raise ServerError(f"order {order['order_id']} failed: {order['failure']['message']}")
@@ -73,14 +74,22 @@ class Shop:
         while not await mongo.orders.count_documents({"_id": order_id, "status": "completed"}):
             await asyncio.sleep(POLL)
 
-    async def _post(self, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-        return await self.expect("POST", "/orders", body or order_body(), place_headers() | dict(headers or {}))
+    async def _post(self, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """A POST that is refused under load (503) is repeated when the answer says; its time includes that."""
+        order, headers = body or order_body(), place_headers() | dict(headers or {})
+        while (answer := await self.http.request("POST", "/orders", order, headers)).status == 503:
+            self.refused += 1
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+        return _checked(answer, "POST /orders")
 
     async def expect(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Raises ServerError if the answer is not a success."""
-        answer = await self.http.request(method, path, body, headers)
-        if not 200 <= answer.status < 300:
-            raise ServerError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
-        return answer
+        return _checked(await self.http.request(method, path, body, headers), f"{method} {path}")
+
+
+def _checked(answer: Answer, request: str) -> Answer:
+    if not 200 <= answer.status < 300:
+        raise ServerError(f"{request}: {answer.status} {answer.body.decode(errors='replace')}")
+    return answer

@@ -34,7 +34,7 @@ async def without_worker(lab: Lab) -> list[Comparison]:
             lab.say(f"{placed} of {orders} orders placed while no worker runs")
 
         load = await callers(
-            lambda: running.shop.place(body=body), in_flight=IN_FLIGHT, count=orders, timeout=900, on_done=count
+            lambda: running.shop.place(body), in_flight=IN_FLIGHT, count=orders, timeout=900, on_done=count
         )
         lab.say("starting the worker")
         await running.stack.start("worker")

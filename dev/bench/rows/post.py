@@ -16,7 +16,7 @@ async def answered(lab: Lab) -> list[Comparison]:
     The workers run meanwhile, as they would in production. What was started is done before the other side's turn.
     """
     running, count = await lab.main(), lab.size(300, 20)
-    found = []
+    found, refused = list[Comparison](), running.shop.refused
     for in_flight in (1, 50):
 
         def load(
@@ -40,4 +40,5 @@ async def answered(lab: Lab) -> list[Comparison]:
             title, names = f"POST answered, {in_flight} in flight, p{percent}", ("POST", "start_workflow")
             ours, bare = ([1_000 * load.percentile(percent) for load in loads] for loads in (posts, starts))
             found.append(Comparison(title, "ms", ours, bare, names, 2))
+    found[-1].details["refused under load, then repeated"] = running.shop.refused - refused
     return found
