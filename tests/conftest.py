@@ -35,6 +35,7 @@ SUMMARY = pytest.StashKey[Counter[str]]()  # numbers to print after all tests
 # and files that mostly wait come beside files that compute.
 LONGEST_FIRST = [
     "tests/e2e/test_outages.py",
+    "tests/tooling/test_bench.py",
     "tests/tooling/test_stack.py",
     "tests/e2e/test_tracing.py",
     "tests/browser/test_order_desk.py",

@@ -55,7 +55,7 @@ def targets(comparisons: Iterable[Comparison]) -> str:
 
     parts = [f'<rect class="band" x="{left}" y="{top}" width="{x(1) - left}" height="{bottom - top}"/>']
     for times in (0.1, 0.2, 0.5, 1, 2, 5, 10):
-        kind, text = ("target", "target") if times == 1 else ("line", f"{times:g} times")
+        kind, text = ("target", "target") if times == 1 else ("line", f"{times:g}")
         parts.append(f'<line class="{kind}" x1="{x(times)}" x2="{x(times)}" y1="{top}" y2="{bottom}"/>')
         parts.append(f'<text class="soft" x="{x(times)}" y="{top - 10}" text-anchor="middle">{text}</text>')
     for number, line in enumerate(lines):

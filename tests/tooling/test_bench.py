@@ -17,7 +17,6 @@ from dev.servers import ServerError
 from tests.tooling.dev_process import Dev
 
 
-@pytest.mark.slow
 async def test_quick_benchmark_measures_every_row_and_writes_its_report(tmp_path: Path) -> None:
     dev = await Dev(tmp_path).start("dev.bench", "--quick", "--output", str(tmp_path))
     try:

@@ -88,7 +88,7 @@ async def million(lab: Lab) -> list[Comparison]:
         found = []
         requests: dict[str, Request] = {"GET": _get, "list": _list, "customer's list": _list_of_customer}
         requests |= {"POST": _post, "cancel": _cancel}
-        names = (f"{many.count:,} orders", f"{few.count:,}")
+        names = (f"of {many.count:,}", f"of {few.count:,}")
         for name, request in requests.items():
 
             def p50(running: Running, orders: Orders, request: Request = request) -> Callable[[], Awaitable[float]]:
@@ -99,7 +99,7 @@ async def million(lab: Lab) -> list[Comparison]:
 
             lab.say(f"{count} times {name} with {many.count:,} and with {few.count:,} orders")
             slow, fast = await lab.turns(p50(large, many), p50(small, few))
-            found.append(Comparison(f"{name} with {many.count:,} orders, p50", "ms", slow, fast, names, 1.2))
+            found.append(Comparison(f"{name}, {many.count:,} orders, p50", "ms", slow, fast, names, 1.2))
         await large.mongo.client.admin.command("fsync")
         sizes: dict[str, Any] = await large.mongo.database.command("collStats", "orders")
     index, data = (sizes[name] / 1e6 for name in ("totalIndexSize", "storageSize"))
