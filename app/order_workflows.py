@@ -83,10 +83,10 @@ class OrderWorkflows:
             )
 
     async def change_address(self, order: Order, change: AddressChange) -> bool:
-        """Send the update `change_shipping_address`; return False if shipping began first or the workflow has closed.
+        """Send the update `change_shipping_address`; return False if shipping began first.
 
         Raises:
-            TemporalUnavailable
+            TemporalUnavailable: also if the workflow closed meanwhile: the change may be applied all the same.
         """
         await self.start(order)
         async with _deadline(CALL_TIMEOUT, NoWorker):
@@ -95,11 +95,8 @@ class OrderWorkflows:
                     OrderWorkflow.change_shipping_address, change, id=f"address-{change.number}"
                 )
             except WorkflowUpdateFailedError as error:
-                if not isinstance(error.cause, ApplicationError):  # not the validator's
-                    raise
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:
-                    raise
+                if not isinstance(error.cause, ApplicationError) or error.cause.type != "too_late":
+                    raise  # not the validator's: for example, the workflow was terminated
             return False
 
     async def progress(self, order: Order) -> tuple[OrderProgress, list[PendingActivity]]:

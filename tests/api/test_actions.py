@@ -11,6 +11,7 @@ import pytest
 
 from app.domain import OrderStatus
 from app.order_workflows import workflow_id
+from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.http import kind_of
 from tests.kit.orders import ADDRESS, order_body, steps_of
 from tests.kit.shop import Shop, build_shop_worker
@@ -271,6 +272,26 @@ async def test_address_change_without_worker_answers_503(api: httpx.AsyncClient,
     order_id = await place(api)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, kind_of(answer), "Retry-After" in answer.headers) == (503, "no-worker", True)
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["after the write", "before the write"])
+async def test_address_change_whose_workflow_is_terminated_is_not_refused(
+    api: httpx.AsyncClient, shop: Shop, done: bool
+) -> None:
+    """A 409 would be final, but the change has been applied, or a late attempt applies it."""
+    await shop.stock()
+    applying = Pause(done=done)
+    async with FaultyGateways(shop, ChangeShippingAddress=applying).worker():
+        order_id = await place(api, payment_method="pm_card_outage")
+        await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+        change = asyncio.create_task(api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS))
+        await applying.reached.wait()
+        await shop.handle(order_id).terminate()
+        answer = await change
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+        applying.resume.set()
+        again = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
+        assert (again.status_code, again.json()["shipping_address"]) == (200, NEW_ADDRESS)
 
 
 async def test_cancel_of_open_order_with_closed_workflow_takes_effect(
