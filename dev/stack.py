@@ -129,7 +129,8 @@ class Stack:
         # Servers that the control endpoint has stopped; the event is set when it has started them again.
         self.stopped_on_purpose: dict[str, asyncio.Event] = {}
         self.control = Control(self, config.control_port)
-        self._sources = SourceWatcher(ROOT)
+        self.sources: dict[str, Path] = {}  # of a process that runs other sources than these: its folder
+        self._watcher = SourceWatcher(ROOT)
         self.api_url = f"http://{HOST}:{config.api_port}"
         self.temporal_address = config.temporal_address or f"{HOST}:{config.temporal_port}"
         self.mongodb_uri = config.mongodb_uri or f"mongodb://{HOST}:{config.mongodb_port}/?replicaSet=rs0"
@@ -211,7 +212,7 @@ class Stack:
             [sys.executable, *arguments],
             address=self.api_url if name == "api" else "",
             log=self.logs / f"{name}.log",
-            cwd=ROOT,
+            cwd=self.sources.get(name, ROOT),
             env={
                 "MONGODB_URI": self.mongodb_uri,
                 "TEMPORAL_ADDRESS": self.temporal_address,
@@ -233,7 +234,7 @@ class Stack:
                 group.create_task(report_failed_tasks(self.logs / f"{name}.log", self.temporal_address))
             keep_running = [group.create_task(self._keep_running(name)) for name in self.apps]
             while True:
-                changed = await self._sources.wait_for_edit()
+                changed = await self._watcher.wait_for_edit()
                 for task in keep_running:
                     task.cancel()
                 await asyncio.wait(keep_running)

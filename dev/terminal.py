@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
@@ -29,8 +29,13 @@ class Addresses:
 
 
 @asynccontextmanager
-async def progress(describe: Callable[[], str]) -> AsyncIterator[None]:
-    """Show what happens and for how long: as a changing line in a terminal, elsewhere as a line now and then."""
+async def progress(
+    describe: Callable[[], str], details: Callable[[], RenderableType] | None = None
+) -> AsyncIterator[None]:
+    """Show what happens and for how long: as a changing line in a terminal, elsewhere as a line now and then.
+
+    In a terminal, `details` are shown below the line.
+    """
     began = time.monotonic()
 
     def text() -> str:
@@ -44,9 +49,9 @@ async def progress(describe: Callable[[], str]) -> AsyncIterator[None]:
     if console.is_terminal:
         spinner = Spinner("dots")
 
-        def render() -> Spinner:
+        def render() -> RenderableType:
             spinner.update(text=text())
-            return spinner
+            return Group(spinner, details()) if details else spinner
 
         with Live(get_renderable=render, console=console, transient=True, refresh_per_second=8):
             yield
