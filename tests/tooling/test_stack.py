@@ -428,22 +428,6 @@ async def test_guided_tour_ends_every_order_as_expected(dev: Dev, http: httpx.As
 # --- names in docs and CI
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = {"app/activities/warehouse.py", "app/gateways/payments.py"}  # files that the reader writes
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_file_and_target_named_in_docs_exists(page: Path) -> None:
-    text = page.read_text()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)) <= targets
-    named = set(re.findall(r"(?<![\w/.])(?:(?:app|dev|docs|tests)/[\w./-]*\w/?|worker\.py)", text)) - EXAMPLES
-    links = {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
-    missing = [name for name in named if not (ROOT / name).exists()]
-    missing += [link for link in links if not (page.parent / link).exists()]
-    assert missing == []
-
-
 def test_readme_layout_names_existing_files() -> None:
     """Each row names a folder or file, and may name files in that folder."""
     rows = dict(re.findall(r"^\| `([\w/.]+)` \| (.*) \|$", README, re.MULTILINE))

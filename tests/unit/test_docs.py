@@ -54,6 +54,19 @@ def test_every_link_points_to_an_existing_file(page: Path) -> None:
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
+# Files that the reader writes.
+WRITTEN = {
+    f"app/{name}.py"
+    for name in ("activities/fraud", "gateways/fraud", "gateways/own", "gateways/payments", "gateways/mail")
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_named_file_exists(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/.])(?:(?:app|dev|docs|tests)/[\w./-]*\w/?|worker\.py)", page.read_text()))
+    assert [name for name in named - WRITTEN if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_named_make_target_exists(page: Path) -> None:
     existing = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
