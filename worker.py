@@ -34,6 +34,7 @@ from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
 from app.health import WorkerHealth
 from app.mongo import Mongo
+from app.names import NAME
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
 from app.products import ProductRepository
@@ -55,7 +56,7 @@ GRACE = timedelta(seconds=10)  # for running activities when the worker stops
 
 
 def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: str, **options: Any) -> Worker:
-    """Build the worker of the order saga, with the activities that its table of steps names.
+    """Build the worker of the saga, with the activities that its table of steps names.
 
     Args:
         options: further options of `temporalio.worker.Worker`, which override the defaults chosen here.
@@ -110,7 +111,7 @@ async def main() -> None:
 
 async def serve(settings: Settings) -> None:
     """Connect, then run the worker and the relay until cancelled."""
-    plugins = tracing.configure("order-worker")
+    plugins = tracing.configure(f"{NAME}-worker")
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     # Put your own gateways here, in place of `sandbox`.
     async with sandbox(mongo) as gateways:

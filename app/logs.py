@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from app import tracing
-from app.temporal import WORKFLOW_ID_PREFIX
+from app.names import WORKFLOW_ID_PREFIX
 
 # Of the request that the API answers, and of the order that the request or the activity concerns.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)

@@ -23,6 +23,8 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from app.names import NAME
+
 Document = dict[str, Any]
 Client = motor_asyncio.AsyncIOMotorClient[Document]
 Collection = motor_asyncio.AsyncIOMotorCollection[Document]
@@ -82,7 +84,7 @@ class Mongo:
 
     is_unavailable = staticmethod(is_unavailable)  # for activities, which must not import this module
 
-    def __init__(self, source: str | Client, database: str, *, app_name: str = "order-saga") -> None:
+    def __init__(self, source: str | Client, database: str, *, app_name: str = NAME) -> None:
         self._owns_client = isinstance(source, str)
         self.client: Client = _connect(source, app_name) if isinstance(source, str) else source
         # Tolerate invalid dates and UTF-8 in what other programs wrote.

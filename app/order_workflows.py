@@ -19,8 +19,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from app.attempts import PendingActivity
 from app.domain import TERMINAL, Order
 from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import Settings
-from app.temporal import IN_PROGRESS, ORDER_STATUS, WORKFLOW_ID_PREFIX
+from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 

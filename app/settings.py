@@ -16,6 +16,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from app.names import NAME
 from app.validation import IDENTIFIER
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -90,8 +91,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     mongodb_uri: Annotated[str, AfterValidator(_connection_string)] = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
-    mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = "orders"
-    task_queue: Annotated[str, Field(min_length=1)] = "orders"
+    mongodb_database: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")] = NAME
+    task_queue: Annotated[str, Field(min_length=1)] = NAME
 
     # An order of this total or more, in minor units of its currency, awaits approval.
     approval_threshold: Annotated[int, Field(ge=0)] = 50_000

@@ -11,12 +11,13 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.service import TLSConfig
 
+from app.names import SEARCH_ATTRIBUTE
+
 # The status of orders that wait, are compensated or have ended, for Temporal's Web UI and for
-# `temporal workflow list --query 'OrderStatus="failed"'`. Any other order is `in_progress`: each change costs an event.
-ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
+# `temporal workflow list --query`. Any other order is `in_progress`: each change costs an event.
+ORDER_STATUS = SearchAttributeKey.for_keyword(SEARCH_ATTRIBUTE)
 
 IN_PROGRESS = "in_progress"
-WORKFLOW_ID_PREFIX = "order-"
 
 
 async def connect(**options: Any) -> Client:

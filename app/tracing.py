@@ -19,7 +19,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pymongo import monitoring
 
-from app.temporal import WORKFLOW_ID_PREFIX
+from app.names import NAME, WORKFLOW_ID_PREFIX
 
 IS_ON = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
 if TYPE_CHECKING or IS_ON:
@@ -41,7 +41,7 @@ ATTRIBUTES |= {"temporalWorkflowID", "temporalRunID", "db.system.name", "db.oper
 
 Span = trace.Span
 current_span = trace.get_current_span
-_tracer = trace.get_tracer("order-saga")
+_tracer = trace.get_tracer(NAME)
 _propagator = TraceContextTextMapPropagator()
 _trace_ids = OrderedDict[str, int]()  # of the newest orders that this process has worked on
 _commands: dict[tuple[Any, int], Span] = {}  # in progress, by connection and request

@@ -17,7 +17,6 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-DATABASE = "orders"  # of mongodb-roles.json
 ACCOUNT_EXISTS = 13  # the code of "unauthorized": localhost is no exception any more
 ALREADY_INITIATED = 23
 CONFIGURATION_CHANGES = (103, 109, 308)  # a member that was just added changes the configuration, too
@@ -77,7 +76,7 @@ def add(client: MongoClient[dict[str, Any]], member: str) -> None:
 
 def grant(client: MongoClient[dict[str, Any]], role: dict[str, Any], password: str) -> None:
     """Create a role and the account of the same name, or change both to what they should be."""
-    database, name = client[DATABASE], role["createRole"]
+    database, name = client[role["privileges"][0]["resource"]["db"]], role["createRole"]
     verb = "update" if database.command("rolesInfo", name)["roles"] else "create"
     database.command(f"{verb}Role", name, privileges=role["privileges"], roles=role["roles"])
     verb = "update" if database.command("usersInfo", name)["users"] else "create"

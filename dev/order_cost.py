@@ -21,6 +21,7 @@ from temporalio.client import Client
 
 from app import relay, temporal
 from app.mongo import Mongo
+from app.names import NAME
 from app.order_workflows import workflow_id
 from app.workflows.steps import STEPS
 from dev.servers import ServerError
@@ -95,7 +96,7 @@ async def measure(
     Raises:
         ServerError: they did not complete within `TIMEOUT`.
     """
-    mongo = Mongo(stack.mongodb_uri, "orders")
+    mongo = Mongo(stack.mongodb_uri, NAME)
     try:
         begin = await Snapshot.take(stack, mongo)
         await asyncio.sleep(IDLE)

@@ -27,6 +27,8 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from app.names import SEARCH_ATTRIBUTE
+
 HOST = "127.0.0.1"
 NOT_INITIATED = (94, 13)  # MongoDB's error codes for a replica set without a configuration; 13 if it has access control
 
@@ -37,6 +39,7 @@ DEBIAN_PACKAGES = {"libcurl": "libcurl4", "libssl": "libssl3", "libcrypto": "lib
 # parent may have ended before that call, so the server starts only if it still exists.
 DIE_WITH_PARENT = """
 import ctypes, os, sys
+
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
@@ -488,7 +491,7 @@ async def start_temporal(
     }
     command: list[str | Path] = [
         find_temporal(), "server", "start-dev", "--ip", HOST, "--port", str(port), "--log-level", "error",
-        "--search-attribute", "OrderStatus=Keyword", "--ui-disable-news-fetch",
+        "--search-attribute", f"{SEARCH_ATTRIBUTE}=Keyword", "--ui-disable-news-fetch",
         *(word for name, value in settings.items() for word in ("--dynamic-config-value", f"{name}={value}")),
         *(["--ui-port", str(ui_port)] if ui_port else ["--headless"]),
         *options,
@@ -510,6 +513,6 @@ async def start_temporal(
             )
         except (RPCError, RuntimeError):  # RuntimeError: the port is not open yet
             return False
-        return "OrderStatus" in known.custom_attributes
+        return SEARCH_ATTRIBUTE in known.custom_attributes
 
     return await server.wait_until(accepts_workflows)

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
+from app.names import NAME
 from dev.servers import HOST
 from dev.stack import Config, Stack, port_from
 
@@ -90,7 +91,7 @@ async def running_or_new_stack() -> AsyncIterator[Addresses]:
         yield Addresses(api_url, control_url if is_its_own else "")
         return
     console.print("no stack is running: starting a temporary one ...\n")
-    with tempfile.TemporaryDirectory(prefix="order-saga-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
         async with temporary_stack(Config.on_free_ports(Path(folder))) as stack:
             yield Addresses(stack.api_url, stack.control.url)
 

@@ -100,7 +100,7 @@ def build_worker(client: Client, carrier: Carrier, task_queue: str = TASK_QUEUE)
 
 
 async def main() -> None:
-    client, carrier, order_id = await connect(), Carrier(), f"order-{uuid4().hex[:8]}"
+    client, carrier, order_id = await connect(), Carrier(), f"parcels-{uuid4().hex[:8]}"
     parcels = [f"{order_id}-parcel-{number}" for number in (1, 2, 3)]
     async with build_worker(client, carrier):
         handle = await client.start_workflow(ShipmentWorkflow.run, parcels, id=order_id, task_queue=TASK_QUEUE)

@@ -19,6 +19,7 @@ from app.api.auth import Authenticator
 from app.api.dependencies import Clients
 from app.api.guard import Guard
 from app.api.hub import Hub
+from app.names import NAME, TITLE
 from app.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
             thread.join(CLOSE_TIMEOUT)
 
     app = FastAPI(
-        title="Order saga",
+        title=TITLE,
         version="1.0.0",
         lifespan=lifespan,
         openapi_url=None,  # `pages` has it, for callers only
@@ -74,5 +75,5 @@ def __getattr__(name: str) -> FastAPI:
     temporal.configure_core()
     if settings.api_open:
         logger.warning("the API is open: it serves every caller, under loopback host names only")
-    app = globals()[name] = create_app(settings, plugins=tracing.configure("order-api"))  # uvicorn accesses it twice
+    app = globals()[name] = create_app(settings, plugins=tracing.configure(f"{NAME}-api"))  # uvicorn accesses it twice
     return app

@@ -1,4 +1,4 @@
-"""The order saga, top to bottom.
+"""The saga of an order, top to bottom.
 
     [approval] -> reserve inventory -> charge payment -> create shipment -> send confirmation
 
@@ -18,10 +18,11 @@ with workflow.unsafe.imports_passed_through():
     import app.messages as messages
     import app.workflows.calls as calls
     from app.domain import CANCELLED, NOT_APPROVED, Failure, OrderStatus
+    from app.names import WORKFLOW_TYPE
     from app.workflows.steps import COMPENSATABLE_STEPS, FINAL_STEPS, REVERSIBLE_STEPS, OrderStopped, Step
 
 
-@workflow.defn
+@workflow.defn(name=WORKFLOW_TYPE)
 class OrderWorkflow:
     """One order, from placed to completed, failed or cancelled."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from app.mongo import Mongo
+from app.names import NAME
 from dev.bench import floor
 from dev.bench.comparison import in_turns
 from dev.bench.floor import Floor
@@ -127,11 +128,11 @@ class Lab:
         """Start a stack of its own, on servers that run already if there are addresses."""
         self.say("starting Temporal, MongoDB, worker and API")
         async with AsyncExitStack() as resources:
-            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=f"{NAME}-")))
             config = Config.on_free_ports(folder, settings, mongodb_uri=mongodb_uri)
             stack = await resources.enter_async_context(Stack(replace(config, temporal_address=temporal)))
             http = await resources.enter_async_context(Http(stack.api_url, authorization()))
-            mongo = Mongo(stack.mongodb_uri, settings.get("MONGODB_DATABASE", "orders"), app_name=CLIENT)
+            mongo = Mongo(stack.mongodb_uri, settings.get("MONGODB_DATABASE", NAME), app_name=CLIENT)
             resources.callback(mongo.close)
             shop = Shop(http)
             await shop.stock()

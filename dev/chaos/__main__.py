@@ -22,8 +22,8 @@ from rich.console import RenderableType
 from temporalio.client import Client
 
 from app.domain import TERMINAL, OrderStatus
+from app.names import NAME, WORKFLOW_ID_PREFIX
 from app.relay import SWEEP_INTERVAL
-from app.temporal import WORKFLOW_ID_PREFIX
 from dev import chaos as package
 from dev.chaos.audit import audit
 from dev.chaos.display import in_words, print_report, print_survived, tables
@@ -106,7 +106,7 @@ class Run:
             by_status = [{"$group": {"_id": "$status", "number": {"$sum": 1}}}]
             while True:
                 with suppress(PyMongoError):  # no primary
-                    found = await self._mongo["orders"].orders.aggregate(by_status)
+                    found = await self._mongo[NAME].orders.aggregate(by_status)
                     self._statuses = Counter({each["_id"]: each["number"] async for each in found})
                 await asyncio.sleep(0.5)
 
@@ -212,7 +212,7 @@ async def execute(plan: Plan, folder: Path) -> bool:
 async def make_chaos(plan: Plan, seed: int) -> int:
     began = time.monotonic()
     console.print(f"{len(plan.orders)} orders, {len(plan.faults)} faults, seed {seed}", style="bold")
-    with tempfile.TemporaryDirectory(prefix="order-saga-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as name:
         passed = False
         try:
             passed = await execute(plan, Path(name))

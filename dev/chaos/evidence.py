@@ -17,7 +17,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
 from app.domain import OrderStatus, StepName, StepStatus
-from app.temporal import WORKFLOW_ID_PREFIX
+from app.names import NAME, WORKFLOW_ID_PREFIX
 from app.workflows.steps import COMPENSATABLE_STEPS, activity_name
 
 Document = dict[str, Any]
@@ -88,7 +88,7 @@ class Journal:
 
     async def read(self, mongo: AsyncMongoClient[Document], since: Timestamp) -> None:
         """Read all changes since then, up to a write of our own."""
-        database = mongo["orders"]
+        database = mongo[NAME]
         end = (await database.chaos.insert_one({})).inserted_id
         async with await database.watch(start_at_operation_time=since, batch_size=1_000) as changes:
             async for change in changes:

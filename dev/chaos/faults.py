@@ -22,8 +22,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import TERMINAL, OrderStatus, StepName
 from app.gateways.sandbox import SLOW
+from app.names import NAME, WORKFLOW_ID_PREFIX
 from app.order_workflows import workflow_id
-from app.temporal import WORKFLOW_ID_PREFIX
 from app.workflows.steps import COMPENSATABLE_STEPS, REVERSIBLE_STEPS, STEPS, activity_name
 from dev.chaos.evidence import Histories
 from dev.chaos.older_version import copy_older_version
@@ -267,7 +267,7 @@ class Faults:
     @asynccontextmanager
     async def _locked_product(self) -> AsyncIterator[None]:
         """Hold a product's document in a transaction, as a slow program would: its reservations are retried."""
-        products = self._mongo["orders"].inventory
+        products = self._mongo[NAME].inventory
         async with self._mongo.start_session() as session:
             for _ in range(50):
                 await session.start_transaction()

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app import names
 from app.logs import JsonFormatter
 from app.mongo import Document, Mongo
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import ApiSettings
 from dev.servers import Server
 from tests.api.test_events import change_streams
@@ -154,7 +156,9 @@ async def test_request_id_is_in_response_problem_and_log(
 
 async def test_503_is_logged_with_its_request_id(api: httpx.AsyncClient, shop: Shop, log: io.StringIO) -> None:
     order = await shop.start()  # without a worker
-    refused = await api.get(f"/orders/{order.id.removeprefix('order-')}/status", headers={"X-Request-ID": "night-3"})
+    refused = await api.get(
+        f"/orders/{order.id.removeprefix(WORKFLOW_ID_PREFIX)}/status", headers={"X-Request-ID": "night-3"}
+    )
     assert refused.status_code == 503
     (line,) = (json.loads(line) for line in log.getvalue().splitlines() if "503" in line)
     assert (line["message"], line["request_id"]) == ("503: no-worker", "night-3")
@@ -167,7 +171,7 @@ async def test_shared_change_stream_logs_no_request_id(api: httpx.AsyncClient, s
         return log.getvalue()
 
     listener = await Listener.connect(api, "/orders/events")
-    async with failing(shop.mongo, "getMore", appName="order-saga", errorCode=280):
+    async with failing(shop.mongo, "getMore", appName=names.NAME, errorCode=280):
         await eventually(logged)
     listener.disconnect()
     line = json.loads(log.getvalue().splitlines()[0])

@@ -59,7 +59,7 @@ def test_every_field_of_a_response_is_required(description: dict[str, Any]) -> N
 
 def test_every_status_and_failure_code_is_described(description: dict[str, Any]) -> None:
     schemas = description["components"]["schemas"]
-    for name in ("OrderStatus", "StepName", "StepStatus"):
+    for name in (OrderStatus.__name__, "StepName", "StepStatus"):
         described = re.findall(r"^- `(\w+)`: \w", schemas[name]["description"], re.MULTILINE)
         assert described == schemas[name]["enum"], name
     codes = {CANCELLED, NOT_APPROVED, FENCED.code, "malformed", "misconfigured", "out_of_stock"}

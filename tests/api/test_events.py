@@ -14,11 +14,13 @@ import httpx
 import pytest
 from pymongo.read_concern import ReadConcern
 
+from app import names
 from app.api import auth, hub, route
 from app.api.hub import each
 from app.api.main import create_app
 from app.domain import OrderStatus
 from app.mongo import Mongo
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import ApiSettings, Scope
 from dev.servers import Server
 from tests.kit.faults import failing
@@ -83,7 +85,7 @@ async def test_every_answer_and_event_has_the_workflow_url(
     order = (await shop.place()).order_id
     async with serve(linked, temporal_server.address) as api:
         placed = (await api.post("/orders", json=order_body())).json()
-        url = "http://temporal.test/namespaces/default/workflows/order-"
+        url = "http://temporal.test/namespaces/default/workflows/" + WORKFLOW_ID_PREFIX
         assert placed["workflow_url"] == url + placed["order_id"]
         listener = await Listener.connect(api, f"/orders/{order}/events")
         current = await listener.next()
@@ -168,7 +170,7 @@ async def test_reconnect_while_stream_lags_sends_late_events(api: httpx.AsyncCli
     connected = await Listener.connect(api, "/orders/events")
     await move(shop, orders[0].order_id, "reserved")
     seen = await connected.wait_for(orders[0].order_id, "reserved")
-    async with failing(shop.mongo, "getMore", appName="order-saga", blockConnection=True, blockTimeMS=1_000):
+    async with failing(shop.mongo, "getMore", appName=names.NAME, blockConnection=True, blockTimeMS=1_000):
         await move(shop, orders[1].order_id, "reserved")  # completes the pending getMore; the next one blocks
         await connected.wait_for(orders[1].order_id, "reserved")
         await move(shop, orders[2].order_id, "reserved")

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.domain import OrderStatus
 from app.settings import ApiSettings
 from dev.servers import Server
 from tests.kit.http import bearer, closed, key_of, serve
@@ -30,7 +31,7 @@ async def test_saga_statuses_match_the_openapi_description(api: httpx.AsyncClien
     schemas: dict[str, Any] = (await api.get("/openapi.json")).json()["components"]["schemas"]
     steps = (await api.get("/saga")).json()["steps"]
     assert [step["step"] for step in steps] == schemas["StepName"]["enum"]
-    assert {step["status"] for step in steps} <= set(schemas["OrderStatus"]["enum"])
+    assert {step["status"] for step in steps} <= set(schemas[OrderStatus.__name__]["enum"])
     assert [step["starts_from"] for step in steps] == ["placed", *(step["status"] for step in steps[:-1])]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from playwright.async_api import Route, expect
 
+from app.names import WORKFLOW_ID_PREFIX
 from tests.browser.conftest import ApiServer, Desk
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.shop import Shop
@@ -30,7 +31,7 @@ REVERSED = {"status": "done", "at": datetime.now(UTC), "detail": "-"}
 
 
 async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, shop: Shop, tmp_path: Path) -> None:
-    ids = {status: (await shop.start(status=status)).id.removeprefix("order-") for status in ACTIONS}
+    ids = {status: (await shop.start(status=status)).id.removeprefix(WORKFLOW_ID_PREFIX) for status in ACTIONS}
     await shop.place(status="compensating", steps={"reserve_inventory": REVERSED, "charge_payment": REVERSED})
     await shop.place(status="needs_attention", steps={"reserve_inventory": REVERSED})
     await desk.page.clock.install()
@@ -84,7 +85,7 @@ async def test_compensation_that_keeps_failing_is_named(desk: Desk, shop: Shop, 
     refund = Fails()
     async with FaultyGateways(shop, **{REFUND: refund}).worker():
         handle = await shop.start(status="needs_attention", steps=steps, cancellation={"at": datetime.now(UTC)})
-        await desk.open(f"#/orders/{handle.id.removeprefix('order-')}")
+        await desk.open(f"#/orders/{handle.id.removeprefix(WORKFLOW_ID_PREFIX)}")
         reason = "the payment service is unavailable"
         await expect(desk.view.get_by_text(f"Refund payment keeps failing: {reason}.")).to_be_visible()
         await expect(desk.stop("Refund payment")).to_contain_text(re.compile(f"attempt [1-9] failed: {reason}; next"))

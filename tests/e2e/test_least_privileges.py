@@ -17,6 +17,7 @@ from pymongo.errors import OperationFailure
 import worker
 from app import temporal
 from app.mongo import Document, Mongo
+from app.names import NAME
 from app.settings import ApiSettings
 from dev.servers import HOST, Server, free_port, start_mongod
 from dev.stack import ROOT
@@ -64,9 +65,9 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sec
             await client["$external"].command("createUser", "CN=root", roles=[{"role": "root", "db": "admin"}])
         async with AsyncMongoClient(secured.uri_of("root")) as client:
             for name, role in PRIVILEGES.items():
-                await client["orders"].command(role)
+                await client[NAME].command(role)
                 user = f"CN={name}"
-                await client["$external"].command("createUser", user, roles=[{"role": name, "db": "orders"}])
+                await client["$external"].command("createUser", user, roles=[{"role": name, "db": NAME}])
             await client.admin.command("setParameter", 1, tlsMode="requireTLS")
         yield secured
     finally:
@@ -76,11 +77,11 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sec
 async def test_roles_suffice_for_every_endpoint_and_every_order(
     secured: Secured, temporal_server: Server, settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = {"mongodb_uri": secured.uri_of("api"), "mongodb_database": "orders"}
+    database = {"mongodb_uri": secured.uri_of("api"), "mongodb_database": NAME}
     for_api = closed(settings, "shop", "boss").model_copy(update=database)
     for_worker = for_api.model_copy(update={"mongodb_uri": secured.uri_of("worker"), "sandbox_gateways": True})
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_server.address)
-    mongo, another_program = Mongo(for_worker.mongodb_uri, "orders"), Mongo(secured.uri_of("root"), "orders")
+    mongo, another_program = Mongo(for_worker.mongodb_uri, NAME), Mongo(secured.uri_of("root"), NAME)
     monkeypatch.setattr(worker, "Mongo", lambda uri, database: mongo)
     working = asyncio.create_task(worker.serve(for_worker))
     try:
@@ -116,9 +117,9 @@ async def run_reconciliation(temporal_server: Server, task_queue: str) -> None:
 async def test_worker_that_may_not_create_indexes_names_the_right(
     secured: Secured, temporal_server: Server, settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_right = settings.model_copy(update={"sandbox_gateways": True, "mongodb_database": "orders"})
+    without_right = settings.model_copy(update={"sandbox_gateways": True, "mongodb_database": NAME})
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_server.address)
-    mongo = Mongo(secured.uri_of("api"), "orders")
+    mongo = Mongo(secured.uri_of("api"), NAME)
     monkeypatch.setattr(worker, "Mongo", lambda uri, database: mongo)
     try:
         async with asyncio.timeout(20):
@@ -127,7 +128,7 @@ async def test_worker_that_may_not_create_indexes_names_the_right(
     finally:
         mongo.close()
     assert str(error.value) == (
-        "MongoDB refuses createIndex on the collection orders.orders. "
+        f"MongoDB refuses createIndex on the collection {NAME}.orders. "
         "Grant the role worker of deploy/mongodb-roles.json"
     )
 
@@ -231,11 +232,11 @@ async def test_commands_beyond_a_role_are_refused(secured: Secured, account: str
             ("admin", {"find": "system.users"}),
             ("local", {"find": "oplog.rs"}),
         ]
-        for database, command in [("orders", command) for command in REFUSED[account]] + elsewhere:
+        for database, command in [(NAME, command) for command in REFUSED[account]] + elsewhere:
             with pytest.raises(OperationFailure) as error:
                 await client[database].command(command)
             assert error.value.code == UNAUTHORIZED, command
-        await client["orders"].command({"find": "orders"})  # so the account works
+        await client[NAME].command({"find": "orders"})  # so the account works
 
 
 async def test_connections_without_the_right_certificate_are_refused(

@@ -16,6 +16,7 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
 from app import temporal
 from app.domain import OrderStatus
+from app.names import SEARCH_ATTRIBUTE
 from app.settings import ApiSettings, Scope
 from dev.servers import Server, free_port
 from tests.kit.http import key_of
@@ -168,6 +169,6 @@ async def test_worker_without_search_attribute_names_the_remedy(temporal_server:
         assert process.returncode == 1
         return errors.decode()
 
-    remedy = "temporal operator search-attribute create --name OrderStatus --type Keyword\n"
+    remedy = f"temporal operator search-attribute create --name {SEARCH_ATTRIBUTE} --type Keyword\n"
     output = await eventually(start, lambda output: output.endswith(remedy))
-    assert "Temporal has no search attribute OrderStatus" in output
+    assert f"Temporal has no search attribute {SEARCH_ATTRIBUTE}" in output

@@ -12,6 +12,7 @@ import pytest
 
 from app.domain import OrderStatus
 from app.mongo import Document
+from app.names import NAME, WORKFLOW_ID_PREFIX
 from dev.servers import find_temporal
 from dev.stack import ROOT
 from tests.kit.orders import ADDRESS
@@ -49,7 +50,7 @@ async def test_orders_of_restored_database_continue_and_are_charged_once(
         await _run_command(shop, "workflow start")
 
         async def logged() -> bool:
-            return f"order {later.id.removeprefix('order-')}: unknown_order" in caplog.text
+            return f"order {later.id.removeprefix(WORKFLOW_ID_PREFIX)}: unknown_order" in caplog.text
 
         await eventually(logged)
     assert (await shop.available(), await shop.held()) == (8, 2)
@@ -61,7 +62,7 @@ async def _run_command(shop: Shop, name: str) -> None:
     """Run a command of the page, but on this test's task queue and as if the backup was an hour old."""
     (command,) = re.findall(rf"^ +temporal ({name} .*)$", PAGE.read_text(), re.MULTILINE)
     an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    command = re.sub(r"\borders\b", shop.settings.task_queue, command)
+    command = command.replace(NAME, shop.settings.task_queue)
     arguments = shlex.split(re.sub(r"\d{4}-\d\d-\d\dT00:00:00Z", an_hour_ago, command))
     environment = {**os.environ, "TEMPORAL_ADDRESS": shop.client.service_client.config.target_host}
     process = await asyncio.create_subprocess_exec(find_temporal(), *arguments, env=environment)

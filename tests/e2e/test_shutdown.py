@@ -16,6 +16,7 @@ import httpx
 from app import temporal
 from app.domain import OrderStatus
 from app.mongo import Mongo, next_change
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import Settings
 from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
@@ -78,7 +79,7 @@ async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no
 
     async def place(count: int, payment_method: str = "pm_card_ok") -> None:
         started = [await shop.start({"MUG": 1}, payment_method=payment_method) for _ in range(count)]
-        orders.extend(order.id.removeprefix("order-") for order in started)
+        orders.extend(order.id.removeprefix(WORKFLOW_ID_PREFIX) for order in started)
 
     async with AsyncExitStack() as stack:
         stopping: list[asyncio.Task[None]] = []
@@ -171,7 +172,7 @@ async def at_work(shop: Shop, address: str) -> AsyncIterator[None]:
             return await shop.mongo.orders.find_one({"payment_method": "pm_card_outage"}) is not None
 
         await eventually(one_waits)
-        await shop.wait_until_started(order.id.removeprefix("order-"), "ChargePayment")
+        await shop.wait_until_started(order.id.removeprefix(WORKFLOW_ID_PREFIX), "ChargePayment")
         yield
         listener.disconnect()
         for client in clients:

@@ -18,6 +18,8 @@ import pytest
 
 from app.domain import OrderStatus
 from app.messages import ApprovalDecision
+from app.names import NAME as PROJECT
+from app.names import WORKFLOW_TYPE
 from app.settings import ApiSettings
 from dev.servers import Server, free_port
 from dev.stack import ROOT, Config, Stack
@@ -27,6 +29,7 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+RUN, START = f"RunWorkflow:{WORKFLOW_TYPE}", f"StartWorkflow:{WORKFLOW_TYPE}"
 TRACED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
 STEPS = ("ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation")
 AT_ONCE = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # milliseconds until spans are exported
@@ -130,9 +133,7 @@ async def test_traced_orders_span_all_processes_without_personal_data(
     await shop.wait_for_status(outage, OrderStatus.CANCELLED)
     await eventually(lambda: shop.mongo.orders.find_one({"_id": "strange", "status": "failed"}))
 
-    spans = await eventually(
-        lambda: received.trace(TRACE), lambda spans: {"RunWorkflow:OrderWorkflow", "POST /orders"} <= names(spans)
-    )
+    spans = await eventually(lambda: received.trace(TRACE), lambda spans: {RUN, "POST /orders"} <= names(spans))
     check_tree_of_completed_order(spans)
     await check_shared_transaction(http, received, shop)
 
@@ -163,9 +164,9 @@ async def test_traced_orders_span_all_processes_without_personal_data(
 def check_tree_of_completed_order(spans: dict[str, ReceivedSpan]) -> None:
     assert [span.name for span in spans.values() if span.parent_id not in spans] == ["POST /orders"]
     assert next(span for span in spans.values() if span.name == "POST /orders").parent_id == CALLER
-    assert {"insert orders", "StartWorkflow:OrderWorkflow"} <= set(below(spans, "POST /orders"))
-    assert below(spans, "StartWorkflow:OrderWorkflow") == ["RunWorkflow:OrderWorkflow"]
-    assert sorted(below(spans, "RunWorkflow:OrderWorkflow")) == sorted(f"StartActivity:{step}" for step in STEPS)
+    assert {"insert orders", START} <= set(below(spans, "POST /orders"))
+    assert below(spans, START) == [RUN]
+    assert sorted(below(spans, RUN)) == sorted(f"StartActivity:{step}" for step in STEPS)
     for step in STEPS:
         attempts = 3 if step == "ChargePayment" else 1
         assert below(spans, f"StartActivity:{step}") == [f"RunActivity:{step}"] * attempts
@@ -176,14 +177,14 @@ def check_tree_of_completed_order(spans: dict[str, ReceivedSpan]) -> None:
     assert sorted(below(spans, "GroupCommit")) == transaction
     assert [span.failed for span in spans.values() if span.name == "RunActivity:ChargePayment"].count(True) == 2
     services = {span.name: span.service for span in spans.values()}
-    assert services["POST /orders"] == services["insert orders"] == "order-api"
-    assert services["RunWorkflow:OrderWorkflow"] == services["commitTransaction"] == "order-worker"
+    assert services["POST /orders"] == services["insert orders"] == f"{PROJECT}-api"
+    assert services[RUN] == services["commitTransaction"] == f"{PROJECT}-worker"
 
 
 async def check_shared_transaction(http: httpx.AsyncClient, received: Collector, shop: Shop) -> None:
     """While the transaction of one order is blocked, others gather for the next one."""
     point = {"configureFailPoint": "failCommand", "mode": {"times": 1}}
-    data = {"failCommands": ["commitTransaction"], "appName": "order-saga", "blockConnection": True, "blockTimeMS": 500}
+    data = {"failCommands": ["commitTransaction"], "appName": PROJECT, "blockConnection": True, "blockTimeMS": 500}
     await shop.mongo.client.admin.command({**point, "data": data})
     before = len(received.spans())
     answers = await asyncio.gather(*(http.post("/orders", json=order_body()) for _ in range(6)))
@@ -241,11 +242,11 @@ async def test_order_started_by_relay_and_continued_after_sigkill_keeps_the_trac
         spans = await received.trace(TRACE)
         counts = Counter(span.name for span in received.spans() if span.trace_id == TRACE)
         ids = [span.span_id for span in received.spans()]
-    assert below(spans, "StartWorkflow:OrderWorkflow") == ["RunWorkflow:OrderWorkflow"]
+    assert below(spans, START) == [RUN]
     assert [span.name for span in spans.values() if span.parent_id == CALLER] == ["POST /orders"]
     assert [span.name for span in spans.values() if span.parent_id not in spans] == ["POST /orders"]
     # A replay repeats none of them.
-    once = ["RunWorkflow:OrderWorkflow", *(f"{kind}Activity:{step}" for step in STEPS for kind in ("Start", "Run"))]
+    once = [RUN, *(f"{kind}Activity:{step}" for step in STEPS for kind in ("Start", "Run"))]
     assert {name: counts[name] for name in once} == dict.fromkeys(once, 1)
     assert len(set(ids)) == len(ids)
 

@@ -19,6 +19,7 @@ from temporalio.client import Client
 
 from app import temporal
 from app.domain import OrderStatus
+from app.names import NAME
 from app.order_workflows import NoWorker
 from app.settings import ApiSettings
 from app.workflows.order import OrderWorkflow
@@ -81,7 +82,7 @@ class Deployment:
 
     def command(self, documented: str, build_id: str) -> str:
         """A command of the page, for a version of this deployment."""
-        return re.sub(r"\b[12]\.0\b", build_id, documented).replace("orders", self.name)
+        return re.sub(r"\b[12]\.0\b", build_id, documented).replace(NAME, self.name)
 
     async def run(self, documented: str, build_id: str) -> str:
         """Run a command of the page for a version of this deployment. Returns what it prints."""

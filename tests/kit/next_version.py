@@ -8,10 +8,11 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from app.messages import OrderInput, OrderResult, OrderState
+    from app.names import WORKFLOW_TYPE
     from app.workflows.order import OrderWorkflow
 
 
-@workflow.defn(name="OrderWorkflow")
+@workflow.defn(name=WORKFLOW_TYPE)
 class NextOrderWorkflow(OrderWorkflow):
     @workflow.init
     def __init__(self, order: OrderInput) -> None:

@@ -18,6 +18,7 @@ from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
 from app.messages import OrderResult
 from app.mongo import Mongo
+from app.names import WORKFLOW_ID_PREFIX
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.products import ProductRepository
@@ -83,7 +84,7 @@ class Shop:
         return self.client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))
 
     async def order(self, handle_or_id: WorkflowHandle[Any, Any] | str) -> Order:
-        order_id = handle_or_id if isinstance(handle_or_id, str) else handle_or_id.id.removeprefix("order-")
+        order_id = handle_or_id if isinstance(handle_or_id, str) else handle_or_id.id.removeprefix(WORKFLOW_ID_PREFIX)
         return await self.orders.get(order_id)
 
     async def wait_for_status(self, handle_or_id: WorkflowHandle[Any, Any] | str, *statuses: OrderStatus) -> Order:

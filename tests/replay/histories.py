@@ -13,6 +13,7 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
 
+from app.names import WORKFLOW_ID_PREFIX, WORKFLOW_TYPE
 from app.workflows.order import OrderWorkflow
 from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET
 from worker import SANDBOX
@@ -28,7 +29,8 @@ CAUSED_BY_CODE = {
 
 # Fields and identifiers that differ between two orders on the same path.
 VARYING_FIELDS = {"taskQueue", "fairnessKey", "identity", "taskId", "historySizeBytes", "workerVersion", "sdkVersion"}
-IDENTIFIERS = re.compile(r"(order-)?ord_\w+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
+ORDER_ID = rf"({WORKFLOW_ID_PREFIX})?ord_\w+"
+IDENTIFIERS = re.compile(ORDER_ID + r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 def personal_data_in(history: Mapping[str, Any]) -> list[str]:
@@ -90,7 +92,7 @@ async def check_every_history(client: Client) -> dict[str, int]:
 
     async def histories() -> AsyncIterator[WorkflowHistory]:
         nonlocal skipped, count
-        async for history in client.list_workflows("WorkflowType = 'OrderWorkflow'").map_histories():
+        async for history in client.list_workflows(f"WorkflowType = '{WORKFLOW_TYPE}'").map_histories():
             count += 1
             skipped += skipped_time_in(history)
             content = history.to_json_dict()

@@ -7,11 +7,12 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from app.domain import OrderStatus
     from app.messages import OrderInput, OrderProgress
+    from app.names import WORKFLOW_TYPE
     from app.workflows import calls
     from app.workflows.steps import STEPS
 
 
-@workflow.defn
+@workflow.defn(name=WORKFLOW_TYPE)
 class OrderWorkflow:
     @workflow.run
     async def run(self, order: OrderInput) -> None:

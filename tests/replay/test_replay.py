@@ -16,6 +16,7 @@ import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows import steps
 from tests.replay.histories import PERSONAL, personal_data_in, replayer, shape_of
 from tests.replay.incompatible import OrderWorkflow as Incompatible
@@ -25,7 +26,7 @@ RECORDED = sorted(HISTORIES.glob("**/*.json"))
 
 
 def recorded(path: Path) -> WorkflowHistory:
-    return WorkflowHistory.from_json(f"order-{path.stem}", path.read_text(encoding="utf-8"))
+    return WorkflowHistory.from_json(f"{WORKFLOW_ID_PREFIX}{path.stem}", path.read_text(encoding="utf-8"))
 
 
 def test_every_path_is_recorded() -> None:
@@ -75,5 +76,5 @@ def test_history_shape_depends_on_path_and_not_on_order() -> None:
     assert len({shape_of(history.to_json_dict()) for history in histories.values()}) == len(histories)
     text = (HISTORIES / "completed.json").read_text(encoding="utf-8")
     (order_id,) = set(re.findall(r"\bord_[0-9a-f]+\b", text))
-    other = WorkflowHistory.from_json("order-ord_2", text.replace(order_id, "ord_2"))
+    other = WorkflowHistory.from_json(f"{WORKFLOW_ID_PREFIX}ord_2", text.replace(order_id, "ord_2"))
     assert shape_of(other.to_json_dict()) == shape_of(histories["completed"].to_json_dict())

@@ -11,6 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 
 import worker
+from app.names import NAME
 from app.settings import ApiSettings, Settings
 from app.temporal import load_config
 from dev.stack import ROOT
@@ -104,7 +105,7 @@ def test_containers_have_requests_and_limits(built: Build) -> None:
     assert built.containers().keys() == {"api", "worker"}
     for container in built.containers().values():
         assert all(container["resources"][each].keys() == {"cpu", "memory"} for each in ("requests", "limits"))
-        assert re.fullmatch(r"registry\.example/order-saga:\d.*", container["image"])
+        assert re.fullmatch(rf"registry\.example/{NAME}:\d.*", container["image"])
 
 
 def allowed(built: Build, direction: str) -> dict[str, set[Any]]:

@@ -92,7 +92,7 @@ async def test_order_with_new_step_completes_or_compensates_it(
         completed = await final(order_body())
         failed = await final(order_body(shipping_address={**ADDRESS, "postal_code": "00000"}))
         (row,) = (row for row in (await api.get("/saga")).json()["steps"] if row["step"] == STEP)
-        statuses = (await api.get("/openapi.json")).json()["components"]["schemas"]["OrderStatus"]["enum"]
+        statuses = (await api.get("/openapi.json")).json()["components"]["schemas"][OrderStatus.__name__]["enum"]
 
     names = ["reserve_inventory", STEP, "charge_payment", "create_shipment", "send_confirmation"]
     assert [(step["step"], step["status"]) for step in completed["steps"]] == [(name, "done") for name in names]

@@ -26,6 +26,7 @@ from pymongo.errors import OperationFailure
 
 import worker
 from app.mongo import Document
+from app.names import NAME
 from app.settings import ApiSettings, Scope, Settings
 from dev.servers import HOST, Server, find_mongod, find_temporal, free_port
 from dev.stack import ROOT
@@ -89,7 +90,7 @@ def test_ports_are_published_on_loopback_and_images_have_versions() -> None:
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
     for name, service in SERVICES.items():
-        assert service["image"] == "order-saga" if "build" in service else re.search(r":\d", service["image"]), name
+        assert service["image"] == NAME if "build" in service else re.search(r":\d", service["image"]), name
         assert service.get("restart") == (None if name in ONE_SHOTS else "unless-stopped")
 
 
@@ -184,7 +185,7 @@ class Production:
             assert await server.wait() == 0, server.log_text()
         return server.log_text()
 
-    def client(self, name: str, source: str = "orders") -> AsyncMongoClient[Document]:
+    def client(self, name: str, source: str = NAME) -> AsyncMongoClient[Document]:
         password = SECRETS[f"MONGODB_{name.upper()}_PASSWORD"]
         return AsyncMongoClient(f"mongodb://{name}:{password}@{self.members}/?replicaSet=rs0&authSource={source}")
 
@@ -224,26 +225,26 @@ async def test_setup_elects_a_primary_of_three_and_can_run_again(production: Pro
         assert parameter["transactionLifetimeLimitSeconds"] == 15
 
         # An update removes a right from a role, and an account has the password that the environment says.
-        await root["orders"].command("grantRolesToUser", "api", roles=[{"role": "readWriteAnyDatabase", "db": "admin"}])
-        await root["orders"].command("updateUser", "worker", pwd="forgotten")
+        await root[NAME].command("grantRolesToUser", "api", roles=[{"role": "readWriteAnyDatabase", "db": "admin"}])
+        await root[NAME].command("updateUser", "worker", pwd="forgotten")
         await asyncio.gather(production.run("mongodb-setup"), production.run("temporal-setup"))
         assert (await root.admin.command("replSetGetConfig"))["config"]["members"] == before["config"]["members"]
-        (api,) = (await root["orders"].command("usersInfo", "api"))["users"]
-        assert api["roles"] == [{"role": "api", "db": "orders"}]
+        (api,) = (await root[NAME].command("usersInfo", "api"))["users"]
+        assert api["roles"] == [{"role": "api", "db": NAME}]
     async with production.client("worker") as client:
-        await client["orders"].command({"find": "orders"})
+        await client[NAME].command({"find": "orders"})
 
 
 async def test_accounts_may_do_what_their_role_permits_and_strangers_nothing(production: Production) -> None:
     for account, refused in (("api", {"insert": "relay", "documents": [{}]}), ("worker", {"find": "restocks"})):
         async with production.client(account) as client:
-            await client["orders"].command({"find": "orders"})
+            await client[NAME].command({"find": "orders"})
             with pytest.raises(OperationFailure, match="not authorized"):
-                await client["orders"].command(refused)
+                await client[NAME].command(refused)
     stranger: AsyncMongoClient[Document]
     async with AsyncMongoClient(f"mongodb://{production.members}/?replicaSet=rs0") as stranger:
         with pytest.raises(OperationFailure, match="requires authentication"):
-            await stranger["orders"].command({"find": "orders"})
+            await stranger[NAME].command({"find": "orders"})
 
 
 async def test_order_completes_on_the_three_members_while_one_is_down(production: Production) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from app.order_workflows import workflow_id
 from dev.stack import ROOT
 from tests.tooling.dev_process import Dev, place, wait_for_status
 
@@ -76,7 +77,7 @@ async def test_syntax_error_is_reported_and_mended_edit_is_loaded(dev: Dev, http
 
     order_id = await place(http, payment_method="pm_card_slow")
     await wait_for_status(http, order_id, "reserved")
-    edit.replace('title="[^"]*"', 'title="Edited"')
+    edit.replace("title=TITLE", 'title="Edited"')
     await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
     assert not {*programs} & dev.processes().keys()
     assert await title(http) == "Edited"
@@ -114,7 +115,7 @@ async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.
     assert (await http.post(f"/orders/{order_id}/cancel", json={})).status_code == 202
     if "workflow terminate" not in printed:  # the new worker may have had a task of the order before the cancel
         printed = await dev.wait_for_output("workflow terminate")
-    assert f"order-{order_id} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
+    assert f"{workflow_id(order_id)} cannot be replayed on the edited code: [TMPRL1100] Nondeterminism error" in printed
     assert re.search(r"Undo the edit, put it behind workflow\.patched, or terminate the workflow", printed)
 
     await dev.act("worker", "stop")  # on purpose, so no edit starts it

@@ -14,6 +14,7 @@ from app import logs, tracing
 from app.activities.redaction import RedactErrors
 from app.domain import Order
 from app.messages import OrderRef
+from app.names import WORKFLOW_ID_PREFIX as PREFIX
 from tests.kit.orders import order_document
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -32,7 +33,12 @@ def test_line_without_order_and_trace_has_no_ids() -> None:
 
 @pytest.mark.parametrize(
     ("workflow_id", "ids"),
-    [("order-ord_1", {"order_id": "ord_1"}), ("order-order-1", {"order_id": "order-1"}), ("reorder-1", {}), ("", {})],
+    [
+        (f"{PREFIX}ord_1", {"order_id": "ord_1"}),
+        (f"{PREFIX}{PREFIX}1", {"order_id": f"{PREFIX}1"}),
+        (f"re{PREFIX}1", {}),
+        ("", {}),
+    ],
 )
 def test_line_of_workflow_names_its_order_if_it_has_one(workflow_id: str, ids: dict[str, str]) -> None:
     """The SDK logs the failure of a workflow task with this field, outside of any context."""
@@ -44,7 +50,7 @@ async def test_line_of_activity_names_the_order_of_its_argument() -> None:
 
     class Activity(ActivityInboundInterceptor):
         async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-            return line(temporal_activity={"workflow_id": "orders-reconciliation"})
+            return line(temporal_activity={"workflow_id": "reconciliation"})
 
     call = ExecuteActivityInput(fn=line, args=[OrderRef(order_id="ord_1")], executor=None, headers={})
     interceptor = RedactErrors().intercept_activity(object.__new__(Activity))

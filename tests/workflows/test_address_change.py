@@ -10,6 +10,7 @@ from temporalio.exceptions import ActivityError
 
 from app.domain import Address, OrderStatus
 from app.messages import AddressChange
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways, Pause
 from tests.kit.orders import ADDRESS
@@ -20,7 +21,7 @@ from tests.kit.workflows import Handle, activities_of
 
 async def propose(shop: Shop, handle: Handle, city: str) -> AddressChange:
     address = Address.model_validate({**ADDRESS, "city": city})
-    change = await shop.orders.propose_address(handle.id.removeprefix("order-"), address)
+    change = await shop.orders.propose_address(handle.id.removeprefix(WORKFLOW_ID_PREFIX), address)
     assert change is not None
     return change
 

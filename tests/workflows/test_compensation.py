@@ -8,6 +8,7 @@ import pytest
 from temporalio.testing import TimeSkipper
 
 from app.domain import OrderStatus
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways, Pause
 from tests.kit.orders import UNSERVICEABLE, steps_of
@@ -94,4 +95,4 @@ async def test_failing_compensations_recover_independently(skipping: Shop) -> No
         await eventually(skipping.held, lambda held: held == 0)
         compensations[UNSHIP].times = compensations[REFUND].times = 0
         assert (await handle.result()).status is OrderStatus.FAILED
-    assert await skipping.net_money(handle.id.removeprefix("order-")) == 0
+    assert await skipping.net_money(handle.id.removeprefix(WORKFLOW_ID_PREFIX)) == 0

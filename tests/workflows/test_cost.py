@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from app.names import WORKFLOW_ID_PREFIX
 from dev.order_cost import history_of
 from tests.kit.shop import Shop
 from tests.unit.test_scale import documented_cost
@@ -15,7 +16,7 @@ async def test_history_of_completed_order_has_the_documented_size(shop: Shop) ->
     await shop.stock()
     handle = await shop.start()
     await handle.result()
-    events, size, actions = await history_of(shop.client, handle.id.removeprefix("order-"))
+    events, size, actions = await history_of(shop.client, handle.id.removeprefix(WORKFLOW_ID_PREFIX))
     assert actions == cost.actions
     assert events == pytest.approx(cost.events, abs=2)  # the server may join two workflow tasks
     assert size == pytest.approx(cost.history, rel=0.1)

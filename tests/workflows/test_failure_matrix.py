@@ -25,6 +25,7 @@ from app.domain import Order, OrderStatus
 from app.gateways import Declined, Unavailable
 from app.messages import OrderProgress, OrderResult
 from app.mongo import Mongo
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import Settings
 from app.workflows import steps
 from app.workflows.order import OrderWorkflow
@@ -261,7 +262,7 @@ class CaseRun:
     async def _cancel(self, handle: Handle, how: How) -> None:
         """Cancel as the API does, which records the cancel first, or as Temporal's tools do."""
         if how is How.SIGNAL:
-            order_id = handle.id.removeprefix("order-")
+            order_id = handle.id.removeprefix(WORKFLOW_ID_PREFIX)
             await self.shop.workflows.start(await self.shop.orders.request_cancellation(order_id, None))
             return
         await handle.cancel()

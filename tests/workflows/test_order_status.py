@@ -1,8 +1,9 @@
-"""The search attribute `OrderStatus` is never stale, and finds orders in Temporal."""
+"""The search attribute of an order is never stale, and finds orders in Temporal."""
 
 from __future__ import annotations
 
 from app.messages import ApprovalDecision
+from app.names import SEARCH_ATTRIBUTE
 from app.temporal import IN_PROGRESS, ORDER_STATUS
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
@@ -18,7 +19,7 @@ async def shown(handle: Handle) -> str | None:
 
 
 async def found(shop: Shop, status: str) -> set[str]:
-    query = f"OrderStatus = '{status}' AND TaskQueue = '{shop.settings.task_queue}'"
+    query = f"{SEARCH_ATTRIBUTE} = '{status}' AND TaskQueue = '{shop.settings.task_queue}'"
     return {workflow.id async for workflow in shop.client.list_workflows(query)}
 
 

@@ -19,6 +19,7 @@ from app.domain import TERMINAL, OrderStatus, StepName, StepStatus
 from app.gateways import Unavailable
 from app.messages import ApprovalDecision
 from app.mongo import Session
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Call, FaultyGateways, T
 from tests.kit.orders import ADDRESS
@@ -113,7 +114,7 @@ class RandomOrders(RuleBasedStateMachine):
 
     @rule(handle=orders)
     def cancel_by_api(self, handle: Handle) -> None:
-        order_id = handle.id.removeprefix("order-")
+        order_id = handle.id.removeprefix(WORKFLOW_ID_PREFIX)
         self.shared.run(self.shop.orders.request_cancellation(order_id, None))
 
     @rule(handle=orders, point=st.integers(0, 10))

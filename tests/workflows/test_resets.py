@@ -17,6 +17,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import TERMINAL, OrderStatus
 from app.messages import ApprovalDecision
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.orders import ADDRESS
@@ -56,7 +57,7 @@ async def _temporal(shop: Shop, handle: Handle) -> None:
 
 
 async def _api(shop: Shop, handle: Handle) -> None:
-    order = await shop.orders.request_cancellation(handle.id.removeprefix("order-"), "changed my mind")
+    order = await shop.orders.request_cancellation(handle.id.removeprefix(WORKFLOW_ID_PREFIX), "changed my mind")
     if order.cancellation and order.status not in TERMINAL:
         await shop.workflows.start(order)
 

@@ -21,6 +21,7 @@ from temporalio.worker._workflow_instance import _WorkflowLogicFlag
 
 from app.domain import Address, OrderStatus
 from app.messages import AddressChange, ApprovalDecision
+from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.orders import ADDRESS
@@ -116,7 +117,7 @@ class SceneRun:
 
     async def change_address(self, handle: Handle) -> None:
         """Send the update. Its handler runs until the activity ends."""
-        order_id = handle.id.removeprefix("order-")
+        order_id = handle.id.removeprefix(WORKFLOW_ID_PREFIX)
         address = Address.model_validate({**ADDRESS, "city": "Bath"})
         change = await self.shop.orders.propose_address(order_id, address)
         assert isinstance(change, AddressChange)

@@ -9,6 +9,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 
 from app.domain import OrderStatus
 from app.messages import ApprovalDecision
+from app.names import SEARCH_ATTRIBUTE, WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from dev.stack import ROOT
 from tests.kit.faults import Fails, FaultyGateways
@@ -40,7 +41,7 @@ async def test_ui_shows_the_order_its_progress_and_the_reason(shop: Shop, worker
     await shop.stock(price=LARGE)
     handle = await shop.start({"MUG": 1}, price=LARGE, shipping_address=UNSERVICEABLE)
     await shop.wait_for_status(handle, OrderStatus.AWAITING_APPROVAL)
-    order_id = handle.id.removeprefix("order-")
+    order_id = handle.id.removeprefix(WORKFLOW_ID_PREFIX)
 
     description = await handle.describe()
     assert await description.static_summary() == f"{order_id}: products: 1, needs approval"
@@ -81,7 +82,9 @@ async def test_each_saved_view_of_the_docs_finds_its_orders(shop: Shop) -> None:
         await shop.wait_for_status(waiting, OrderStatus.AWAITING_APPROVAL)
         found = {"Needs a person": waiting, "Did not complete": failed, "In progress": running}
         text = (ROOT / "docs/operations.md").read_text()
-        views: dict[str, str] = dict(re.findall(r"^  \| ([\w ]+) \| `(OrderStatus .*)` \|$", text, re.MULTILINE))
+        views: dict[str, str] = dict(
+            re.findall(rf"^  \| ([\w ]+) \| `({SEARCH_ATTRIBUTE} .*)` \|$", text, re.MULTILINE)
+        )
         assert views.keys() == found.keys()
         for view, query in views.items():
             own = f"{query} AND TaskQueue = '{shop.settings.task_queue}'"

@@ -14,6 +14,8 @@ const connection = document.getElementById("connection");
 const banner = document.getElementById("lost");
 const [tryNow, useAnotherKey] = banner.querySelectorAll("button");
 
+const pageTitle = document.title;
+
 // The first view needs neither the view of one order nor the form: they are loaded when they are opened.
 let orderView = null;
 const own = document.getElementById("own");
@@ -27,7 +29,7 @@ async function route() {
   for (const link of document.querySelectorAll("nav a")) {
     set(link, "aria-current", link.hash === `#/${view || "new"}` && "page");
   }
-  if (!orderId) document.title = "Order desk";
+  if (!orderId) document.title = pageTitle;
   orderList.select(orderId);
   if (orderId) orderView ??= await import("./order-view.js");
   if (!orderId || location.hash.endsWith(`/${encodedId}`)) orderView?.show(orderId);

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from app.names import NAME
 from dev import order_cost
 from dev.bench.comparison import Comparison
 from dev.bench.lab import CLIENT, Lab, Running
@@ -106,7 +107,7 @@ async def starts(lab: Lab) -> list[Comparison]:
 
 @asynccontextmanager
 async def _temporal_with_metrics() -> AsyncIterator[tuple[Server, str]]:
-    with tempfile.TemporaryDirectory(prefix="order-saga-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as folder:
         port = free_port()
         options = ["--metrics-port", str(port)]
         server = await start_temporal(free_port(), db_file=Path(folder, "temporal.db"), options=options)

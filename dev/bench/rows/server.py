@@ -7,6 +7,7 @@ from pathlib import Path
 
 from temporalio.client import Client
 
+from app.names import NAME
 from dev.bench import floor
 from dev.bench.comparison import Comparison
 from dev.bench.lab import Lab
@@ -19,7 +20,7 @@ async def tuned(lab: Lab) -> list[Comparison]:
     await lab.stop()
     count = lab.size(40, 5)
     async with AsyncExitStack() as resources:
-        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="order-saga-")))
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=f"{NAME}-")))
         servers = [await start_temporal(free_port(), db_file=folder / "temporal.db"), await _as_it_comes(folder)]
         for server in servers:
             resources.push_async_callback(server.kill)
