@@ -27,6 +27,7 @@ from app import temporal
 from app.domain import Address, OrderStatus
 from app.messages import ApprovalDecision
 from app.mongo import Mongo
+from app.names import WORKFLOW_ID_PREFIX
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
 from dev.servers import free_port, start_mongod, start_temporal
@@ -226,7 +227,7 @@ async def address_changed(shop: Shop) -> Handle:
         handle = await shop.start()
         await pause.reached.wait()
         address = Address.model_validate({**ADDRESS, "city": "Bath"})
-        change = await shop.orders.propose_address(handle.id.removeprefix("order-"), address)
+        change = await shop.orders.propose_address(handle.id.removeprefix(WORKFLOW_ID_PREFIX), address)
         assert change is not None
         await handle.execute_update(OrderWorkflow.change_shipping_address, change)
         return await ended(handle, pause, at_once=True)
@@ -287,9 +288,14 @@ async def record(into: Path, names: list[str]) -> int:
         server = await start_temporal(free_port(), log_dir=Path(folder))
         client = await temporal.connect(target_host=server.address)
         try:
-            for name in names or PATHS:
-                history = await _history(client, mongod.address, name)
+            at_once = asyncio.Semaphore(6)  # most paths wait
+
+            async def record_one(name: str) -> None:
+                async with at_once:
+                    history = await _history(client, mongod.address, name)
                 print(f"{name}: {_keep(into / f'{name}.json', history, past)}", flush=True)
+
+            await asyncio.gather(*(record_one(name) for name in names or PATHS))
         finally:
             await server.stop()
             await mongod.stop()
