@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help dev token demo bench chaos chaos-short test test-fast test-tooling test-exhaustive lint up lock replay pictures
-.PHONY: test-tools clean FORCE
+.PHONY: rename test-tools clean FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE
@@ -86,6 +86,9 @@ test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, Do
 	  echo "the tests of TypeScript clients will be skipped: npm cannot install its packages" >&2
 
 ##@ Maintain
+
+rename: $(READY)  ## name the project after yours, before its first order: make rename NAME=acme-fulfilment
+	@$(PY) -m dev.rename "$(NAME)" $(ARGS)
 
 lock: $(READY)  ## update the lock files to the newest versions that pyproject.toml allows
 	@$(PY) -m pip install --quiet uv
