@@ -18,7 +18,7 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 from bson import Timestamp
 from bson.codec_options import CodecOptions, DatetimeConversion
 from motor import motor_asyncio
-from pymongo import DESCENDING, IndexModel, ReadPreference
+from pymongo import DESCENDING, IndexModel, ReadPreference, ReturnDocument
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -69,6 +69,14 @@ async def next_change(stream: ChangeStream) -> Document | None:
     if change is None and not stream.alive:  # type: ignore[truthy-function]
         raise StreamEnded
     return change
+
+
+async def upsert(collection: Collection, document_id: str, update: Document | list[Document]) -> Document:
+    """Update a document, or insert it; return it after that."""
+    query, after = {"_id": document_id}, ReturnDocument.AFTER
+    document: Document | None = await collection.find_one_and_update(query, update, upsert=True, return_document=after)
+    assert document is not None
+    return document
 
 
 class Mongo:

@@ -6,7 +6,7 @@ from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app.domain import MAX_STOCK, KeyReused, NotFound, Product
-from app.mongo import Mongo, NotReplicated, Session
+from app.mongo import Document, Mongo, NotReplicated, Session
 from app.validation import IDENTIFIER
 
 
@@ -78,7 +78,7 @@ class ProductRepository:
     async def available(self, skus: Iterable[str], session: Session) -> dict[str, int]:
         """Return available quantities by SKU; raises TypeError if another program wrote one that is not an integer."""
         found = self._products.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
-        stock = {document["_id"]: document.get("available") async for document in found}
+        stock: Document = {document["_id"]: document.get("available") async for document in found}
         for sku, quantity in stock.items():
             if not isinstance(quantity, int) or isinstance(quantity, bool):  # NaN would pass every comparison
                 raise TypeError(f"product {sku}: available must be a whole number")

@@ -11,11 +11,9 @@ import logging
 import secrets
 from typing import Any
 
-from pymongo import ReturnDocument
-
 from app import tracing
 from app.domain import MALFORMED, TERMINAL, Failure, why_malformed
-from app.mongo import Mongo, is_unavailable, next_change
+from app.mongo import Mongo, is_unavailable, next_change, upsert
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
 from app.orders import NOW, OrderRepository
 
@@ -70,9 +68,7 @@ class OutboxRelay:
             free = {"$or": [{"$eq": ["$holder", self._holder]}, {"$lt": ["$until", NOW]}]}  # or missing
             mine = {"_id": "relay", "holder": self._holder, "until": {"$add": [NOW, int(LEASE * 1_000)]}}
             taken = [{"$replaceWith": {"$cond": [free, mine, "$$ROOT"]}}]
-            lease = await self._mongo.relay.find_one_and_update(
-                {"_id": "relay"}, taken, upsert=True, return_document=ReturnDocument.AFTER
-            )
+            lease = await upsert(self._mongo.relay, "relay", taken)
             if lease["holder"] != self._holder:
                 self._followed_at = 0.0  # the other relay follows
                 return False

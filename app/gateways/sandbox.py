@@ -17,11 +17,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from pymongo import ReturnDocument
-
 from app.domain import Address, Money, Order
 from app.gateways import AddressUnserviceable, Capture, Gateways, PaymentDeclined, Unavailable
-from app.mongo import Collection, Document, Mongo
+from app.mongo import Collection, Document, Mongo, upsert
 
 SLOW = 5.0  # seconds
 FLAKY_ERRORS = 2
@@ -49,20 +47,20 @@ class SandboxPayments(Sandbox):
             case "pm_card_slow":
                 await asyncio.sleep(SLOW)
             case "pm_card_flaky":
-                entry = await _record(self._records, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
+                entry = await upsert(self._records, f"payment:{idempotency_key}", {"$inc": {"calls": 1}})
                 if entry["calls"] <= FLAKY_ERRORS:
                     raise Unavailable("the payment service returned an error")
         captured = {"$ifNull": ["$captured", {"$cond": ["$closed", 0, amount.amount]}]}
         at = {"$ifNull": ["$captured_at", "$$NOW"]}
         charge = {"captured": captured, "currency": {"$literal": amount.currency}, "captured_at": at}
-        entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": charge}])
+        entry = await upsert(self._records, f"payment:{idempotency_key}", [{"$set": charge}])
         if entry.get("closed"):
             raise PaymentDeclined("the payment was cancelled")
         return f"ch_{idempotency_key}"
 
     async def refund(self, idempotency_key: str) -> bool:
         refund = {"closed": True, "refunded": {"$ifNull": ["$captured", 0]}}
-        entry = await _record(self._records, f"payment:{idempotency_key}", [{"$set": refund}])
+        entry = await upsert(self._records, f"payment:{idempotency_key}", [{"$set": refund}])
         return bool(entry["refunded"])
 
     async def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
@@ -82,21 +80,17 @@ class SandboxCarrier(Sandbox):
         if address.postal_code == "99999":
             raise Unavailable("the carrier is unavailable")
         shipped = {"shipped": {"$ifNull": ["$shipped", {"$not": "$closed"}]}}
-        entry = await _record(self._records, f"shipment:{idempotency_key}", [{"$set": shipped}])
+        entry = await upsert(self._records, f"shipment:{idempotency_key}", [{"$set": shipped}])
         if entry.get("closed"):
             raise AddressUnserviceable("the shipment was cancelled")
         return f"trk_{idempotency_key}"
 
     async def cancel(self, idempotency_key: str) -> bool:
         called_off = {"closed": True, "called_off": {"$ifNull": ["$shipped", False]}}
-        entry = await _record(self._records, f"shipment:{idempotency_key}", [{"$set": called_off}])
+        entry = await upsert(self._records, f"shipment:{idempotency_key}", [{"$set": called_off}])
         return bool(entry["called_off"])
 
 
 class SandboxMailer(Sandbox):
     async def send_confirmation(self, idempotency_key: str, order: Order) -> None:
-        await _record(self._records, f"mail:{idempotency_key}", {"$set": {"mails": 1, "to": order.email}})
-
-
-async def _record(records: Collection, key: str, update: Document | list[Document]) -> Document:
-    return await records.find_one_and_update({"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER)
+        await upsert(self._records, f"mail:{idempotency_key}", {"$set": {"mails": 1, "to": order.email}})

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from pymongo.errors import PyMongoError
-from pymongo.read_concern import ReadConcern
 
 from app.activities.inventory import Inventory
 from app.domain import OrderStatus, StepRecord
@@ -25,7 +24,7 @@ from app.mongo import Document, Mongo
 from app.orders import OrderRepository
 from dev.servers import Server
 from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
-from tests.kit.faults import BEFORE_THE_EFFECT, failing, recorded_commands
+from tests.kit.faults import BEFORE_THE_EFFECT, current_operations, failing, recorded_commands
 from tests.kit.orders import order_document, steps_of
 from tests.kit.shop import dependencies
 from tests.kit.waiting import eventually
@@ -127,9 +126,7 @@ async def held(warehouse: Warehouse, order_id: str, point: str) -> AsyncIterator
 
 
 async def _running(mongo: Mongo, operation: Document) -> list[Document]:
-    admin = mongo.client.get_database("admin", read_concern=ReadConcern("local"))
-    found = admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": operation}])
-    return [operation async for operation in found]
+    return await current_operations(mongo, [{"$currentOp": {"allUsers": True}}, {"$match": operation}])
 
 
 async def test_repeated_reservation_and_release_take_effect_once(warehouse: Warehouse) -> None:

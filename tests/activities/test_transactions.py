@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from motor.motor_asyncio import AsyncIOMotorClientSession
-from pymongo.errors import AutoReconnect, OperationFailure
+from pymongo.errors import OperationFailure
 
 from app.mongo import Mongo, Session, is_unavailable
 from dev.servers import Server, free_port, start_mongod
@@ -79,22 +78,6 @@ async def test_concurrent_transactions_on_one_document_all_take_effect(mongo: Mo
 
     await asyncio.gather(*(mongo.run_transaction(increment) for _ in range(20)))
     assert await mongo.inventory.find_one() == {"_id": "MUG", "available": 20}
-
-
-@pytest.mark.parametrize("fault", [TRANSIENT, LOST], ids=["conflict", "reply lost"])
-async def test_motor_with_transaction_gives_up_at_commit(mongo: Mongo, work: Work, fault: dict[str, Any]) -> None:
-    """The reason for `run_transaction`. If this test fails, Motor retries commits and could replace it."""
-    session: AsyncIOMotorClientSession
-    async with (
-        await mongo.client.start_session() as session,
-        failing(mongo, "commitTransaction", mode={"times": 2}, **fault),
-    ):
-        with pytest.raises((OperationFailure, AutoReconnect)):
-            await session.with_transaction(work)
-        # It also leaves the transaction open, which locks its documents until the server's limit of one minute.
-        await mongo.client.admin.command({"killSessions": [session.session_id]})
-    assert work.runs == 1
-    assert await work.effects() == []
 
 
 async def test_error_in_callback_aborts_the_transaction(mongo: Mongo, work: Work) -> None:

@@ -64,6 +64,13 @@ async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
     await mongo.database["system.profile"].drop()
 
 
+async def current_operations(mongo: Mongo, pipeline: list[Document]) -> list[Document]:
+    """What the server does at the moment. The pipeline begins with `$currentOp`."""
+    answer = await mongo.client.admin.command({"aggregate": 1, "pipeline": pipeline, "cursor": {"batchSize": 10_000}})
+    operations: list[Document] = answer["cursor"]["firstBatch"]
+    return operations
+
+
 class Gate:
     """Blocks its caller until it is opened."""
 

@@ -51,6 +51,12 @@ def python_blocks(page: str, section: str) -> list[str]:
     ]
 
 
+def diff_blocks(page: str, section: str) -> list[str]:
+    """The changes that a section of a page in docs/ shows as diffs."""
+    text = (ROOT / "docs" / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
 def environment_of(settings: Settings, server: Server) -> dict[str, str]:
     """The environment variables of worker and API."""
     return {
@@ -78,6 +84,15 @@ class ProgramCopy:
         assert text.count(old) == 1, f"{path} has another {old!r}"
         file.write_text(text.replace(old, new))
 
+    def apply(self, path: str, diff: str) -> None:
+        """Make the changes of a diff; lines that begin with @@ separate them. Each place must be the only one."""
+        for change in re.split(r"^@@.*\n", diff, flags=re.MULTILINE):
+            old, new = (
+                "".join(line[1:] or "\n" for line in change.splitlines(keepends=True) if line[0] not in left_out)
+                for left_out in "+-"
+            )
+            self.replace(path, old, new)
+
     def replace_line(self, path: str, part: str, new: str) -> None:
         """Replace the only line with this part. The new lines get its indentation."""
         (line,) = [each for each in (self.folder / path).read_text().splitlines(keepends=True) if part in each]
@@ -89,12 +104,12 @@ class ProgramCopy:
         self.replace_line(path, part, line.lstrip() + new)
 
     async def run(
-        self, *arguments: str, environment: dict[str, str] | None = None, within: float = 30
+        self, *arguments: str, environment: dict[str, str] | None = None, within: float = 30, folder: Path | None = None
     ) -> tuple[int | None, str]:
-        """Run Python in the copy until it exits. Returns exit code and output."""
+        """Run Python in the copy, or in another folder, until it exits. Returns exit code and output."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *arguments),
-            cwd=self.folder,
+            cwd=folder or self.folder,
             env={**os.environ, **(environment or {}), "PYTHONPATH": ""},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -122,7 +122,7 @@ def test_image_has_every_imported_package() -> None:
     modules = {module.partition(".")[0] for module in ran.stdout.split()}
     imported = {name.lower().replace("_", "-") for module in modules for name in distributions.get(module, [])}
     locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    assert {"fastapi", "motor", "temporalio"} <= imported
+    assert {"fastapi", "pymongo", "temporalio"} <= imported
     assert imported - {"pygments", "rich"} <= set(locked)  # httpx imports these two for its own command, if it can
 
 
