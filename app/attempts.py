@@ -1,4 +1,4 @@
-"""The attempts of an order's activities, as Temporal's server sees them: a workflow does not know them."""
+"""The attempts of a workflow's activities, as Temporal's server sees them: a workflow does not know them."""
 
 from datetime import UTC, datetime
 from typing import Literal, Self

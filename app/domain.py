@@ -42,7 +42,7 @@ class Stored(Model):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
 
-# Declared in the order in which the saga reaches them; the allowed transitions are derived from this order.
+# Declared in the sequence in which the saga reaches them, from which the allowed transitions are derived.
 class OrderStatus(StrEnum):
     """The status of an order.
 
@@ -94,7 +94,7 @@ ALLOWED_FROM: Mapping[OrderStatus, list[OrderStatus]] = {
 
 
 class StepName(StrEnum):
-    """A step of the saga, in the order in which they run.
+    """A step of the saga, declared in the sequence in which they run.
 
     - `reserve_inventory`: reserves the quantities of all lines, or of none.
     - `charge_payment`: captures the total.
@@ -126,7 +126,7 @@ class StepStatus(StrEnum):
 
 
 class StepEvent(StrEnum):
-    """An event of a step. Events may come in any order and any number of times."""
+    """An event of a step. Events may come in any sequence and any number of times."""
 
     SUCCEEDED = "succeeded"  # the gateway performed the step
     DECLINED = "declined"  # the gateway rejected the step for good

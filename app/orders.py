@@ -269,7 +269,7 @@ class OrderRepository:
         return record, order.stop_reason
 
     async def change_steps(self, changes: Iterable[tuple[str, StepChange]], session: Session) -> None:
-        """Change a step of several orders, in this order and in the transaction in which the caller has read them.
+        """Change a step of several orders, one after the other, in the transaction in which the caller has read them.
 
         Raises:
             domain.NotFound: one of the orders was removed in the meantime.

@@ -67,7 +67,7 @@ def https_url(url: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(https_url)]
-Address = Annotated[str, Field(pattern=r"^([^\s/]+:[0-9]{1,5})?$")]  # host:port
+HostPort = Annotated[str, Field(pattern=r"^([^\s/]+:[0-9]{1,5})?$")]  # host:port
 
 
 class ApiKey(BaseModel):
@@ -108,9 +108,9 @@ class Settings(BaseSettings):
     # The address of the order desk, to which Temporal's Web UI links; empty: no link.
     order_desk_url: str = ""
     # host:port of the worker's Prometheus metrics; empty: none. (The API serves its own at /metrics.)
-    worker_metrics_address: Address = ""
+    worker_metrics_address: HostPort = ""
     # host:port of the worker's /healthz and /readyz; empty: none. (The API has both.)
-    worker_health_address: Address = ""
+    worker_health_address: HostPort = ""
     # The worker's version; both empty: none. Orders are pinned to the version that they began with.
     temporal_deployment_name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_/-]{0,99})?$")] = ""
     temporal_worker_build_id: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/+-]{0,99})?$")] = ""

@@ -16,13 +16,13 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-# Requests per transaction: a batch that exceeds its time limit would never commit. A thousand orders of fifty lines
+# Requests per transaction: a batch that exceeds its time limit would never commit. A thousand requests of fifty lines
 # took 0.2 s.
 MAX_BATCH = 1_000
 
 
 class GroupCommit(Generic[Request, Result]):
-    """Serves requests in the order in which they are submitted.
+    """Serves requests first come, first served.
 
     Args:
         commit: commits a batch and returns a result for each request, or raises and commits none. May be called with

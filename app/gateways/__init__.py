@@ -66,7 +66,7 @@ class PaymentGateway(Protocol):
         """
 
     def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
-        """Yield in pages, in any order, what was captured from `begin` until before `end`, even if refunded later.
+        """Yield in pages, in any sequence, what was captured from `begin` until before `end`, even if refunded later.
 
         The reconciliation compares it with the orders (`app/activities/reconciliation.py`). If other programs use the
         same account, leave out what they captured.
@@ -75,17 +75,17 @@ class PaymentGateway(Protocol):
 
 class Carrier(Protocol):
     async def ship(self, idempotency_key: str, address: Address) -> str:
-        """Order the pick-up, once per key even if called repeatedly, and return the tracking number.
+        """Create the shipment, once per key even if called repeatedly, and return the tracking number.
 
         Raises:
-            AddressUnserviceable: nothing was ordered, and nothing will be under this key.
+            AddressUnserviceable: no shipment was created, and none will be under this key.
         """
 
     async def cancel(self, idempotency_key: str) -> bool:
-        """Cancel what was ordered under the key, once, and refuse any later order under it.
+        """Cancel the shipment under the key, once, and refuse any later one under it.
 
         Returns:
-            True if anything had been ordered.
+            True if there was a shipment.
         """
 
 

@@ -1,4 +1,4 @@
-"""The table of steps: the order of the saga, its compensations, all timeouts and retry policies.
+"""The table of steps: their sequence, their compensations, all timeouts and retry policies.
 
 The workflow, the worker's activities, `GET /saga`, the order desk, `make demo` and the failure matrix of the tests
 follow it. A new step needs a class of activities, a row here, and its name and status in `app.domain`.

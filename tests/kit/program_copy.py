@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -51,10 +52,12 @@ def python_blocks(page: str, section: str) -> list[str]:
     ]
 
 
-def diff_blocks(page: str, section: str) -> list[str]:
-    """The changes that a section of a page in docs/ shows as diffs."""
-    text = (ROOT / "docs" / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"^```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def diff_blocks(page: str, section: str = "") -> list[tuple[str, str]]:
+    """The changes that a page in docs/ shows as diffs, or a section of it, each below the path of its file."""
+    text = (ROOT / "docs" / page).read_text()
+    if section:
+        text = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"`([\w/.]+)`:\n\n```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def environment_of(settings: Settings, server: Server) -> dict[str, str]:
@@ -74,6 +77,23 @@ class ProgramCopy:
         self.folder = folder
         shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "worker.py", folder)
+
+    def add_the_rest(self) -> None:
+        """Copy the rest of the project: tests, docs, settings of tools."""
+        names = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True)
+        for name in listed.stdout.splitlines():
+            if not (self.folder / name).exists() and (ROOT / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.folder / name)
+
+    async def passed(self, *arguments: str, within: float = 170) -> int:
+        """Run tests in the copy. Returns how many passed; raises AssertionError if one failed."""
+        pytest = ("-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider")
+        code, output = await self.run(*pytest, *arguments, within=within)
+        assert code == 0, output
+        (count,) = re.findall(r"(\d+) passed", output)
+        return int(count)
 
     def insert(self, path: str, after: str, text: str) -> None:
         self.replace(path, after, after + text)

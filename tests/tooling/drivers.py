@@ -61,8 +61,8 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 class CopyWithoutMotor(ProgramCopy):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        (edits,) = diff_blocks("make-it-yours.md", "The day Motor ends")
-        self.apply("app/mongo.py", edits)
+        for path, diff in diff_blocks("make-it-yours.md", "The day Motor ends"):
+            self.apply(path, diff)
 
     def hide_motor(self) -> None:
         """An import of Motor in the copy is an error from now on."""
