@@ -52,11 +52,9 @@ def python_blocks(page: str, section: str) -> list[str]:
     ]
 
 
-def diff_blocks(page: str, section: str = "") -> list[tuple[str, str]]:
-    """The changes that a page in docs/ shows as diffs, or a section of it, each below the path of its file."""
-    text = (ROOT / "docs" / page).read_text()
-    if section:
-        text = text.split(f"## {section}\n")[1].split("\n## ")[0]
+def diff_blocks(page: str, section: str) -> list[tuple[str, str]]:
+    """The changes that a section of a page in docs/ shows as diffs, each below the path of its file."""
+    text = (ROOT / "docs" / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
     return re.findall(r"`([\w/.]+)`:\n\n```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
