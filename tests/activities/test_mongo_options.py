@@ -40,7 +40,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
 
 def effective(mongo: Mongo) -> dict[str, Any]:
     """The options with which the driver works."""
-    options: Any = getattr(mongo.client, "delegate", mongo.client).options  # Motor's client delegates to PyMongo's
+    options: Any = mongo.client.options
     pool = options.pool_options
     return {
         "serverSelectionTimeoutMS": options.server_selection_timeout,

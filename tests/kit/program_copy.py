@@ -58,6 +58,11 @@ def diff_blocks(page: str, section: str) -> list[tuple[str, str]]:
     return re.findall(r"`([\w/.]+)`:\n\n```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def files_of_tests(*folders: str) -> list[str]:
+    """The test files in these folders of tests/."""
+    return sorted(str(path.relative_to(ROOT)) for each in folders for path in (ROOT / "tests" / each).glob("test_*.py"))
+
+
 def environment_of(settings: Settings, server: Server) -> dict[str, str]:
     """The environment variables of worker and API."""
     return {

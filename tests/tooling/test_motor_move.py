@@ -7,20 +7,12 @@ from pathlib import Path
 import pytest
 
 from dev.servers import Server
-from dev.stack import ROOT
+from tests.kit.program_copy import files_of_tests
 from tests.tooling.drivers import IN_FLIGHT, CopyWithoutMotor, figures, table
 
 # Deleted with Motor.
 OBSOLETE = ("tests/activities/test_motor.py", "tests/tooling/test_motor_move.py", "tests/tooling/drivers.py")
-FOLDERS = ("activities", "api")
-TESTS = sorted(
-    str(path.relative_to(ROOT))
-    for path in [
-        *(p for each in FOLDERS for p in (ROOT / "tests" / each).glob("test_*.py")),
-        ROOT / "tests/e2e/test_relay.py",
-    ]
-    if str(path.relative_to(ROOT)) not in OBSOLETE
-)
+TESTS = [each for each in [*files_of_tests("activities", "api"), "tests/e2e/test_relay.py"] if each not in OBSOLETE]
 SOME = {
     "transactions": ("tests/activities/test_transactions.py", "commit or concurrent or callback"),
     "change stream": ("tests/e2e/test_relay.py", "another_program_gets_a_workflow"),
