@@ -57,7 +57,14 @@ def test_every_link_points_to_an_existing_file(page: Path) -> None:
 # Files that the reader writes.
 WRITTEN = {
     f"app/{name}.py"
-    for name in ("activities/fraud", "gateways/fraud", "gateways/own", "gateways/payments", "gateways/mail")
+    for name in (
+        "activities/fraud",
+        "activities/partners",
+        "gateways/fraud",
+        "gateways/own",
+        "gateways/payments",
+        "gateways/mail",
+    )
 }
 
 
