@@ -65,7 +65,14 @@ async def next_change(stream: ChangeStream) -> Document | None:
     Raises:
         StreamEnded
     """
-    change: Document | None = await stream.try_next()
+    call = asyncio.ensure_future(stream.try_next())
+    try:
+        change: Document | None = await asyncio.shield(call)
+    except asyncio.CancelledError:
+        # The call goes on, on its thread. If the stream were closed meanwhile, the driver would open it again.
+        with suppress(PyMongoError):
+            await call
+        raise
     if change is None and not stream.alive:  # type: ignore[truthy-function]
         raise StreamEnded
     return change

@@ -28,7 +28,7 @@ class Saga(BaseModel):
 
 @router.get("", responses=responses())
 async def get_saga(_: OrderReader) -> Saga:
-    """Return the steps in the order in which they run; compensations run in reverse."""
+    """Return the steps in sequence; compensations run in reverse."""
     steps, before = [], OrderStatus.PLACED
     for step in STEPS:
         activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)
