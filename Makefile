@@ -2,14 +2,15 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev token demo bench chaos chaos-short test test-fast test-tooling test-exhaustive lint up lock replay pictures
-.PHONY: rename test-tools clean FORCE
+.PHONY: help dev token demo bench peers chaos chaos-short test test-fast test-tooling test-exhaustive lint up lock replay
+.PHONY: pictures rename test-tools clean FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE
 
 PY := .venv/bin/python
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^##-/ { print "  " substr($$0, 5) } \
@@ -33,6 +34,9 @@ token: $(READY)  ## print an access token for the API of `API_OPEN=false make de
 
 bench: $(READY)  ## measure what orders cost, against a floor, in half an hour; ARGS="--rows floor,cpu", --quick, --proof
 	@$(PY) -m dev.bench $(ARGS)
+
+peers: $(READY) $(PEERS)  ## the same saga on DBOS and on Restate under the same load, 5 minutes; ARGS=--quick, --write-docs
+	@$(PY) -m dev.peers.run $(ARGS)
 
 chaos: $(READY)  ## every kind of fault while orders come in, then G1 to G7 in figures; ARGS="--seed 7"
 	@$(PY) -m dev.chaos $(ARGS)
@@ -65,13 +69,14 @@ lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m mypy
 	@.venv/bin/zizmor --offline --strict-collection --persona=pedantic --quiet .github
 
-test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, Docker Compose, npm
+test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, PostgreSQL, Docker Compose, npm
 	@missing=; \
 	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
 	command -v npm >/dev/null || missing="$$missing npm"; \
 	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"; \
 	command -v prometheus >/dev/null || missing="$$missing prometheus"; \
+	PATH="$$PATH:$$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
 	if [ -z "$$missing" ]; then exit; fi; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -94,9 +99,10 @@ lock: $(READY)  ## update the lock files to the newest versions that pyproject.t
 	@$(PY) -m pip install --quiet uv
 	@$(COMPILE) --group dev --upgrade --output-file requirements-dev.lock
 	@$(COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
+	@$(UV) --group peers --constraints requirements-dev.lock --upgrade --output-file requirements-peers.lock
 
-COMPILE = $(PY) -m uv pip compile pyproject.toml --extra tracing --quiet --universal --generate-hashes --no-annotate \
-	--custom-compile-command "make lock"
+UV = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock"
+COMPILE = $(UV) pyproject.toml --extra tracing
 
 replay: $(READY)  ## record the workflow histories that the tests replay
 	@$(PY) -m tests.replay.record
@@ -105,7 +111,7 @@ pictures: $(READY) test-tools  ## take the pictures of the README from the runni
 	@$(PY) -m dev.pictures
 
 clean:  ## delete .venv, all caches and all data of `make dev`
-	@rm -rf .venv .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules
+	@rm -rf .venv .venv-peers dev/peers/node_modules .dev .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/clients/node_modules
 
 ##@ Ports: set the variable to use another, as in API_PORT=8100 make dev
 ##- API_PORT 8000, TEMPORAL_PORT 7233, TEMPORAL_UI_PORT 8233, MONGODB_PORT 27017, DEV_CONTROL_PORT 8009, ISSUER_PORT 8400
@@ -114,5 +120,8 @@ clean:  ## delete .venv, all caches and all data of `make dev`
 # Also runs if PYTHON is given, or if the Python behind .venv no longer exists.
 $(READY): requirements-dev.lock $(if $(PYTHON),FORCE,$(shell $(PY) -c '' 2>/dev/null || echo FORCE))
 	@dev/setup.sh "$(PYTHON)"
+
+$(PEERS): $(READY) requirements-peers.lock dev/peers/package-lock.json
+	@dev/peers/setup.sh
 
 FORCE:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HISTORIES = ROOT / "tests/replay/histories"
 # In a folder without git: what `make` and the tests put there.
 SKIPPED = {".git", ".venv", ".dev", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".schemathesis"}
-SKIPPED |= {"node_modules", "__pycache__"}
+SKIPPED |= {".venv-peers", "node_modules", "__pycache__"}
 LEFT_TO_YOU = """Left to you:
   LICENSE, `license` and `description` in pyproject.toml, `contact` in app/api/description.json
   the registry and the addresses in deploy/kubernetes/production/kustomization.yaml
