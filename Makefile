@@ -69,14 +69,13 @@ lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m mypy
 	@.venv/bin/zizmor --offline --strict-collection --persona=pedantic --quiet .github
 
-test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, PostgreSQL, Docker Compose, npm
+test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, Docker Compose, npm
 	@missing=; \
 	command -v chromium-headless-shell chromium >/dev/null || missing="chromium"; \
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx-light"; \
 	command -v npm >/dev/null || missing="$$missing npm"; \
 	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"; \
 	command -v prometheus >/dev/null || missing="$$missing prometheus"; \
-	PATH="$$PATH:$$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
 	if [ -z "$$missing" ]; then exit; fi; \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
