@@ -50,7 +50,7 @@ test: $(READY)  ## all tests of the program; ARGS="-k cancel" or ARGS=path runs 
 	@$(PY) -m pytest $(if $(filter -k tests/%,$(ARGS)),,$(PARALLEL) $(patsubst %,--ignore=tests/%,$(TOOLING))) $(ARGS)
 
 test-fast: $(READY)  ## the tests that need no browser and start no processes of their own
-	@$(PY) -m pytest --numprocesses=4 $(BY_FILE) -m "not slow" $(patsubst %,--ignore=tests/%,browser e2e $(TOOLING)) $(ARGS)
+	@$(PY) -m pytest --numprocesses=3 $(BY_FILE) -m "not slow" $(patsubst %,--ignore=tests/%,browser e2e $(TOOLING)) $(ARGS)
 
 test-tooling: $(READY)  ## the tests of dev/, deploy/ and examples/, and of what the docs tell you to change
 	@$(PY) -m pytest $(PARALLEL) $(ARGS) $(patsubst %,tests/%,$(TOOLING))
@@ -61,7 +61,7 @@ test-exhaustive: $(READY)  ## all of these, with every combination in those that
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
 BY_FILE := --dist=loadfile --no-loadscope-reorder
 TOOLING := tooling examples
-PARALLEL := --numprocesses=6 $(BY_FILE)
+PARALLEL := --numprocesses=5 $(BY_FILE)
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }

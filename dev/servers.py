@@ -386,7 +386,7 @@ class ReplicaSet:
                 primaries = {index: hello for index, hello in answers.items() if hello["isWritablePrimary"]}
                 if primaries:
                     return self.members[max(primaries, key=lambda index: primaries[index]["electionId"])]
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def wait_until_complete(self, timeout: float = 30) -> Server:
         """Wait until all members are up and agree on one primary. Returns the primary."""
@@ -397,7 +397,7 @@ class ReplicaSet:
                 ready = all(hello["isWritablePrimary"] or hello["secondary"] for hello in answers)
                 if ready and len(answers) == len(self._ports) and len(primaries) == 1 and None not in primaries:
                     return await self.primary()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def elect(self, member: Server, timeout: float = 30) -> None:
         """Make this member the primary. Retries until a majority votes for it."""
@@ -405,7 +405,7 @@ class ReplicaSet:
             while not (await self.command(member, {"hello": 1}))["isWritablePrimary"]:
                 with suppress(OperationFailure):  # not electable yet, for instance because it lags behind
                     await self.command(member, {"replSetStepUp": 1})
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def step_down(self) -> Server:
         """Make the primary step down, as an operator does. Returns the former primary."""

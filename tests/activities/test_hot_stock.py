@@ -16,7 +16,7 @@ from tests.kit.orders import order_document
 from tests.kit.shop import dependencies
 
 CALLERS = 64
-PROCESSES = 3
+PROCESSES = 2
 RESERVED: Document = {"steps.reserve_inventory.status": "done"}
 
 

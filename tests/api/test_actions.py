@@ -18,7 +18,7 @@ from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 from tests.kit.workflows import pause
 
-RACES = 20
+RACES = 10
 # When the cancel of a race is sent: at once, or after the order has reached this status or a later one.
 AFTER = [None, OrderStatus.RESERVED, OrderStatus.CHARGED, OrderStatus.SHIPPED, OrderStatus.COMPLETED]
 NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}

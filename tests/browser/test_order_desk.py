@@ -26,6 +26,10 @@ IS_GREY = """(stop) => {
   const style = getComputedStyle(stop);
   return style.getPropertyValue("--tone") === style.getPropertyValue("--soft");
 }"""
+FOCUSED = """() => {
+  const focused = document.querySelector(":focus");
+  return focused ? focused.ariaLabel || focused.innerText : "";
+}"""
 FIND_ALL = """async () => {
   const { CALLS, find } = await import("/static/source-code.js");
   const text = await (await fetch("/source/order.py")).text();
@@ -336,10 +340,7 @@ async def test_keyboard_alone_places_filters_opens_and_cancels_orders(desk: Desk
     async def tab_to(name: str) -> None:
         for _ in range(60):
             await desk.page.keyboard.press("Tab")
-            focused = desk.page.locator(":focus")
-            if await focused.count() and name in (
-                await focused.get_attribute("aria-label") or await focused.inner_text()
-            ):
+            if name in await desk.page.evaluate(FOCUSED):
                 return
         raise AssertionError(f"the tab key does not come to {name}")
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,42 +251,48 @@ async def test_order_started_by_relay_and_continued_after_sigkill_keeps_the_trac
     assert len(set(ids)) == len(ids)
 
 
-async def test_unavailable_collector_delays_neither_orders_nor_the_exit(shop: Shop, tmp_path: Path) -> None:
-    """It hangs, or refuses connections, or its address is none."""
+async def test_unavailable_collector_delays_neither_orders_nor_the_exit(
+    shop: Shop, tmp_path: Path, exhaustive: bool
+) -> None:
+    """It hangs for the worker, and refuses the connections of the API.
+
+    In an exhaustive run, it also hangs for a second API, and the address of a third is none.
+    """
     await shop.stock()
-    logs = [tmp_path / f"{number}.log" for number in range(4)]
-    with collector(hangs=True) as hanging:
+    async with AsyncExitStack() as stack:
+        hanging = stack.enter_context(collector(hangs=True))
         hung = {"OTEL_EXPORTER_OTLP_ENDPOINT": hanging.url, "OTEL_EXPORTER_OTLP_TIMEOUT": "60", **AT_ONCE}
         port = free_port()
-        refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", **AT_ONCE}
-        wrong = {"OTEL_EXPORTER_OTLP_ENDPOINT": "no-url", **AT_ONCE}
-        async with (
-            program("worker", shop, logs[0], **hung) as worker,
-            api(shop, logs[1], **hung) as (waiting, first),
-            api(shop, logs[2], **refused, OTEL_EXPORTER_OTLP_TIMEOUT="1") as (lonely, second),
-            api(shop, logs[3], **wrong) as (lost, third),
-        ):
-            for http in [first, second, third] * 2:
-                answer = await http.post("/orders", json=order_body(), headers={"Prefer": "wait=20"})
-                assert answer.json()["status"] == "completed"
+        refused = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        wrong = {"OTEL_EXPORTER_OTLP_ENDPOINT": "no-url"}
+        worker = await stack.enter_async_context(program("worker", shop, tmp_path / "worker.log", **hung))
+        apis = [
+            await stack.enter_async_context(api(shop, tmp_path / f"{number}.log", **{**AT_ONCE, **settings}))
+            for number, settings in enumerate([refused, *[hung, wrong] * exhaustive])
+        ]
+        (lonely, lonely_http), *others = apis
+        warning = [lonely, *(lost for lost, _ in others[1:])]
+        for _, http in apis * 2:
+            answer = await http.post("/orders", json=order_body(), headers={"Prefer": "wait=20"})
+            assert answer.json()["status"] == "completed"
 
-            async def warned() -> bool:
-                return all("traces are lost" in server.log_text() for server in (lonely, lost))
+        async def warned() -> bool:
+            return all("traces are lost" in server.log_text() for server in warning)
 
-            await eventually(warned)
-            assert len(hanging.bodies) == 2
-            with collector(port) as started:
-                await second.get("/orders")
+        await eventually(warned)
+        assert len(hanging.bodies) == 1 + exhaustive  # one export of each process is still waiting
+        with collector(port) as started:
+            await lonely_http.get("/orders")
 
-                async def works() -> bool:
-                    exported = {span.name for span in started.spans()}
-                    return "traces are exported again" in lonely.log_text() and "GET /orders" in exported
+            async def works() -> bool:
+                exported = {span.name for span in started.spans()}
+                return "traces are exported again" in lonely.log_text() and "GET /orders" in exported
 
-                await eventually(works)
-            stopped = [worker, waiting, lonely, lost]
-            await asyncio.gather(*(server.stop(timeout=30) for server in stopped))
-            assert [await server.wait() for server in stopped] == [0, *[-signal.SIGTERM] * 3]
-    for server in (lonely, lost):
+            await eventually(works)
+        served = [server for server, _ in apis]
+        await asyncio.gather(*(server.stop(timeout=30) for server in [worker, *served]))
+        assert [await server.wait() for server in [worker, *served]] == [0, *[-signal.SIGTERM] * len(served)]
+    for server in warning:
         assert server.log_text().count("traces are lost") == 1
         assert not [line for line in lines(server) if line["logger"].startswith(("opentelemetry", "urllib3"))]
 

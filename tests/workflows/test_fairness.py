@@ -13,7 +13,7 @@ from tests.kit.shop import Shop
 
 @pytest.mark.parametrize(
     ("many", "few", "at_once"),
-    [(20, 3, 2), pytest.param(150, 5, 100, marks=pytest.mark.exhaustive)],  # 100 activities at once: the default
+    [(12, 2, 2), pytest.param(150, 5, 100, marks=pytest.mark.exhaustive)],  # 100 activities at once: the default
 )
 async def test_few_orders_behind_many_of_another_customer_complete_before_most_of_them(
     shop: Shop, many: int, few: int, at_once: int

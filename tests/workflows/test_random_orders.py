@@ -215,12 +215,12 @@ async def shared(shop: Shop, skipper: TimeSkipper) -> Any:
         yield shared
 
 
-def test_random_orders_faults_and_resets_keep_the_guarantees(shared: SharedState) -> None:
+def test_random_orders_faults_and_resets_keep_the_guarantees(shared: SharedState, exhaustive: bool) -> None:
     machine = type("Machine", (RandomOrders,), {"shared": shared})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=6,
+            max_examples=30 if exhaustive else 4,
             stateful_step_count=20,
             derandomize=True,
             database=None,
