@@ -70,6 +70,7 @@ def _first_line(error: BaseException) -> str:
 
 
 async def main(arguments: argparse.Namespace) -> int:
+    arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / "bench.json"
     if arguments.render:
         report = Report.load(file)
