@@ -2,8 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev token demo bench peers chaos chaos-short test test-fast test-tooling test-exhaustive lint up lock replay
-.PHONY: pictures rename test-tools clean FORCE
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(MAKEFILE_LIST)) FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE
@@ -101,7 +100,7 @@ lock: $(READY)  ## update the lock files to the newest versions that pyproject.t
 	@$(UV) --group peers --constraints requirements-dev.lock --upgrade --output-file requirements-peers.lock
 
 UV = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock"
-COMPILE = $(UV) pyproject.toml --extra tracing
+COMPILE = $(UV) pyproject.toml --all-extras
 
 replay: $(READY)  ## record the workflow histories that the tests replay
 	@$(PY) -m tests.replay.record

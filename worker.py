@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 from pymongo.errors import OperationFailure, PyMongoError
@@ -32,7 +32,6 @@ from app.activities.reconciliation import Reconciliation
 from app.activities.redaction import RedactErrors
 from app.gateways import Gateways
 from app.gateways.sandbox import sandbox
-from app.health import WorkerHealth
 from app.mongo import Mongo
 from app.names import NAME
 from app.order_workflows import OrderWorkflows
@@ -40,6 +39,7 @@ from app.orders import OrderRepository
 from app.products import ProductRepository
 from app.relay import OutboxRelay
 from app.settings import Settings
+from app.worker_health import WorkerHealth
 from app.workflows.order import OrderWorkflow
 from app.workflows.reconciliation import ReconciliationWorkflow, keep_schedule
 from app.workflows.steps import all_activities, check_table
@@ -111,30 +111,28 @@ async def main() -> None:
 
 async def serve(settings: Settings) -> None:
     """Connect, then run the worker and the relay until cancelled."""
-    plugins = tracing.configure(f"{NAME}-worker")
+    tracing.configure(f"{NAME}-worker")
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     # Put your own gateways here, in place of `sandbox`.
     async with sandbox(mongo) as gateways:
         check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
         temporal.configure_core(settings.worker_metrics_address)
-        health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
-        if settings.worker_health_address:
-            await health.serve(settings.worker_health_address)
-        client = await wait_for("Temporal", partial(temporal.connect, plugins=plugins))
+        health = await WorkerHealth.start(settings, mongo.ping)
+        client = await wait_for("Temporal", temporal.connect)
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))
-        relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
+        orders, workflows = OrderRepository(mongo), OrderWorkflows(client, settings)
+        relay = OutboxRelay(mongo, orders, workflows)
         version = await deployment_config(client, settings)
         async with build_worker(client, mongo, gateways, settings.task_queue, deployment_config=version):
             logger.info("worker ready: task queue %s", settings.task_queue)
-            tasks = [relay.run(), keep_schedule(client, settings.task_queue, settings.reconciliation_interval)]
-            if settings.worker_metrics_address:
-                tasks.append(metrics.watch(OrderRepository(mongo), relay))
-            health.worker = "ok"
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                health.worker = "unavailable: stopping"
+            await asyncio.gather(
+                asyncio.Event().wait(),  # none of the others is needed to work
+                relay.run(),
+                keep_schedule(client, settings.task_queue, settings.reconciliation_interval),
+                metrics.watch(orders, relay, is_on=bool(settings.worker_metrics_address)),
+                health.work(),
+            )
 
 
 async def deployment_config(client: Client, settings: Settings) -> WorkerDeploymentConfig | None:

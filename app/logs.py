@@ -15,18 +15,18 @@ order_id: ContextVar[str | None] = ContextVar("order_id", default=None)
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        entry: dict[str, str | None] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
         order = _order_id(record)
-        ids = {"request_id": request_id.get(), "order_id": order, "trace_id": tracing.trace_id(order)}
-        entry |= {name: value for name, value in ids.items() if value}
+        entry |= {"request_id": request_id.get(), "order_id": order}
+        entry["trace_id"] = tracing.trace_id(order)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        return json.dumps({name: value for name, value in entry.items() if value is not None})
 
 
 def _order_id(record: logging.LogRecord) -> str | None:
@@ -34,7 +34,7 @@ def _order_id(record: logging.LogRecord) -> str | None:
     fields = vars(record)
     details = fields.get("temporal_activity") or fields.get("temporal_workflow") or {}
     prefix, _, found = (details.get("workflow_id") or "").partition(WORKFLOW_ID_PREFIX)
-    return fields.get("order_id") or order_id.get() or (None if prefix else found)
+    return fields.get("order_id") or order_id.get() or (None if prefix else found or None)
 
 
 def configure(level: str) -> None:

@@ -40,10 +40,10 @@ class Instruments:
 instruments = cache(lambda: Instruments(Runtime.default().metric_meter))  # at first use: worker.py sets the runtime
 
 
-def count_end(document: Document) -> None:
+def count_end(document: Document | None) -> None:
     """Count an order after a write, if this write made it final: a repeated write finds it final already."""
-    status = document.get("status")
-    if status not in FINAL or status == document.get("status_before"):
+    status = document and document.get("status")
+    if not document or status not in FINAL or status == document.get("status_before"):
         return
     order = Order.from_any_document(document)
     duration = max(order.updated_at - order.created_at, timedelta(0))  # another program may have written the times
@@ -53,12 +53,12 @@ def count_end(document: Document) -> None:
             instruments().compensated.add(1, {"step": record.step.value})
 
 
-async def watch(orders: OrderRepository, relay: OutboxRelay) -> None:
+async def watch(orders: OrderRepository, relay: OutboxRelay, *, is_on: bool = True) -> None:
     """Measure open orders and the relay's lag, until cancelled.
 
     Only the process whose relay holds the lease does; any other reports zeros, so a sum over all processes is right.
     """
-    while True:
+    while is_on:
         lag = relay.lag
         instruments().lag.set(lag or 0)
         instruments().leases.set(int(lag is not None))

@@ -16,6 +16,7 @@ from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
+from app import tracing
 from app.attempts import PendingActivity
 from app.domain import TERMINAL, Order
 from app.messages import AddressChange, ApprovalDecision, OrderInput, OrderProgress, OrderResult
@@ -60,6 +61,7 @@ class OrderWorkflows:
         Raises:
             TemporalUnavailable
         """
+        tracing.resume(order.traceparent)
         signal: dict[str, Any] = {}
         if order.cancellation:
             signal = {"start_signal": "cancel"}

@@ -335,8 +335,7 @@ class OrderRepository:
         query = {**self._owned, "_id": order_id, **(guard or {})}
         update = [{"$set": {**fields, "status_before": "$status"}}]
         document = await self._orders.find_one_and_update(query, update, return_document=ReturnDocument.AFTER)
-        if document:
-            metrics.count_end(document)
+        metrics.count_end(document)
         return document
 
 

@@ -11,7 +11,6 @@ import logging
 import secrets
 from typing import Any
 
-from app import tracing
 from app.domain import MALFORMED, TERMINAL, Failure, why_malformed
 from app.mongo import Mongo, is_unavailable, next_change, upsert
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
@@ -105,8 +104,7 @@ class OutboxRelay:
                 self._suspect(order_id, now)
         for order in await self._orders.undelivered():
             try:
-                with tracing.continued(order.traceparent):
-                    await self._workflows.start(order)
+                await self._workflows.start(order)
             except TemporalUnavailable:  # perhaps for this order only: go on with the others
                 self._sweep_at = now + RETRY_DELAY
 
@@ -152,5 +150,4 @@ class OutboxRelay:
             await self._orders.mark_malformed(order_id, failure)
         else:
             if order is not None and order.status not in TERMINAL:
-                with tracing.continued(order.traceparent):
-                    await self._workflows.start(order)
+                await self._workflows.start(order)

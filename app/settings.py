@@ -162,8 +162,16 @@ class ApiSettings(Settings):
     def _no_open_door(self) -> Self:
         if self.api_open is bool(self.api_keys or self.oidc_issuer):
             raise ValueError("set either API_KEYS or OIDC_ISSUER, or API_OPEN=true, which serves every local caller")
+        return self
+
+    @model_validator(mode="after")
+    def _no_tokens_for_others(self) -> Self:
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError("OIDC_AUDIENCE: required with OIDC_ISSUER: tokens for other services must be refused")
+        return self
+
+    @model_validator(mode="after")
+    def _no_shared_key(self) -> Self:
         if len({caller.key for caller in self.api_keys.values()}) < len(self.api_keys):
             raise ValueError("API_KEYS: two callers have the same key")
         return self

@@ -18,6 +18,7 @@ from app.names import SEARCH_ATTRIBUTE
 ORDER_STATUS = SearchAttributeKey.for_keyword(SEARCH_ATTRIBUTE)
 
 IN_PROGRESS = "in_progress"
+PLUGINS: list[Any] = []  # of every client
 
 
 async def connect(**options: Any) -> Client:
@@ -31,7 +32,12 @@ async def connect(**options: Any) -> Client:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
         SystemExit: a setting is wrong (a wrong address: not raised when lazy).
     """
-    defaults = {"target_host": "127.0.0.1:7233", **load_config(), "data_converter": pydantic_data_converter}
+    defaults = {
+        "target_host": "127.0.0.1:7233",
+        **load_config(),
+        "data_converter": pydantic_data_converter,
+        "plugins": PLUGINS,
+    }
     try:
         return await Client.connect(**{**defaults, **options})
     except ValueError as error:

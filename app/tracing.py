@@ -10,15 +10,16 @@ have written are dropped before they are exported.
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pymongo import monitoring
 
+from app import temporal
 from app.names import NAME, WORKFLOW_ID_PREFIX
 
 IS_ON = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
@@ -39,6 +40,7 @@ FIELDS = ("name", "context", "parent", "resource", "links", "kind", "start_time"
 ATTRIBUTES = {"http.request.method", "http.response.status_code", "http.route", "error.type", "temporalActivityID"}
 ATTRIBUTES |= {"temporalWorkflowID", "temporalRunID", "db.system.name", "db.operation.name", "db.collection.name"}
 
+T = TypeVar("T")
 Span = trace.Span
 current_span = trace.get_current_span
 _tracer = trace.get_tracer(NAME)
@@ -50,8 +52,8 @@ _commands: dict[tuple[Any, int], Span] = {}  # in progress, by connection and re
 # --- what the rest of the program uses
 
 
-def configure(service: str) -> list[Any]:
-    """Set up tracing, before the clients of MongoDB and Temporal are made; return the plugins of Temporal's client.
+def configure(service: str) -> None:
+    """Set up tracing, before the clients of MongoDB and Temporal are made.
 
     Args:
         service: the name of this process in traces, unless OTEL_SERVICE_NAME has one.
@@ -60,7 +62,7 @@ def configure(service: str) -> list[Any]:
         SystemExit: a setting is wrong.
     """
     if not IS_ON:
-        return []
+        return
     os.environ.setdefault("OTEL_SERVICE_NAME", service)
     try:
         provider = create_tracer_provider(shutdown_on_exit=False)  # `shutdown` has a time limit
@@ -71,7 +73,7 @@ def configure(service: str) -> list[Any]:
     trace.set_tracer_provider(provider)
     propagate.set_global_textmap(Traceparent())
     monitoring.register(MongoSpans())
-    return [OpenTelemetryPlugin(add_temporal_spans=True)]
+    temporal.PLUGINS.append(OpenTelemetryPlugin(add_temporal_spans=True))
 
 
 def shutdown() -> None:
@@ -89,24 +91,30 @@ def traceparent() -> str | None:
     return carrier.get("traceparent")
 
 
-def continued(traceparent: object) -> AbstractContextManager[Span]:
-    """Continue a stored trace. Another program may have stored anything."""
-    return trace.use_span(current_span(_propagator.extract({"traceparent": str(traceparent)})))
+def resume(traceparent: object) -> None:
+    """Continue a stored trace in this task, unless it has one of its own. Another program may have stored anything."""
+    if not current_span().is_recording():
+        context.attach(_propagator.extract({"traceparent": str(traceparent)}))
 
 
-@contextmanager
-def shared_span(name: str, callers: Sequence[Span]) -> Iterator[None]:
-    """Trace work that is done for several spans at once: in a trace of its own, with links to and from each of them.
+def shared_span(commit: Callable[[Any, list[Any]], Awaitable[T]]) -> Callable[[Any, list[Any]], Awaitable[T]]:
+    """Trace a method that works for several requests, each with its `span`: in a trace with links to and from each.
 
-    Work for a single one is its child.
+    Work for a single one is a child of its span.
     """
-    several = callers if len(callers) > 1 else ()
-    parent = context.Context() if several else trace.set_span_in_context(callers[0])
-    links = [trace.Link(caller.get_span_context()) for caller in several]
-    with _tracer.start_as_current_span(name, parent, links=links) as span:
-        for caller in several:
-            caller.add_link(span.get_span_context())
-        yield
+
+    @wraps(commit)
+    async def traced(owner: Any, requests: list[Any]) -> T:
+        callers = [request.span for request in requests]
+        several = callers if len(callers) > 1 else ()
+        parent = context.Context() if several else trace.set_span_in_context(callers[0])
+        links = [trace.Link(caller.get_span_context()) for caller in several]
+        with _tracer.start_as_current_span("GroupCommit", parent, links=links) as span:
+            for caller in several:
+                caller.add_link(span.get_span_context())
+            return await commit(owner, requests)
+
+    return traced
 
 
 def trace_id(order_id: str | None) -> str | None:

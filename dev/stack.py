@@ -119,12 +119,7 @@ class Stack:
         self.token = ""
         if not self.authentication:
             self.authentication = {"API_OPEN": "true"}
-        if self.authentication == {"API_OPEN": "false"}:  # accept tokens of an issuer on this machine
-            from dev import issuer  # noqa: PLC0415 - takes as long to import as all of this module
-
-            self.servers.append("issuer")
-            self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
-            self.token = issuer.make_token("make-dev")  # for the sample products
+        self._use_own_issuer()
         self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
         # Servers that the control endpoint has stopped; the event is set when it has started them again.
         self.stopped_on_purpose: dict[str, asyncio.Event] = {}
@@ -192,6 +187,15 @@ class Stack:
             return "worker ready" in server.log_text()
 
         return await server.wait_until(ready, timeout=45)  # longer than a server, whose error then comes first
+
+    def _use_own_issuer(self) -> None:
+        """If the API is closed, but has no keys: accept tokens of an issuer on this machine."""
+        if self.authentication == {"API_OPEN": "false"}:
+            from dev import issuer  # noqa: PLC0415 - takes as long to import as all of this module
+
+            self.servers.append("issuer")
+            self.authentication |= {"OIDC_ISSUER": issuer.url(), "OIDC_AUDIENCE": issuer.AUDIENCE}
+            self.token = issuer.make_token("make-dev")  # for the sample products
 
     async def _start_issuer(self) -> Server:
         url = self.authentication["OIDC_ISSUER"]

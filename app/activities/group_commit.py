@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Generic, TypeVar
 
-from app import tracing
-
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
@@ -36,13 +34,13 @@ class GroupCommit(Generic[Request, Result]):
     ) -> None:
         self._commit = commit
         self._affects_batch = affects_batch
-        self._waiting: list[tuple[Request, asyncio.Future[Result], tracing.Span]] = []
+        self._waiting: list[tuple[Request, asyncio.Future[Result]]] = []
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request) -> Result:
         """Return the result of the request; raises what `commit` raises for it, alone or in a batch."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future, tracing.current_span()))
+        self._waiting.append((request, future))
         if self._running is None:
             # In a context of its own, which is not that of the first caller.
             self._running = asyncio.create_task(self._run(), context=Context())
@@ -54,11 +52,10 @@ class GroupCommit(Generic[Request, Result]):
             await self._serve(batch)
         self._running = None
 
-    async def _serve(self, batch: list[tuple[Request, asyncio.Future[Result], tracing.Span]]) -> None:
+    async def _serve(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
         try:
-            with tracing.shared_span("GroupCommit", [span for _, _, span in batch]):
-                results = await self._commit([request for request, _, _ in batch])
-            for (_, future, _), result in zip(batch, results, strict=True):
+            results = await self._commit([request for request, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():  # a cancelled caller no longer waits
                     future.set_result(result)
         except Exception as error:  # noqa: BLE001  (passed on to the callers)
@@ -67,6 +64,6 @@ class GroupCommit(Generic[Request, Result]):
                 await self._serve(batch[:half])
                 await self._serve(batch[half:])
                 return
-            for _, future, _ in batch:
+            for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

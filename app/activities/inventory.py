@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from temporalio import activity
 
+from app import tracing
 from app.activities.group_commit import GroupCommit
 from app.activities.order_step import Dependencies, current_attempt, declined_error, step_failed
 from app.domain import Attempt, Failure, NotFound, StepChange, StepEvent, StepName, StepStatus
@@ -32,6 +33,7 @@ class Request:
     order_id: str
     attempt: Attempt
     quantities: Mapping[str, int] | None = None
+    span: tracing.Span = field(default_factory=tracing.current_span, compare=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Inventory:
         with suppress(NotFound):  # the order was removed: it holds nothing
             await self._requests.submit(Request(ref.order_id, current_attempt()))
 
+    @tracing.shared_span
     async def _commit(self, requests: list[Request]) -> list[Reservation]:
         return await self._mongo.run_transaction(lambda session: self._decide_all(requests, session))
 

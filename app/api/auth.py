@@ -1,22 +1,17 @@
-"""Callers and their scopes: API keys, and OpenID Connect access tokens.
+"""Callers and their scopes. `app.api.api_keys` and `app.api.tokens` identify them.
 
 A caller with a customer sees and changes only that customer's orders; `app.api.dependencies` limits the repository.
 """
 
-import hmac
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Protocol
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from app.api.problems import Problem
-from app.api.tokens import Issuer, Unauthenticated
-from app.settings import ApiSettings, Scope
-from app.validation import IDENTIFIER
+from app.api.problems import Problem, Unauthenticated
+from app.settings import Scope
 
-LATEST = 2**53  # in Unix time; a float holds no later second
 _bearer = HTTPBearer(auto_error=False, description="An API key or an access token. Without effect if the API is open")
 
 
@@ -36,42 +31,26 @@ class Caller:
 ANYONE = Caller("(anyone)", frozenset(Scope))  # of an open API; no API key can have this name
 
 
-class Authenticator:
-    def __init__(self, settings: ApiSettings) -> None:
-        self._settings = settings
-        self._issuer = Issuer(settings) if settings.oidc_issuer else None
-
-    async def identify(self, credentials: str | None) -> Caller:
-        """Return the caller with this API key or token.
+class Authenticator(Protocol):
+    async def identify(self, credentials: str) -> Caller | None:
+        """Return the caller with these credentials, or None if they are of another kind.
 
         Raises:
-            Unauthenticated
-            IssuerUnavailable: the token cannot be verified at the moment.
+            Unauthenticated: they are of this kind, but not valid.
+            Problem: they cannot be verified at the moment.
         """
-        if self._settings.api_open:
-            return ANYONE
-        if credentials is None:
-            raise Unauthenticated("no credentials")
-        for name, known in self._settings.api_keys.items():
-            if hmac.compare_digest(credentials.encode(), known.key.encode()):
-                return Caller(name, known.scopes, known.customer)
-        if self._issuer is None or credentials.count(".") != 2:
-            raise Unauthenticated("unknown API key")
-        return self._caller(await self._issuer.claims(credentials))
 
-    def _caller(self, claims: dict[str, Any]) -> Caller:
-        granted = claims.get("scope", claims.get("scp"))  # RFC 9068; Okta and Entra ID send `scp`
-        names = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
-        scopes = frozenset(scope for scope in Scope if scope in names)
-        customer = claims.get(self._settings.oidc_customer_claim)
-        if Scope.ORDERS_ANY in scopes:
-            customer = None
-        elif not (isinstance(customer, str) and re.fullmatch(IDENTIFIER, customer)):
-            customer = ""  # no order has this customer
-        if not claims["sub"].isprintable():
-            raise Unauthenticated("token refused: its subject is not printable")
-        # The prefix keeps a subject from taking over the idempotency keys of an API key.
-        return Caller(f"oidc:{claims['sub']}", scopes, customer, min(int(claims["exp"]), LATEST))
+
+async def _identify(app: FastAPI, credentials: str | None) -> Caller:
+    if app.state.settings.api_open:
+        return ANYONE
+    if credentials is None:
+        raise Unauthenticated("no credentials")
+    for authenticator in app.state.authenticators:
+        caller: Caller | None = await authenticator.identify(credentials)
+        if caller:
+            return caller
+    raise Unauthenticated("unknown API key")
 
 
 async def authenticate(request: Request) -> Caller:
@@ -79,11 +58,11 @@ async def authenticate(request: Request) -> Caller:
 
     Raises:
         Unauthenticated
-        IssuerUnavailable
+        Problem: 503; the caller cannot be identified at the moment.
     """
     if not hasattr(request.state, "caller"):
         sent = await _bearer(request)
-        request.state.caller = await request.app.state.authenticator.identify(sent and sent.credentials)
+        request.state.caller = await _identify(request.app, sent.credentials if sent else None)
     caller: Caller = request.state.caller
     return caller
 

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
 
+from app.api.auth import AnyCaller
 from app.api.problems import responses as problems_of
 from app.api.problems import schemas
+from app.api.route import ApiRoute
 
 Json = dict[str, Any]
 
@@ -17,6 +20,13 @@ KNOWN = {"name": "If-None-Match", "in": "header", "description": "An ETag.", "sc
 HEADERS_OF_STATUS = {"401": ["WWW-Authenticate"], "503": ["Retry-After"]}
 HEADERS_OF_PARAMETER = {"Idempotency-Key": "Idempotency-Replayed", "Prefer": "Preference-Applied", "cursor": "Link"}
 EXAMPLES = {"sku": "MUG-BLUE", "Prefer": "wait=10"}
+
+router = APIRouter(include_in_schema=False, route_class=ApiRoute)
+
+
+@router.get("/openapi.json")
+async def openapi(_: AnyCaller, request: Request) -> JSONResponse:
+    return JSONResponse(describe(request.app))
 
 
 def describe(app: FastAPI) -> Json:

@@ -13,12 +13,13 @@ from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from app import logs, temporal, tracing
-from app.api import events, health, inventory, orders, pages, problems, saga
+from app.api import description, events, health, inventory, orders, pages, problems, saga
 from app.api.admission import UNLIMITED, Admission
-from app.api.auth import Authenticator
+from app.api.api_keys import ApiKeys
 from app.api.dependencies import Clients
 from app.api.guard import Guard
 from app.api.hub import Hub
+from app.api.tokens import Tokens
 from app.names import NAME, TITLE
 from app.settings import ApiSettings
 
@@ -37,26 +38,35 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
         yield
         # Closing waits for MongoDB, which may hang. An `await` would give uvicorn time to log a traceback for
         # each event stream that it has just cancelled.
-        closing = [Thread(target=close, daemon=True) for close in (clients.mongo.close, tracing.shutdown)]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join(CLOSE_TIMEOUT)
+        closing = Thread(target=clients.mongo.close, daemon=True)
+        closing.start()
+        tracing.shutdown()
+        closing.join(CLOSE_TIMEOUT)
 
     app = FastAPI(
         title=TITLE,
         version="1.0.0",
         lifespan=lifespan,
-        openapi_url=None,  # `pages` has it, for callers only
+        openapi_url=None,  # `description` has it, for callers only
         redirect_slashes=False,
         generate_unique_id_function=lambda route: to_camel(route.name),
         telemetry={"operation_spans": False, "auto_configure": False, "exclude": _is_untraced},
         middleware=[Middleware(Guard, open=settings.api_open), Middleware(Admission)],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},  # outside any `ApiRoute`
     )
-    app.state.authenticator = Authenticator(settings)
-    for module in (events, orders, inventory, saga, health, pages):  # /orders/events before /orders/{order_id}
-        app.include_router(module.router)
+    app.state.settings = settings
+    app.state.authenticators = [ApiKeys(settings), Tokens(settings)]
+    routers = [
+        events.router,  # /orders/events before /orders/{order_id}
+        orders.router,
+        inventory.router,
+        saga.router,
+        health.router,
+        description.router,
+        pages.router,
+    ]
+    for router in routers:
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.STATIC, check_dir=False), name="static")
     return app
 
@@ -75,5 +85,6 @@ def __getattr__(name: str) -> FastAPI:
     temporal.configure_core()
     if settings.api_open:
         logger.warning("the API is open: it serves every caller, under loopback host names only")
-    app = globals()[name] = create_app(settings, plugins=tracing.configure(f"{NAME}-api"))  # uvicorn accesses it twice
+    tracing.configure(f"{NAME}-api")
+    app = globals()[name] = create_app(settings)  # uvicorn accesses it twice
     return app

@@ -5,11 +5,10 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
 
 from app.api.auth import AnyCaller
-from app.api.description import describe
 from app.api.route import ApiRoute
 
 router = APIRouter(include_in_schema=False, route_class=ApiRoute)
@@ -31,8 +30,3 @@ async def docs(_: AnyCaller) -> FileResponse:
 @router.get("/source/order.py")
 async def saga(_: AnyCaller) -> FileResponse:
     return FileResponse(SAGA, media_type="text/plain")
-
-
-@router.get("/openapi.json")
-async def openapi(_: AnyCaller, request: Request) -> JSONResponse:
-    return JSONResponse(describe(request.app))

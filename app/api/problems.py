@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app import logs
-from app.api.tokens import IssuerUnavailable, Unauthenticated
 from app.domain import MAX_STOCK, KeyReused, NotFound
 from app.mongo import is_unavailable
 from app.order_workflows import NoWorker, TemporalUnavailable
@@ -50,6 +49,10 @@ class FieldError:
     code: str
     message: str
     pointer: str | None = None
+
+
+class Unauthenticated(Exception):
+    """The credentials are missing, unknown or not valid any more. The text is the reason, without what was sent."""
 
 
 class ProblemDetails(BaseModel):
@@ -146,8 +149,6 @@ def _problem(error: Exception) -> HTTPException:  # noqa: PLR0911
             logger.warning("401: %s", error)
             text = f"cannot authenticate: {error}; send an API key or a token as Authorization: Bearer"
             return Problem("not-authenticated", text)
-        case IssuerUnavailable():
-            return Problem("issuer-unavailable", "cannot verify the token yet; its issuer is slow; try again")
         case NoWorker():
             return Problem("no-worker", "no worker answers: none runs, or none on code that fits the order")
         case TemporalUnavailable():

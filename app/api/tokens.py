@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import httpx
 import jwt
 from jwt import PyJWK, PyJWKSet
 
-from app.settings import ApiSettings, https_url
+from app.api.auth import Caller
+from app.api.problems import Problem, Unauthenticated
+from app.settings import ApiSettings, Scope, https_url
+from app.validation import IDENTIFIER
 
 logger = logging.getLogger(__name__)
 
 ALGORITHMS = ["RS256", "PS256", "ES256", "EdDSA"]  # asymmetric: the API can verify tokens, but never issue one
+LATEST = 2**53  # in Unix time; a float holds no later second
 CLAIMS = ["exp", "iat", "iss", "aud", "sub"]
 
 # Seconds.
@@ -24,37 +29,46 @@ FETCH_TIMEOUT = 5.0
 PATIENCE = 2.0  # for a fetch that a request needs; shorter than the deadline of a request
 
 
-class Unauthenticated(Exception):
-    """The credentials are missing, unknown or not valid any more. The text is the reason, without what was sent."""
-
-
-class IssuerUnavailable(Exception):
-    """The key of the token is not known, and the issuer does not answer or was asked a moment ago."""
-
-
-class Issuer:
+class Tokens:
     def __init__(self, settings: ApiSettings) -> None:
-        self._issuer, self._audience = settings.oidc_issuer, settings.oidc_audience
-        self._jwks_url = settings.oidc_jwks_url
+        self._settings = settings
         self._keys: dict[str | None, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
 
-    async def claims(self, token: str) -> dict[str, Any]:
-        """Verify the token and return its claims.
+    async def identify(self, credentials: str) -> Caller | None:
+        """Return the caller with this token, or None if it is none.
 
         Raises:
             Unauthenticated
-            IssuerUnavailable
+            Problem: 503; the token cannot be verified at the moment.
         """
+        if not self._settings.oidc_issuer or credentials.count(".") != 2:
+            return None
+        claims = await self._claims(credentials)
+        granted = claims.get("scope", claims.get("scp"))  # RFC 9068; Okta and Entra ID send `scp`
+        names = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
+        scopes = frozenset(scope for scope in Scope if scope in names)
+        customer = claims.get(self._settings.oidc_customer_claim)
+        if Scope.ORDERS_ANY in scopes:
+            customer = None
+        elif not (isinstance(customer, str) and re.fullmatch(IDENTIFIER, customer)):
+            customer = ""  # no order has this customer
+        if not claims["sub"].isprintable():
+            raise Unauthenticated("token refused: its subject is not printable")
+        # The prefix keeps a subject from taking over the idempotency keys of an API key.
+        return Caller(f"oidc:{claims['sub']}", scopes, customer, min(int(claims["exp"]), LATEST))
+
+    async def _claims(self, token: str) -> dict[str, Any]:
+        """Verify the token and return its claims."""
+        settings = self._settings
         try:
             key = await self._key(jwt.get_unverified_header(token).get("kid"))
             if key is None:
                 raise Unauthenticated("token refused: its issuer does not know its key")
             options: Any = {"require": CLAIMS, "enforce_minimum_key_length": True}
-            return jwt.decode(
-                token, key, ALGORITHMS, audience=self._audience, issuer=self._issuer, leeway=LEEWAY, options=options
-            )
+            trusted: Any = {"audience": settings.oidc_audience, "issuer": settings.oidc_issuer}
+            return jwt.decode(token, key, ALGORITHMS, **trusted, leeway=LEEWAY, options=options)
         except jwt.PyJWTError as error:
             raise Unauthenticated(f"token refused: {type(error).__name__}") from error
 
@@ -71,14 +85,14 @@ class Issuer:
         if key is None and self._fetch:  # else the fetch continues in the background
             await asyncio.wait([self._fetch], timeout=PATIENCE)
             if self._fetched_at < now:  # failed, too slow, or the last fetch was a moment ago
-                raise IssuerUnavailable
+                raise Problem("issuer-unavailable", "cannot verify the token yet; its issuer is slow; try again")
             key = self._keys.get(key_id)
         return key
 
     async def _fetch_keys(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT), httpx.AsyncClient() as http:
-                url = self._jwks_url or await self._discover(http)
+                url = self._settings.oidc_jwks_url or await self._discover(http)
                 found = PyJWKSet.from_dict((await http.get(url)).raise_for_status().json()).keys
         except Exception as error:  # noqa: BLE001  (another program's answer)
             logger.warning("cannot fetch the keys of the token issuer: %s", type(error).__name__)
@@ -88,8 +102,9 @@ class Issuer:
 
     async def _discover(self, http: httpx.AsyncClient) -> str:
         """Return the URL of the keys, by OpenID Connect Discovery 1.0, sections 4 and 4.3."""
-        found = await http.get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        issuer = self._settings.oidc_issuer
+        found = await http.get(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         document = found.raise_for_status().json()
-        if document["issuer"] != self._issuer:
+        if document["issuer"] != issuer:
             raise ValueError("the discovery document is for another issuer")
         return https_url(document["jwks_uri"])

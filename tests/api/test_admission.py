@@ -80,7 +80,7 @@ async def test_request_beyond_the_bound_answers_503_while_health_checks_answer(
         assert (refused.status_code, kind_of(refused), refused.headers["Retry-After"]) == (503, "overloaded", "2")
         assert refused.headers["Content-Type"] == "application/problem+json"
     assert held.in_progress == MAX_IN_PROGRESS
-    for path in ("/healthz", "/metrics", "/static/style.css"):
+    for path in ("/healthz", "/metrics"):
         assert (await held.api.get(path)).status_code == 200, path
     assert not caplog.messages  # a line for each would add to the load
 

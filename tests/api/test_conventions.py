@@ -19,8 +19,7 @@ from app.mongo import Document, Mongo
 from app.names import WORKFLOW_ID_PREFIX
 from app.settings import ApiSettings
 from dev.servers import Server
-from tests.api.test_events import change_streams
-from tests.kit.faults import failing
+from tests.kit.faults import change_streams, failing
 from tests.kit.http import bearer, closed, key_of, serve
 from tests.kit.listening import Listener
 from tests.kit.orders import order_body, order_document
@@ -53,7 +52,7 @@ async def test_unknown_query_parameter_is_refused_by_its_name(api: httpx.AsyncCl
     refused = [
         await api.get("/orders?stauts=failed&limit=2&Cursor=x"),
         await api.post("/orders?dry_run=true&prefer=1", json=order_body()),
-        await api.get("/orders/events?customer_id=cus_1&since=5"),
+        await api.get("/saga?customer_id=cus_1&since=5"),
         await api.get("/inventory?sku=MUG&status=failed"),
         await api.get("/metrics?a&b="),
     ]

@@ -18,11 +18,10 @@ from app.api import auth, hub, route
 from app.api.hub import each
 from app.api.main import create_app
 from app.domain import OrderStatus
-from app.mongo import Document, Mongo
 from app.names import WORKFLOW_ID_PREFIX
 from app.settings import ApiSettings, Scope
 from dev.servers import Server
-from tests.kit.faults import current_operations, failing
+from tests.kit.faults import change_streams, failing
 from tests.kit.http import bearer, closed, key_of, kind_of, limited_to, serve
 from tests.kit.listening import Event, Listener
 from tests.kit.orders import order_body
@@ -30,16 +29,6 @@ from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
 LISTENERS = 200
-
-
-async def change_streams(mongo: Mongo) -> int:
-    """The number of change streams open on this test's database, according to MongoDB."""
-    pipeline: list[Document] = [
-        {"$currentOp": {"idleCursors": True}},
-        {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},
-        {"$match": {"cursor.originatingCommand.pipeline.0.$changeStream": {"$exists": True}}},
-    ]
-    return len(await current_operations(mongo, pipeline))
 
 
 async def move(shop: Shop, order_id: str, status: str) -> None:

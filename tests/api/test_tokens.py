@@ -20,15 +20,15 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from app.api import tokens
 from app.domain import OrderStatus
 from app.mongo import Mongo
-from app.settings import ApiSettings
+from app.settings import ApiKey, ApiSettings, Scope
 from dev.servers import Server
-from tests.kit.http import bearer, key_of, kind_of, serve
+from tests.kit.http import bearer, kind_of, serve
 from tests.kit.issuer import KEYS, Issuer, public_jwk
 from tests.kit.orders import order_body, order_document
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
-OWN_KEY = bearer(key_of("shop"))
+OWN_KEY = ApiKey(key="8c1e0b7d4a635f2a9d0b37c1", scopes=frozenset(Scope))
 STRANGER = ec.generate_private_key(ec.SECP256R1())
 WEAK = rsa.generate_private_key(65_537, 1024)  # noqa: S505
 
@@ -41,7 +41,9 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 @pytest.fixture
 async def api(settings: ApiSettings, temporal_server: Server, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
-    async with serve(issuer.settings(settings), temporal_server.address, patient=False) as http:
+    accepting = issuer.settings(settings)
+    accepting = accepting.model_copy(update={"api_keys": {"shop": OWN_KEY}})
+    async with serve(accepting, temporal_server.address, patient=False) as http:
         yield http
 
 
@@ -232,7 +234,7 @@ async def test_slow_issuer_is_503_and_api_keys_work_meanwhile(
     slow = await api.get("/orders", headers=bearer(issuer.token()))
     assert (slow.status_code, slow.headers["Retry-After"]) == (503, "2")
     assert kind_of(slow) == "issuer-unavailable"
-    assert (await api.get("/orders", headers=OWN_KEY)).status_code == 200
+    assert (await api.get("/orders", headers=bearer(OWN_KEY.key))).status_code == 200
     issuer.answers.set()
     await eventually(lambda: status(api, issuer.token()), lambda answer: answer == 200)
     assert issuer.fetches == 1  # the fetch went on
@@ -249,7 +251,7 @@ async def test_issuer_that_goes_away_and_comes_back(
     assert await status(api, issuer.token(headers={"kid": "new"})) == 503
     monkeypatch.setattr(tokens, "STALE", 0.0)
     assert await status(api, issuer.token()) == 503
-    assert (await api.get("/orders", headers=OWN_KEY)).status_code == 200
+    assert (await api.get("/orders", headers=bearer(OWN_KEY.key))).status_code == 200
     monkeypatch.undo()
     monkeypatch.setattr(tokens, "FETCH_INTERVAL", 0.0)
     async with issuer:

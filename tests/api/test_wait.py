@@ -12,7 +12,7 @@ from app.api.hub import each
 from app.domain import OrderStatus
 from app.settings import ApiSettings
 from dev.servers import Server
-from tests.api.test_events import change_streams
+from tests.kit.faults import change_streams
 from tests.kit.http import serve
 from tests.kit.orders import order_body
 from tests.kit.shop import Shop

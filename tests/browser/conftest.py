@@ -15,10 +15,9 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, Locator, Page, ViewportSize, async_playwright, expect
 
-from app.api.main import create_app
 from app.settings import ApiSettings
 from dev.servers import Server, free_port
-from tests.kit.http import long_deadlines
+from tests.kit.http import create_app_for, long_deadlines
 from tests.kit.shop import Shop
 
 # The headless shell is Chromium without browser windows. It needs a third less CPU time for the same page.
@@ -67,7 +66,7 @@ class ApiServer:
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
-        app = create_app(self._settings, target_host=self._temporal_address)
+        app = create_app_for(self._settings, self._temporal_address)
         config = uvicorn.Config(
             app, host="127.0.0.1", port=self._port, log_level="critical", timeout_graceful_shutdown=1
         )

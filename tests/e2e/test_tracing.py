@@ -300,7 +300,7 @@ async def test_unavailable_collector_delays_neither_orders_nor_the_exit(
 async def test_without_endpoint_sdk_is_not_imported() -> None:
     code = (
         "import sys, app.api.main, worker; from app import tracing; "
-        "assert tracing.configure('x') == []; tracing.shutdown(); "
+        "tracing.configure('x'); tracing.shutdown(); "
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )
     process = await asyncio.create_subprocess_exec(

@@ -15,8 +15,8 @@ import pytest
 
 from app import temporal
 from app.domain import OrderStatus
-from app.health import REQUEST_TIMEOUT, WorkerHealth
 from app.settings import Settings
+from app.worker_health import REQUEST_TIMEOUT, WorkerHealth
 from dev.servers import Server, free_port
 from dev.stack import ROOT
 from tests.kit.http import NO_TLS

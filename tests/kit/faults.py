@@ -15,6 +15,7 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
+from pymongo.read_concern import ReadConcern
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
@@ -290,3 +291,15 @@ class _FaultAtReport(ActivityInboundInterceptor):
 def _calls_gateway(name: str, method: Callable[..., Any]) -> bool:
     """Return True for an activity of a step whose class has a gateway: its fault strikes at the gateway."""
     return name in STEP_ACTIVITIES and any(isinstance(each, _Faulty) for each in vars(method.__self__).values())  # type: ignore[attr-defined]
+
+
+async def change_streams(mongo: Mongo) -> int:
+    """The number of change streams open on this test's database, according to MongoDB."""
+    open_cursors = mongo.client.get_database("admin", read_concern=ReadConcern("local")).aggregate(
+        [
+            {"$currentOp": {"idleCursors": True}},
+            {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},
+            {"$match": {"cursor.originatingCommand.pipeline.0.$changeStream": {"$exists": True}}},
+        ]
+    )
+    return len(await open_cursors.to_list(None))

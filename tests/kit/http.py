@@ -7,14 +7,18 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import Self
 from unittest.mock import patch
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
+from pydantic import model_validator
 
 from app.api import admission, orders, route
+from app.api.auth import Caller
 from app.api.main import create_app
-from app.settings import ApiKey, ApiSettings, Scope
+from app.settings import ApiSettings, Scope
 from dev.servers import free_port
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # by default, each client reads all certificates of the system
@@ -36,7 +40,7 @@ async def serve(
     settings: ApiSettings, temporal_address: str, *, patient: bool = True
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The API over real HTTP, in this process; not `patient` where a server is away."""
-    app = create_app(settings, target_host=temporal_address)
+    app = create_app_for(settings, temporal_address)
     port = free_port()
     server = uvicorn.Server(
         # A client that reuses a connection just when the server closes it, idle, would see an error.
@@ -83,11 +87,42 @@ def key_of(caller: str) -> str:
     return f"8c1e0b7d4a63-of-{caller}-5f2a9d0b37c1"
 
 
-def closed(settings: ApiSettings, *callers: str, **limited: ApiKey) -> ApiSettings:
+class ClosedSettings(ApiSettings):
+    """Of an API that has these callers instead of API keys and tokens: see `create_app_for`."""
+
+    callers: dict[str, Caller]
+
+    async def identify(self, credentials: str) -> Caller | None:
+        return {key_of(name): caller for name, caller in self.callers.items()}.get(credentials)
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Self:
+        return self
+
+
+def closed(settings: ApiSettings, *callers: str, **limited: Caller) -> ClosedSettings:
     """The settings of an API that is not open. Each of `callers` has every scope; `limited` has those of its key."""
-    keys = {caller: ApiKey(key=key_of(caller), scopes=frozenset(Scope)) for caller in callers}
-    return ApiSettings.model_validate({**settings.model_dump(), "api_open": False, "api_keys": {**keys, **limited}})
+    everything = {caller: limited_to(caller, *Scope) for caller in callers}
+    given = {**settings.model_dump(), "api_open": False, "callers": {**everything, **limited}}
+    return ClosedSettings.model_validate(given)
 
 
-def limited_to(caller: str, *scopes: Scope, customer: str | None = None) -> ApiKey:
-    return ApiKey(key=key_of(caller), scopes=frozenset(scopes), customer=customer)
+def limited_to(caller: str, *scopes: Scope, customer: str | None = None) -> Caller:
+    return Caller(caller, frozenset(scopes), customer)
+
+
+def create_app_for(settings: ApiSettings, temporal_address: str) -> FastAPI:
+    app = create_app(settings, target_host=temporal_address)
+    if isinstance(settings, ClosedSettings):
+        app.state.authenticators = [settings]
+    return app
+
+
+def assert_secure(answer: httpx.Response) -> None:
+    """The response has the headers that browsers obey."""
+    headers = answer.headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]

@@ -13,7 +13,6 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from app.settings import ApiSettings
 from dev.servers import HOST, free_port
-from tests.kit.http import closed
 
 AUDIENCE = "orders"
 _RSA = rsa.generate_private_key(65_537, 2048)  # making one takes long, so all issuers share it
@@ -63,9 +62,9 @@ class Issuer:
         writer.close()
 
     def settings(self, settings: ApiSettings, **changes: Any) -> ApiSettings:
-        """The settings of an API that accepts this issuer's tokens, and the API key of the caller `shop`."""
-        accepts = {"oidc_issuer": self.url, "oidc_audience": AUDIENCE, **changes}
-        return ApiSettings.model_validate({**closed(settings, "shop").model_dump(), **accepts})
+        """The settings of an API that accepts this issuer's tokens."""
+        accepts = {"api_open": False, "oidc_issuer": self.url, "oidc_audience": AUDIENCE, **changes}
+        return ApiSettings.model_validate({**settings.model_dump(), **accepts})
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         now = int(time.time())

@@ -1,0 +1,117 @@
+"""Carry out the table of docs/make-it-yours.md, "What you can delete", in a copy of the checkout, as a reader would."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dev.stack import ROOT
+
+CODE = r"`([^`]+)`"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Delete the definition `old`, or each line with it, or replace it by `new`."""
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A row of the table."""
+
+    name: str
+    first: str  # the extra that has to be deleted before
+    files: list[str]
+    edits: list[Edit]
+
+    @classmethod
+    def from_row(cls, row: str) -> Extra:
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:4]]
+        name, _, first = cells[0].partition(", after ")
+        edits = []
+        for part in filter(None, cells[2].split("<br>")):
+            paths, _, texts = part.partition("`: ")
+            for path in re.findall(CODE, paths + "`"):
+                edits += [Edit(path, old, new) for old, new in re.findall(rf"{CODE}(?: → {CODE})?", texts)]
+        return cls(name, first, re.findall(CODE, cells[1]), edits)
+
+
+def extras() -> dict[str, Extra]:
+    _, section = (ROOT / "docs" / "make-it-yours.md").read_text().split("\n## What you can delete\n")
+    rows = re.findall(r"^\| [^|]* \| `.* \|$", section.partition("\n## ")[0], re.MULTILINE)
+    found = [Extra.from_row(row) for row in rows]
+    return {extra.name: extra for extra in found}
+
+
+def copy_checkout(folder: Path) -> None:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(command, cwd=ROOT, text=True).split("\0"):
+        if name and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def delete(folder: Path, extra: Extra) -> None:
+    """Delete an extra. Raises AssertionError if a file has nothing of what is to be deleted."""
+    for name in extra.files:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for edit in extra.edits:
+        file = folder / edit.path
+        content = file.read_text()
+        edited = content.replace(edit.old, edit.new) if edit.new else _without(content, edit.old, file)
+        assert edited != content, f"{extra.name}: {edit.path} has no {edit.old!r}"
+        file.write_text(edited)
+    conftest = folder / "tests" / "conftest.py"
+    lines = conftest.read_text().splitlines(keepends=True)
+    conftest.write_text("".join(line for line in lines if not _names_deleted_file(folder, line)))
+    for command in (["check", "--fix", "--quiet", "."], ["format", "--quiet", "."]):
+        subprocess.run([sys.executable, "-m", "ruff", *command], cwd=folder, check=False)
+
+
+def _names_deleted_file(folder: Path, line: str) -> bool:
+    named = re.fullmatch(r'\s+"(tests/[\w/.]+)(::\w+)?",\n', line)
+    return named is not None and not (folder / named[1]).exists()
+
+
+def _without(content: str, text: str, file: Path) -> str:
+    lines = content.splitlines(keepends=True)
+    spans: list[tuple[int, int]] = []
+    if file.suffix == ".py" and text.isidentifier():
+        spans = list(_definitions(content, text))
+    elif file.name == "Makefile" and text.endswith(":"):
+        spans = list(_targets(lines, text))
+    for begin, end in sorted(spans or _lines_with(lines, text), reverse=True):
+        above = begin
+        while above and re.match(r"\s*#", lines[above - 1]):
+            above -= 1
+        del lines[above:end]
+    return "".join(lines)
+
+
+def _definitions(content: str, name: str) -> Iterator[tuple[int, int]]:
+    """The lines of each function or class of this name, with its decorators: from and to, from 0."""
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            yield first - 1, node.end_lineno or first
+
+
+def _targets(lines: list[str], target: str) -> Iterator[tuple[int, int]]:
+    begin = next(number for number, line in enumerate(lines) if line.startswith(target))
+    end = next(number for number in range(begin + 1, len(lines)) if not lines[number].startswith("\t"))
+    yield begin, end + 1  # with the empty line
+
+
+def _lines_with(lines: list[str], text: str) -> Iterator[tuple[int, int]]:
+    return ((number, number + 1) for number, line in enumerate(lines) if text in line)
