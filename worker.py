@@ -121,8 +121,7 @@ async def serve(settings: Settings) -> None:
         client = await wait_for("Temporal", temporal.connect)
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))
-        orders, workflows = OrderRepository(mongo), OrderWorkflows(client, settings)
-        relay = OutboxRelay(mongo, orders, workflows)
+        relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         version = await deployment_config(client, settings)
         async with build_worker(client, mongo, gateways, settings.task_queue, deployment_config=version):
             logger.info("worker ready: task queue %s", settings.task_queue)
@@ -130,7 +129,7 @@ async def serve(settings: Settings) -> None:
                 asyncio.Event().wait(),  # none of the others is needed to work
                 relay.run(),
                 keep_schedule(client, settings.task_queue, settings.reconciliation_interval),
-                metrics.watch(orders, relay, is_on=bool(settings.worker_metrics_address)),
+                metrics.watch(OrderRepository(mongo), relay, is_on=bool(settings.worker_metrics_address)),
                 health.work(),
             )
 

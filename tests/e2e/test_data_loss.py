@@ -28,7 +28,8 @@ from dev.servers import Server, free_port, start_temporal
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.http import serve
 from tests.kit.orders import ADDRESS, order_body, steps_of
-from tests.kit.shop import Shop, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import REFUND, reconfigure
 

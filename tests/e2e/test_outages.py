@@ -26,7 +26,8 @@ from tests.kit.http import kind_of, serve
 from tests.kit.listening import Listener
 from tests.kit.orders import ADDRESS, order_body
 from tests.kit.pairs import case
-from tests.kit.shop import Shop, build_shop_worker, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 
 

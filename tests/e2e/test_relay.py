@@ -21,7 +21,8 @@ from app.order_workflows import OrderWorkflows
 from app.relay import OutboxRelay
 from tests.kit.orders import order_document
 from tests.kit.pairs import case
-from tests.kit.shop import Shop, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
 

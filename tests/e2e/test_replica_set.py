@@ -20,7 +20,8 @@ from app.settings import ApiSettings
 from dev.servers import ReplicaSet, Server, free_port
 from tests.kit.http import serve
 from tests.kit.orders import order_body
-from tests.kit.shop import Shop, build_shop_worker, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 
 TERMINAL = {"completed", "failed", "cancelled"}

@@ -16,7 +16,8 @@ from app.names import NAME, WORKFLOW_ID_PREFIX
 from dev.servers import find_temporal
 from dev.stack import ROOT
 from tests.kit.orders import ADDRESS
-from tests.kit.shop import Shop, build_shop_worker, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 
 PAGE = ROOT / "docs" / "operations.md"

@@ -27,7 +27,8 @@ from dev.servers import Server, find_temporal, free_port, start_temporal
 from dev.stack import ROOT
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.next_version import NextOrderWorkflow
-from tests.kit.shop import Shop, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle, RestartableWorker
 from worker import deployment_config
@@ -149,6 +150,14 @@ async def deployment(shop: Shop, settings: ApiSettings, own_temporal: Server) ->
     await deployment.stop_all()
 
 
+async def _started_by_relay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Handle:
+    monkeypatch.setattr("app.relay.GRACE", 0.1)
+    async with running_relay(shop):  # of any worker
+        order = await shop.place()
+        await shop.wait_for_status(order.order_id, OrderStatus.COMPLETED)
+    return shop.handle(order.order_id)
+
+
 async def test_rollout_keeps_orders_on_their_version_until_they_end(
     deployment: Deployment, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,16 +175,13 @@ async def test_rollout_keeps_orders_on_their_version_until_they_end(
     ramped = await shop.start()
     await ramped.result()
 
-    monkeypatch.setattr("app.relay.GRACE", 0.1)
-    async with running_relay(shop):  # of any worker
-        from_relay = await shop.place()
-        await shop.wait_for_status(from_relay.order_id, OrderStatus.COMPLETED)
-
+    from_relay = await _started_by_relay(shop, monkeypatch)
     deployment.charging.resume.set()
     await old.result()
     await deployment.running("1.0", 0)
     await deployment.stop("1.0")
-    began_on = {"1.0": [old, rolled_back], "2.0": [new, ramped, shop.handle(from_relay.order_id)]}
+    began_on = {"1.0": [old, rolled_back], "2.0": [new, ramped]}
+    began_on["2.0"].append(from_relay)
     for build_id, handles in began_on.items():
         assert [await version_of(handle) for handle in handles] == [build_id] * len(handles)
 

@@ -30,7 +30,7 @@ class Extra:
     """A row of the table."""
 
     name: str
-    first: str  # the extra that has to be deleted before
+    first: list[str]  # the extras that have to be deleted before
     files: list[str]
     edits: list[Edit]
 
@@ -43,7 +43,7 @@ class Extra:
             paths, _, texts = part.partition("`: ")
             for path in re.findall(CODE, paths + "`"):
                 edits += [Edit(path, old, new) for old, new in re.findall(rf"{CODE}(?: → {CODE})?", texts)]
-        return cls(name, first, re.findall(CODE, cells[1]), edits)
+        return cls(name, first.split(" and ") if first else [], re.findall(CODE, cells[1]), edits)
 
 
 def extras() -> dict[str, Extra]:
@@ -75,7 +75,7 @@ def delete(folder: Path, extra: Extra) -> None:
     conftest = folder / "tests" / "conftest.py"
     lines = conftest.read_text().splitlines(keepends=True)
     conftest.write_text("".join(line for line in lines if not _names_deleted_file(folder, line)))
-    for command in (["check", "--fix", "--quiet", "."], ["format", "--quiet", "."]):
+    for command in (["check", "--fix", "--unsafe-fixes", "--quiet", "."], ["format", "--quiet", "."]):
         subprocess.run([sys.executable, "-m", "ruff", *command], cwd=folder, check=False)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +20,6 @@ from app.names import WORKFLOW_ID_PREFIX
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
 from app.products import ProductRepository
-from app.relay import OutboxRelay
 from app.settings import Settings
 from app.workflows.order import OrderWorkflow
 from dev.servers import Server
@@ -150,15 +147,3 @@ def build_shop_worker(shop: Shop, gateways: Gateways | None = None, **options: A
     }
     gateways = gateways or sandbox_gateways(shop.mongo)
     return build_worker(shop.client, shop.mongo, gateways, shop.settings.task_queue, **{**pollers, **options})
-
-
-@asynccontextmanager
-async def running_relay(shop: Shop) -> AsyncIterator[asyncio.Task[None]]:
-    """Run a relay, as worker.py does. Fails if the relay ends by itself."""
-    running = asyncio.create_task(OutboxRelay(shop.mongo, shop.orders, shop.workflows).run())
-    try:
-        yield running
-        assert not running.done(), "the relay ended"
-    finally:
-        running.cancel()
-        await asyncio.wait([running])

@@ -99,7 +99,7 @@ KEY = "8c1e0b7d4a635f2a9d0b37c1"
 TOKENS = {"OIDC_ISSUER": "https://issuer.test", "OIDC_AUDIENCE": "orders"}
 
 
-def key(**fields: object) -> dict[str, str]:
+def api_key(**fields: object) -> dict[str, str]:
     return {"API_KEYS": json.dumps({"shop": {"key": KEY, "scopes": ["orders:read", "orders:any"], **fields}})}
 
 
@@ -115,10 +115,10 @@ def load_api_settings(monkeypatch: pytest.MonkeyPatch, environment: dict[str, st
         {"API_OPEN": "true"},
         TOKENS,
         {**TOKENS, "OIDC_ISSUER": "http://127.0.0.1:9000", "OIDC_JWKS_URL": "http://localhost:9000/keys"},
-        key(),
-        {**TOKENS, **key(), "API_OPEN": "false"},
-        key(scopes=["orders:read", "orders:write"], customer="c-1"),
-        key(scopes=["inventory:write"]),
+        api_key(),
+        {**TOKENS, **api_key(), "API_OPEN": "false"},
+        api_key(scopes=["orders:read", "orders:write"], customer="c-1"),
+        api_key(scopes=["inventory:write"]),
     ],
 )
 def test_api_starts_with_keys_or_issuer_or_explicitly_open(
@@ -137,22 +137,25 @@ def test_api_starts_with_keys_or_issuer_or_explicitly_open(
         ({"API_KEYS": "["}, "API_KEYS"),
         ({"API_KEYS": '{"shop": "with space"}'}, "API_KEYS.SHOP"),
         ({"API_OPEN": "perhaps"}, "API_OPEN"),
-        ({**key(), "API_OPEN": "true"}, "API_OPEN"),
+        ({**api_key(), "API_OPEN": "true"}, "API_OPEN"),
         ({**TOKENS, "API_OPEN": "true"}, "API_OPEN"),
-        (key(key=""), "API_KEYS.SHOP.KEY"),
-        (key(key="x"), "API_KEYS.SHOP.KEY"),
-        (key(key="with space " * 3), "API_KEYS.SHOP.KEY"),
-        (key(key="a" * 32), "API_KEYS.SHOP.KEY"),
-        (key(key="change-me-please-0123456789"), "API_KEYS.SHOP.KEY"),
-        (key(key="<openssl rand -hex 24>"), "API_KEYS.SHOP.KEY"),
-        (key(key="its-secret-0123456789-abcdef"), "API_KEYS.SHOP.KEY"),
-        (key(scopes=["orders:all"]), "API_KEYS.SHOP.SCOPES"),
-        (key(scopes=["orders:read"]), "orders:any"),
-        (key(customer="c-1"), "orders:any"),
-        (key(customer="not an identifier"), "API_KEYS.SHOP.CUSTOMER"),
-        (key(role="admin"), "API_KEYS.SHOP.ROLE"),
-        ({"API_KEYS": json.dumps({"(anyone)": json.loads(key()["API_KEYS"])["shop"]})}, "API_KEYS"),
-        ({"API_KEYS": json.dumps({name: json.loads(key()["API_KEYS"])["shop"] for name in ("a", "b")})}, "API_KEYS"),
+        (api_key(key=""), "API_KEYS.SHOP.KEY"),
+        (api_key(key="x"), "API_KEYS.SHOP.KEY"),
+        (api_key(key="with space " * 3), "API_KEYS.SHOP.KEY"),
+        (api_key(key="a" * 32), "API_KEYS.SHOP.KEY"),
+        (api_key(key="change-me-please-0123456789"), "API_KEYS.SHOP.KEY"),
+        (api_key(key="<openssl rand -hex 24>"), "API_KEYS.SHOP.KEY"),
+        (api_key(key="its-secret-0123456789-abcdef"), "API_KEYS.SHOP.KEY"),
+        (api_key(scopes=["orders:all"]), "API_KEYS.SHOP.SCOPES"),
+        (api_key(scopes=["orders:read"]), "orders:any"),
+        (api_key(customer="c-1"), "orders:any"),
+        (api_key(customer="not an identifier"), "API_KEYS.SHOP.CUSTOMER"),
+        (api_key(role="admin"), "API_KEYS.SHOP.ROLE"),
+        ({"API_KEYS": json.dumps({"(anyone)": json.loads(api_key()["API_KEYS"])["shop"]})}, "API_KEYS"),
+        (
+            {"API_KEYS": json.dumps({name: json.loads(api_key()["API_KEYS"])["shop"] for name in ("a", "b")})},
+            "API_KEYS",
+        ),
         ({**TOKENS, "OIDC_AUDIENCE": ""}, "OIDC_AUDIENCE"),
         ({**TOKENS, "OIDC_ISSUER": "http://issuer.test"}, "OIDC_ISSUER"),
         ({**TOKENS, "OIDC_ISSUER": "issuer.test"}, "OIDC_ISSUER"),

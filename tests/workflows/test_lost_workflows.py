@@ -14,7 +14,8 @@ from app.messages import ApprovalDecision
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.orders import ADDRESS
-from tests.kit.shop import Shop, build_shop_worker, running_relay
+from tests.kit.relay import running_relay
+from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle, delete_workflow
 
