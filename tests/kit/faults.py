@@ -15,7 +15,6 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from pymongo.read_concern import ReadConcern
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
@@ -295,11 +294,9 @@ def _calls_gateway(name: str, method: Callable[..., Any]) -> bool:
 
 async def change_streams(mongo: Mongo) -> int:
     """The number of change streams open on this test's database, according to MongoDB."""
-    open_cursors = mongo.client.get_database("admin", read_concern=ReadConcern("local")).aggregate(
-        [
-            {"$currentOp": {"idleCursors": True}},
-            {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},
-            {"$match": {"cursor.originatingCommand.pipeline.0.$changeStream": {"$exists": True}}},
-        ]
-    )
-    return len(await open_cursors.to_list(None))
+    pipeline: list[Document] = [
+        {"$currentOp": {"idleCursors": True}},
+        {"$match": {"cursor.originatingCommand.$db": mongo.database.name}},
+        {"$match": {"cursor.originatingCommand.pipeline.0.$changeStream": {"$exists": True}}},
+    ]
+    return len(await current_operations(mongo, pipeline))
