@@ -1,6 +1,6 @@
 """The reconciliation: a schedule that compares orders with their steps and payments, and repairs what is safe.
 
-An extra: to delete it, delete this file, `app/activities/reconciliation.py`, and what `worker.py` imports from both.
+An extra: docs/make-it-yours.md ("What you can delete") says how to remove it.
 """
 
 import asyncio

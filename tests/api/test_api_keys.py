@@ -29,7 +29,7 @@ async def test_key_opens_the_api_with_its_scopes_and_customer(
         assert await listed(SHOP) == {"of_ann", "of_bob"}
         assert await listed(ANN) == {"of_ann"}
         assert (await api.get("/inventory", headers=bearer(ANN))).status_code == 403
-        for unknown in (SHOP[:-1], SHOP + "0", SHOP.upper(), "\xe4", ""):
+        for unknown in (SHOP[:-1], SHOP + "0", SHOP.upper(), "\xe4"):
             headers = {b"Authorization": f"Bearer {unknown}".encode("latin-1")}
             answer = await api.get("/orders", headers=headers)
             assert answer.status_code == 401, unknown

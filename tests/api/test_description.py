@@ -23,7 +23,8 @@ from tests.kit.shop import Shop
 
 OPERATIONS = {
     *("placeOrder", "listOrders", "countOrders", "getOrder", "getOrderStatus", "cancelOrder", "decideApproval"),
-    *("changeShippingAddress", "streamOrderEvents", "streamAllOrderEvents", "getSaga"),
+    *("changeShippingAddress", "getSaga"),
+    *("streamOrderEvents", "streamAllOrderEvents"),
     *("listProducts", "getProduct", "putProduct", "restockProduct", "getHealth", "getReadiness", "getMetrics"),
 }
 
@@ -79,7 +80,8 @@ def test_every_header_of_a_response_is_described(description: dict[str, Any], op
     assert headers("restockProduct", "200") == always | {"Idempotency-Replayed"}
     assert headers("getOrder", "401") == always | {"WWW-Authenticate"}
     assert headers("getOrder", "503") == always | {"Retry-After"}
-    assert headers("streamOrderEvents", "200") == headers("getOrder", "404") == always
+    assert headers("getOrder", "404") == always
+    assert headers("streamOrderEvents", "200") == always
     used = {*re.findall(r'"#/components/headers/([\w-]+)"', json.dumps(description))}
     assert used == description["components"]["headers"].keys()
     assert "itemSchema" not in json.dumps(description)

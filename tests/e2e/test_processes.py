@@ -34,6 +34,7 @@ SECRET = key_of("shop")
 CARD = "pm_card_4242424242424242"
 
 
+OTEL_WITHOUT_QUEUE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "0"}
 REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
     ("worker", {}, "payments, carrier, mailer: only a sandbox.* SANDBOX_GATEWAYS=true to try it"),
     ("api", {"API_KEYS": '{"shop": "with space"}'}, "wrong setting: API_KEYS.SHOP: .*"),
@@ -43,12 +44,7 @@ REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
         "wrong setting: TEMPORAL_TLS_.*/no.pem.*",
         chosen=False,
     ),
-    case(
-        "worker",
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "0"},
-        "wrong setting: OTEL_.*: max_queue_size .*",
-        chosen=False,
-    ),
+    case("worker", OTEL_WITHOUT_QUEUE, "wrong setting: OTEL_.*: max_queue_size .*", chosen=False),
 ]
 
 

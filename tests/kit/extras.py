@@ -36,10 +36,10 @@ class Extra:
 
     @classmethod
     def from_row(cls, row: str) -> Extra:
-        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:4]]
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:5]]
         name, _, first = cells[0].partition(", after ")
         edits = []
-        for part in filter(None, cells[2].split("<br>")):
+        for part in filter(None, "<br>".join(cells[2:]).split("<br>")):
             paths, _, texts = part.partition("`: ")
             for path in re.findall(CODE, paths + "`"):
                 edits += [Edit(path, old, new) for old, new in re.findall(rf"{CODE}(?: → {CODE})?", texts)]
@@ -89,8 +89,8 @@ def _without(content: str, text: str, file: Path) -> str:
     spans: list[tuple[int, int]] = []
     if file.suffix == ".py" and text.isidentifier():
         spans = list(_definitions(content, text))
-    elif file.name == "Makefile" and text.endswith(":"):
-        spans = list(_targets(lines, text))
+    elif file.suffix in {".yml", ".yaml"} or file.name == "Makefile":
+        spans = [(begin, _end_of_block(lines, begin)) for begin, _ in _lines_with(lines, text)]
     for begin, end in sorted(spans or _lines_with(lines, text), reverse=True):
         above = begin
         while above and re.match(r"\s*#", lines[above - 1]):
@@ -107,10 +107,10 @@ def _definitions(content: str, name: str) -> Iterator[tuple[int, int]]:
             yield first - 1, node.end_lineno or first
 
 
-def _targets(lines: list[str], target: str) -> Iterator[tuple[int, int]]:
-    begin = next(number for number, line in enumerate(lines) if line.startswith(target))
-    end = next(number for number in range(begin + 1, len(lines)) if not lines[number].startswith("\t"))
-    yield begin, end + 1  # with the empty line
+def _end_of_block(lines: list[str], begin: int) -> int:
+    """The end of what is indented below a line."""
+    indented = re.compile(rf"{lines[begin][: -len(lines[begin].lstrip())]}\s+\S")
+    return next((n for n in range(begin + 1, len(lines)) if not indented.match(lines[n])), len(lines))
 
 
 def _lines_with(lines: list[str], text: str) -> Iterator[tuple[int, int]]:

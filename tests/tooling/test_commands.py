@@ -27,8 +27,11 @@ async def ctrl_c(dev: Dev, until: Callable[[], Awaitable[bool]], *command: str) 
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [("dev.demo", 5), ("dev.bench", 5), ("dev.chaos", 2)],  # with a stack of four processes, with the first mongod
-    ids=["demo", "bench", "chaos"],
+    [
+        ("dev.demo", 5),  # with a stack of four processes
+        ("dev.bench", 5),
+        ("dev.chaos", 2),  # with the first mongod
+    ],
 )
 async def test_ctrl_c_ends_command_whose_servers_start(tmp_path: Path, command: str, number: int) -> None:
     dev = Dev(tmp_path)

@@ -90,46 +90,6 @@ def test_saga_in_readme_matches_the_workflow() -> None:
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
-def importing(module: str) -> set[Path]:
-    """The files of the program that import a module, such as `app/metrics`."""
-    package, name = module.replace("/", ".").rsplit(".", 1)
-    imports = rf"^(from {package}\.{name}[. ]|import {package}\.{name}|from {package} import (.*, )?{name}\b)"
-    program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
-    return {path for path in program if re.search(imports, path.read_text(), re.MULTILINE)}
-
-
-def what_can_be_deleted() -> tuple[str, str]:
-    """The list of modules that nothing else imports, and the table of those with lines in other files."""
-    _, section = (ROOT / "docs/make-it-yours.md").read_text().split("## What you can delete")
-    modules, _, others = section.partition("| extra |")
-    return modules, others
-
-
-def test_deletable_modules_are_imported_nowhere_else() -> None:
-    modules = re.findall(
-        r"`((?:dev|app)/[\w/]+?)(?:\.py|/)`", re.sub(r"`app/api/(main|pages)\.py`", "", what_can_be_deleted()[0])
-    )
-    assert len(modules) == 10
-    extras = {ROOT / each for each in modules}
-    for module in modules:
-        outside = {path for path in importing(module) if extras.isdisjoint({path.with_suffix(""), *path.parents})}
-        assert outside <= {ROOT / "app/api/main.py", ROOT / "worker.py"}, module
-
-
-def test_files_with_lines_of_an_extra_are_named() -> None:
-    rows = re.findall(r"^\| [^|]* \| `(app/\w+)\.py` \| (.*) \|$", what_can_be_deleted()[1], re.MULTILINE)
-    assert [module for module, _ in rows] == ["app/tracing", "app/metrics"]
-    for module, lines in rows:
-        named = {ROOT / name for name in re.findall(r"`([\w/]+\.py)`", lines)}
-        assert importing(module) <= named, module
-
-
-def test_program_does_not_import_examples() -> None:
-    program = [*(ROOT / "app").rglob("*.py"), *(ROOT / "dev").rglob("*.py"), ROOT / "worker.py"]
-    imports = re.compile(r"^\s*(from|import) examples\b", re.MULTILINE)
-    assert [path for path in program if imports.search(path.read_text())] == []
-
-
 def test_imports_lead_only_to_the_right() -> None:
     _, section = (ROOT / "docs/architecture.md").read_text().split("## Imports\n\n")
     rank = {
