@@ -117,7 +117,8 @@ async def serve(settings: Settings) -> None:
     async with sandbox(mongo) as gateways:
         check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
         temporal.configure_core(settings.worker_metrics_address)
-        health = await WorkerHealth.start(settings, mongo.ping)
+        health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
+        await health.serve(settings.worker_health_address)
         client = await wait_for("Temporal", temporal.connect)
         await check_search_attribute(client)
         await wait_for("MongoDB", lambda: create_indexes(mongo))

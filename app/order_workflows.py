@@ -27,9 +27,7 @@ from app.validation import IDENTIFIER
 from app.workflows.order import OrderWorkflow
 
 # Seconds.
-START_TIMEOUT = (
-    0.8  # a POST that waits for it answers within 1 s; the relay starts a workflow that was not started by then
-)
+START_TIMEOUT = 0.8  # a POST that waits for it answers within 1 s; the relay starts what was not started by then
 CALL_TIMEOUT = 1.8  # an endpoint that calls Temporal answers within 2 s
 LIST_TIMEOUT = 10.0  # of a page: listing all running workflows may take longer
 LIST_PAGE = 1_000

@@ -32,14 +32,9 @@ async def connect(**options: Any) -> Client:
         RuntimeError: Temporal cannot be reached (not raised when lazy).
         SystemExit: a setting is wrong (a wrong address: not raised when lazy).
     """
-    defaults = {
-        "target_host": "127.0.0.1:7233",
-        **load_config(),
-        "data_converter": pydantic_data_converter,
-        "plugins": PLUGINS,
-    }
+    defaults = {"target_host": "127.0.0.1:7233", **load_config(), "data_converter": pydantic_data_converter}
     try:
-        return await Client.connect(**{**defaults, **options})
+        return await Client.connect(**{**defaults, "plugins": PLUGINS, **options})
     except ValueError as error:
         raise SystemExit(f"wrong setting: TEMPORAL_ADDRESS: {error}") from None
 

@@ -3,12 +3,8 @@
 import asyncio
 from contextlib import closing, suppress
 from http import HTTPStatus
-from typing import Self
 
-from app import temporal
 from app.health import Ping, Readiness
-from app.order_workflows import OrderWorkflows
-from app.settings import Settings
 
 REQUEST_TIMEOUT = 4.0  # seconds for one request, so that slow clients do not add up
 
@@ -21,14 +17,6 @@ class WorkerHealth:
     def __init__(self, mongodb: Ping, temporal: Ping) -> None:
         self._mongodb, self._temporal = mongodb, temporal
 
-    @classmethod
-    async def start(cls, settings: Settings, mongodb: Ping) -> Self:
-        """Serve from now on, if the settings have an address; raises what `serve` does."""
-        health = cls(mongodb, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
-        if settings.worker_health_address:
-            await health.serve(settings.worker_health_address)
-        return health
-
     async def work(self) -> None:
         """Be ready until cancelled."""
         self.worker = "ok"
@@ -38,11 +26,13 @@ class WorkerHealth:
             self.worker = "unavailable: stopping"
 
     async def serve(self, address: str) -> None:
-        """Start to serve at host:port; it ends with the event loop, after the worker has stopped.
+        """Start to serve at host:port, if there is an address; it ends with the event loop, after the worker has stopped.
 
         Raises:
             SystemExit: the address cannot be used.
         """
+        if not address:
+            return
         host, _, port = address.rpartition(":")
         try:
             self._server = await asyncio.start_server(self._answer, host.strip("[]"), int(port))

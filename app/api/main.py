@@ -56,17 +56,10 @@ def create_app(settings: ApiSettings, **temporal_options: Any) -> FastAPI:
     )
     app.state.settings = settings
     app.state.authenticators = [ApiKeys(settings), Tokens(settings)]
-    routers = [
-        events.router,  # /orders/events before /orders/{order_id}
-        orders.router,
-        inventory.router,
-        saga.router,
-        health.router,
-        description.router,
-        pages.router,
-    ]
-    for router in routers:
-        app.include_router(router)
+    app.include_router(events.router)  # /orders/events before /orders/{order_id}
+    for module in (orders, inventory, saga, health, description):
+        app.include_router(module.router)
+    app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=pages.STATIC, check_dir=False), name="static")
     return app
 
