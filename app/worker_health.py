@@ -26,7 +26,7 @@ class WorkerHealth:
             self.worker = "unavailable: stopping"
 
     async def serve(self, address: str) -> None:
-        """Start to serve at host:port, if there is an address; it ends with the event loop, after the worker has stopped.
+        """Start to serve at host:port, unless it is empty; it ends with the event loop, after the worker has stopped.
 
         Raises:
             SystemExit: the address cannot be used.
