@@ -89,7 +89,7 @@ def _without(content: str, text: str, file: Path) -> str:
     spans: list[tuple[int, int]] = []
     if file.suffix == ".py" and text.isidentifier():
         spans = list(_definitions(content, text))
-    elif file.suffix in {".yml", ".yaml"} or file.name == "Makefile":
+    elif file.suffix in {".yml", ".yaml", ".toml"} or file.name == "Makefile":
         spans = [(begin, _end_of_block(lines, begin)) for begin, _ in _lines_with(lines, text)]
     for begin, end in sorted(spans or _lines_with(lines, text), reverse=True):
         above = begin
@@ -110,7 +110,8 @@ def _definitions(content: str, name: str) -> Iterator[tuple[int, int]]:
 def _end_of_block(lines: list[str], begin: int) -> int:
     """The end of what is indented below a line."""
     indented = re.compile(rf"{lines[begin][: -len(lines[begin].lstrip())]}\s+\S")
-    return next((n for n in range(begin + 1, len(lines)) if not indented.match(lines[n])), len(lines))
+    end = next((n for n in range(begin + 1, len(lines)) if not indented.match(lines[n])), len(lines))
+    return end + (lines[end:] != [] and lines[end].strip() == "]" and end > begin + 1)
 
 
 def _lines_with(lines: list[str], text: str) -> Iterator[tuple[int, int]]:

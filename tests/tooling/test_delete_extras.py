@@ -20,7 +20,8 @@ FAST += [f"--ignore=tests/{folder}" for folder in ("browser", "e2e", "tooling", 
 def test_table_has_every_extra() -> None:
     assert [*EXTRAS] == [
         *("order desk", "live events", "API keys", "OIDC", "tracing", "metrics of orders", "health of the worker"),
-        *("reconciliation", "relay", "group commit", "Kubernetes", "deployment", "demo", "chaos", "bench", "examples"),
+        *("reconciliation", "relay", "group commit", "Kubernetes", "deployment", "demo", "chaos", "peers"),
+        *("bench", "examples", "replay of histories of production"),
     ]
 
 

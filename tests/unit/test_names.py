@@ -60,7 +60,7 @@ def test_python_code_imports_names_instead_of_repeating_them() -> None:
     assert repeated == []
 
 
-@pytest.mark.parametrize("path", IN_FILES)
+@pytest.mark.parametrize("path", [path for path in IN_FILES if (ROOT / path).exists()])  # some are of extras
 def test_files_that_cannot_import_names_have_the_same(path: str) -> None:
     text = (ROOT / path).read_text()
     assert [name for name in IN_FILES[path] if name not in text] == []
