@@ -70,8 +70,9 @@ async def next_change(stream: ChangeStream) -> Document | None:
         change: Document | None = await asyncio.shield(call)
     except asyncio.CancelledError:
         # The call goes on, on its thread. If the stream were closed meanwhile, the driver would open it again.
-        with suppress(PyMongoError):
-            await call
+        with suppress(PyMongoError, TimeoutError):
+            async with asyncio.timeout(2):
+                await call
         raise
     if change is None and not stream.alive:  # type: ignore[truthy-function]
         raise StreamEnded

@@ -71,7 +71,8 @@ WRITTEN = {
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_named_file_exists(page: Path) -> None:
     named = set(re.findall(r"(?<![\w/.])(?:(?:app|dev|docs|tests)/[\w./-]*\w/?|worker\.py)", page.read_text()))
-    assert [name for name in named - WRITTEN if not (ROOT / name).exists()] == []
+    missing = {name for name in named - WRITTEN if not (ROOT / name).exists()}
+    assert missing <= {"dev/peers/node_modules"}  # installed on demand
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
