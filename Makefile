@@ -2,7 +2,8 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(MAKEFILE_LIST)) FORCE
+.PHONY: help dev up demo token bench peers chaos chaos-short test test-fast test-tooling test-exhaustive lint
+.PHONY: test-tools rename lock replay pictures clean FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE

@@ -79,7 +79,7 @@ async def available(ctx: restate.ObjectSharedContext) -> int:
 
 # --- an order: the saga
 
-saga = Workflow("OrderSaga")
+saga = Workflow("OrderRun")
 
 
 @saga.main()
@@ -184,27 +184,27 @@ ingress: httpx.AsyncClient
 async def place_order(new: NewOrder, idempotency_key: IdempotencyKey = None, prefer: Prefer = "") -> dict[str, Any]:
     order_id = new_order_id(idempotency_key)
     # In the log of the server before the answer; a second one with this key is the same workflow.
-    await call(f"/OrderSaga/{order_id}/run/send", new.model_dump())
+    await call(f"/OrderRun/{order_id}/run/send", new.model_dump())
     if seconds := seconds_to_wait(prefer):
         with suppress(httpx.ReadTimeout):
-            return (await ingress.get(f"/restate/workflow/OrderSaga/{order_id}/attach", timeout=seconds)).json()
+            return (await ingress.get(f"/restate/workflow/OrderRun/{order_id}/attach", timeout=seconds)).json()
     return order_json(order_id, "placed")
 
 
 @app.get("/orders/{order_id}")
 async def read_order(order_id: str) -> Any:
-    output = await ingress.get(f"/restate/workflow/OrderSaga/{order_id}/output")
+    output = await ingress.get(f"/restate/workflow/OrderRun/{order_id}/output")
     if output.is_success:
         return output.json()
     if output.status_code == 404:
         raise HTTPException(404)
-    return order_json(order_id, await call(f"/OrderSaga/{order_id}/status"))  # it has not ended
+    return order_json(order_id, await call(f"/OrderRun/{order_id}/status"))  # it has not ended
 
 
 @app.post("/orders/{order_id}/cancel", status_code=202)
 async def cancel_order(order_id: str) -> Any:
     ended = (await read_order(order_id))["status"] in FINAL
-    if ended or not await call(f"/OrderSaga/{order_id}/cancel"):
+    if ended or not await call(f"/OrderRun/{order_id}/cancel"):
         raise HTTPException(409, "cannot cancel the order: it has shipped or ended")
     return await read_order(order_id)
 
