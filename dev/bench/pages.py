@@ -23,6 +23,7 @@ th, td { padding: 0.3rem 0.7rem 0.3rem 0; text-align: left; border-bottom: 1px s
 p.missed, tr.missed td:last-child { color: var(--bad) } tr.missed { font-weight: 600 }
 pre { white-space: pre-wrap; font: 12px/1.4 ui-monospace, monospace; color: var(--soft) }
 """
+CAUSES = Path(__file__).parent / "causes.md"  # why rows miss their targets, written by hand
 PROOF = """# Proof: what an order costs
 
 Measured by `make bench ARGS=--proof` on {date}, with {machine}, at {versions}. It took {minutes:.0f} minutes.
@@ -36,6 +37,7 @@ Measured by `make bench ARGS=--proof` on {date}, with {machine}, at {versions}. 
 
 ![What was measured, and against what](pictures/bench-values.svg)
 
+{causes}
 ## How each row is measured
 
 The rows are in `dev/bench/rows`, a file for each subject. `make bench ARGS="--rows floor"` measures one.
@@ -99,6 +101,7 @@ def write_proof(report: Report, docs: Path) -> None:
         versions=", ".join(f"{name} {number}" for name, number in report.versions.items()),
         minutes=report.minutes,
         summary=report.summary,
+        causes=CAUSES.read_text(),
         table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         how="\n".join(f"- **{row.name}**: {row.how}" for row in report.rows),
     )

@@ -2,7 +2,7 @@
 
 One statement a call, and the same test inputs: `pm_card_declined`, `pm_card_outage`, the postal codes `00000` and
 `99999`. As there, and as with most payment services, a call is repeated by its idempotency key, and a refund or a
-cancelled shipment refuses a later call with the same key. Not part of the saga: these rows are those of another company.
+cancelled shipment refuses a later call with the same key. Not part of the saga: these rows are another company's.
 """
 
 from psycopg import AsyncConnection
