@@ -56,7 +56,7 @@ test-tooling: $(READY)  ## the tests of dev/, deploy/ and examples/, and of what
 	@$(PY) -m pytest $(PARALLEL) $(ARGS) $(patsubst %,tests/%,$(TOOLING))
 
 test-exhaustive: $(READY)  ## all of these, with every combination in those that otherwise test every pair
-	@$(PY) -m pytest $(PARALLEL) --exhaustive $(ARGS)
+	@$(PY) -m pytest $(PARALLEL) --exhaustive -o faulthandler_timeout=1800 $(ARGS)
 
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
 BY_FILE := --dist=loadfile --no-loadscope-reorder

@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -46,6 +46,7 @@ from app.workflows.steps import all_activities, check_table
 
 logger = logging.getLogger("worker")
 T = TypeVar("T")
+GatewaysFactory = Callable[[Mongo], AbstractAsyncContextManager[Gateways]]
 
 # A module that a workflow imports by accident is an error at the start; by default it is reloaded for every order.
 POLICY = SandboxImportNotificationPolicy.RAISE_ON_UNINTENTIONAL_PASSTHROUGH
@@ -84,7 +85,7 @@ def build_worker(client: Client, mongo: Mongo, gateways: Gateways, task_queue: s
     return Worker(client, task_queue=task_queue, interceptors=interceptors, **{**defaults, **options})
 
 
-async def main() -> None:
+async def main(gateways: GatewaysFactory) -> None:
     """Run until SIGTERM or SIGINT; wait for servers that are not up yet.
 
     Raises:
@@ -92,7 +93,7 @@ async def main() -> None:
     """
     settings = Settings.load()
     logs.configure(settings.log_level)
-    serving = asyncio.create_task(serve(settings))
+    serving = asyncio.create_task(serve(settings, gateways))
 
     def stop() -> None:
         serving.cancel()
@@ -109,12 +110,11 @@ async def main() -> None:
     await asyncio.sleep(0.1)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, build_gateways: GatewaysFactory) -> None:
     """Connect, then run the worker and the relay until cancelled."""
     tracing.configure(f"{NAME}-worker")
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
-    # Put your own gateways here, in place of `sandbox`.
-    async with sandbox(mongo) as gateways:
+    async with build_gateways(mongo) as gateways:
         check_gateways(gateways, allow_sandbox=settings.sandbox_gateways)
         temporal.configure_core(settings.worker_metrics_address)
         health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
@@ -196,4 +196,4 @@ async def check_search_attribute(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sandbox))  # put your own gateways here, in place of `sandbox`

@@ -112,8 +112,6 @@ class Mongo:
         self.inventory: Collection = self.database["inventory"]
         self.restocks: Collection = self.database["restocks"]
         self.relay: Collection = self.database["relay"]
-        # The records of the sandbox gateways; delete them together with app/gateways/sandbox.py.
-        self.sandbox: Collection = self.database["sandbox"]
         self._transactions: set[asyncio.Future[Any]] = set()
 
     def close(self) -> None:

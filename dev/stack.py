@@ -181,7 +181,7 @@ class Stack:
         return self.processes[name]
 
     async def _start_worker(self, name: str) -> Server:
-        server = await self._python(name, "worker.py")
+        server = await self._python(name, "-m", "dev.worker")
 
         async def ready() -> bool:
             return "worker ready" in server.log_text()
@@ -221,7 +221,6 @@ class Stack:
                 "MONGODB_URI": self.mongodb_uri,
                 "TEMPORAL_ADDRESS": self.temporal_address,
                 "API_PORT": str(self.config.api_port),
-                "SANDBOX_GATEWAYS": "true",
                 "ORDER_DESK_URL": self.api_url,
                 **({"TEMPORAL_UI_URL": self.temporal_ui_url} if self.temporal_ui_url else {}),
                 **self.config.settings,

@@ -29,12 +29,16 @@ PAGE = 500
 @asynccontextmanager
 async def sandbox(mongo: Mongo) -> AsyncIterator[Gateways]:
     """Build all three. With real clients, open them before the `yield` and close them after it."""
-    yield Gateways(SandboxPayments(mongo.sandbox), SandboxCarrier(mongo.sandbox), SandboxMailer(mongo.sandbox))
+    yield Gateways(SandboxPayments(mongo), SandboxCarrier(mongo), SandboxMailer(mongo))
+
+
+def records(mongo: Mongo) -> Collection:
+    return mongo.database["sandbox"]
 
 
 class Sandbox:
-    def __init__(self, records: Collection) -> None:
-        self._records = records
+    def __init__(self, mongo: Mongo) -> None:
+        self._records = records(mongo)
 
 
 class SandboxPayments(Sandbox):

@@ -26,7 +26,9 @@ SHORT_ATTEMPT = timedelta(seconds=20)
 
 def copy_older_version(folder: Path) -> Path:
     """Copy the sources of the worker to this folder, which must not exist, and take the change back in them."""
-    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__", "static"))
+    for name in ("app", "dev"):
+        ignored = shutil.ignore_patterns("__pycache__", "static", "node_modules")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     shutil.copy(ROOT / "worker.py", folder)
     table = folder / "app" / "workflows" / "steps.py"
     table.write_text(table.read_text() + CHANGE)

@@ -23,7 +23,7 @@ from app.activities.payments import Payments
 from app.activities.shipping import Shipping
 from app.domain import STATUS_AFTER, NotFound, OrderStatus, StepName, StepRecord
 from app.gateways import Declined, Misconfigured
-from app.gateways.sandbox import SandboxCarrier, SandboxPayments
+from app.gateways.sandbox import SandboxCarrier, SandboxPayments, records
 from app.messages import OrderRef, StatusUpdate
 from app.mongo import Document, Mongo
 from app.orders import OrderRepository
@@ -95,7 +95,7 @@ class StepHarness:
         kind, took, returned = (
             ("payment", "captured", "refunded") if self.name is CHARGE else ("shipment", "shipped", "called_off")
         )
-        record = await self.mongo.sandbox.find_one({"_id": f"{kind}:{order_id}"}) or {}
+        record = await records(self.mongo).find_one({"_id": f"{kind}:{order_id}"}) or {}
         assert record.get(returned, 0) in {0, record.get(took, 0)}  # refunded in full or not at all
         return bool(record.get(took)), bool(record.get(returned))
 
@@ -154,7 +154,7 @@ COMBINATIONS = [
 def harness(request: pytest.FixtureRequest, mongo: Mongo) -> StepHarness:
     step, service = request.param
     plain = PlainService() if service == "plain service" else None
-    sandboxes = SandboxPayments(mongo.sandbox), SandboxCarrier(mongo.sandbox)
+    sandboxes = SandboxPayments(mongo), SandboxCarrier(mongo)
     services = FaultyServices(plain, plain) if plain else FaultyServices(*sandboxes)
     needed = dependencies(mongo, payments=services, carrier=services)
     if step == "payment":

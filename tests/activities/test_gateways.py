@@ -8,7 +8,7 @@ import pytest
 
 from app.domain import Address, Money, Order
 from app.gateways import AddressUnserviceable, PaymentDeclined, Unavailable
-from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments
+from app.gateways.sandbox import SandboxCarrier, SandboxMailer, SandboxPayments, records
 from app.mongo import Document, Mongo
 from tests.kit.orders import ADDRESS, EMAIL, order_document
 
@@ -17,16 +17,16 @@ MONEY = Money(amount=2_000, currency="EUR")
 
 @pytest.fixture
 def payments(mongo: Mongo) -> SandboxPayments:
-    return SandboxPayments(mongo.sandbox)
+    return SandboxPayments(mongo)
 
 
 @pytest.fixture
 def carrier(mongo: Mongo) -> SandboxCarrier:
-    return SandboxCarrier(mongo.sandbox)
+    return SandboxCarrier(mongo)
 
 
 async def _record(mongo: Mongo, key: str) -> Document:
-    return await mongo.sandbox.find_one({"_id": key}) or {}
+    return await records(mongo).find_one({"_id": key}) or {}
 
 
 def _to(postal_code: str) -> Address:
@@ -123,7 +123,7 @@ async def test_unserviceable_address_and_outage_fail(carrier: SandboxCarrier) ->
 
 
 async def test_confirmation_is_sent_once(mongo: Mongo) -> None:
-    mailer = SandboxMailer(mongo.sandbox)
+    mailer = SandboxMailer(mongo)
     order = Order.from_document(order_document())
     await asyncio.gather(*(mailer.send_confirmation("k", order) for _ in range(5)))
     record = await _record(mongo, "mail:k")

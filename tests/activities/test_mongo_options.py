@@ -116,7 +116,7 @@ async def test_weak_concerns_are_overridden(mongod: Server, mongo: Mongo, given:
     other = Mongo(owner.client if given == "client" else uri, mongo.database.name)
     try:
         document = order_document()
-        for collection in (other.orders, other.inventory, other.restocks, other.relay, other.sandbox):
+        for collection in (other.orders, other.inventory, other.restocks, other.relay):
             assert collection.write_concern.document == {"w": "majority"}
             assert collection.read_concern.level == "majority"
             assert collection.read_preference == ReadPreference.PRIMARY

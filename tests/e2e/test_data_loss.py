@@ -18,6 +18,7 @@ from temporalio.service import RPCError
 
 from app import relay, temporal
 from app.domain import TERMINAL, Order, OrderStatus
+from app.gateways.sandbox import records
 from app.mongo import ChangeStream, Mongo, next_change
 from app.order_workflows import OrderWorkflows, workflow_id
 from app.orders import OrderRepository
@@ -332,7 +333,7 @@ async def _check_end(order: Order, status: OrderStatus, shop: Shop) -> None:
     completed = status is OrderStatus.COMPLETED
     assert set(steps_of(order).values()) <= ({"done"} if completed else {"compensated", "failed"}), order
     assert await shop.net_money(order.order_id) == (order.total.amount if completed else 0)
-    parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    parcel = await records(shop.mongo).find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert parcel.get("shipped", False) == completed  # an order that failed was never shipped
 
 

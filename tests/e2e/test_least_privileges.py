@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 
 import worker
 from app import temporal
+from app.gateways.sandbox import sandbox
 from app.mongo import Document, Mongo
 from app.names import NAME
 from app.settings import ApiSettings
@@ -83,7 +84,7 @@ async def test_roles_suffice_for_every_endpoint_and_every_order(
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_server.address)
     mongo, another_program = Mongo(for_worker.mongodb_uri, NAME), Mongo(secured.uri_of("root"), NAME)
     monkeypatch.setattr(worker, "Mongo", lambda uri, database: mongo)
-    working = asyncio.create_task(worker.serve(for_worker))
+    working = asyncio.create_task(worker.serve(for_worker, sandbox))
     try:
         async with serve(for_api, temporal_server.address) as http:
             http.headers.update(SHOP)
@@ -124,7 +125,7 @@ async def test_worker_that_may_not_create_indexes_names_the_right(
     try:
         async with asyncio.timeout(20):
             with pytest.raises(SystemExit) as error:
-                await worker.serve(without_right)
+                await worker.serve(without_right, sandbox)
     finally:
         mongo.close()
     assert str(error.value) == (

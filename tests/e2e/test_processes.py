@@ -27,7 +27,7 @@ from tests.kit.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "worker": ["worker.py"],
+    "worker": ["-m", "dev.worker"],
     "api": ["-m", "uvicorn", "app.api.main:app", "--host", "127.0.0.1", "--timeout-graceful-shutdown", "2"],
 }
 SECRET = key_of("shop")
@@ -36,7 +36,7 @@ CARD = "pm_card_4242424242424242"
 
 OTEL_WITHOUT_QUEUE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "0"}
 REFUSALS = [  # which settings are wrong: tests/unit/test_settings.py
-    ("worker", {}, "payments, carrier, mailer: only a sandbox.* SANDBOX_GATEWAYS=true to try it"),
+    ("worker.py", {}, "payments, carrier, mailer: only a sandbox.* SANDBOX_GATEWAYS=true to try it"),
     ("api", {"API_KEYS": '{"shop": "with space"}'}, "wrong setting: API_KEYS.SHOP: .*"),
     case(
         "api",
@@ -53,7 +53,7 @@ async def test_process_that_must_not_start_says_why_in_one_line(
     program: str, environment: dict[str, str], line: str
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *COMMANDS[program],
+        sys.executable, *COMMANDS.get(program, [program]),
         cwd=ROOT, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
@@ -77,7 +77,6 @@ async def test_debug_logs_contain_no_personal_data(
         "TASK_QUEUE": settings.task_queue,
         "TEMPORAL_ADDRESS": temporal_server.address,
         "API_KEYS": json.dumps({"shop": {"key": SECRET, "scopes": list(Scope)}}),
-        "SANDBOX_GATEWAYS": "true",
         "LOG_LEVEL": "DEBUG",
     }
     processes = [
@@ -153,11 +152,10 @@ async def test_worker_without_search_attribute_names_the_remedy(temporal_server:
     request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))
     await client.workflow_service.register_namespace(request)
     environment = {**os.environ, "TEMPORAL_ADDRESS": temporal_server.address, "TEMPORAL_NAMESPACE": "bare"}
-    environment["SANDBOX_GATEWAYS"] = "true"
 
     async def start() -> str:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "worker.py", cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable, *COMMANDS["worker"], cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
         )
         try:
             async with asyncio.timeout(20):

@@ -84,7 +84,7 @@ async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no
     async with AsyncExitStack() as stack:
         stopping: list[asyncio.Task[None]] = []
         for number in range(20 if exhaustive else 2):
-            command = [sys.executable, "worker.py"]
+            command = [sys.executable, "-m", "dev.worker"]
             log = tmp_path / f"worker-{number}.log"
             workers.append(await Server.start("worker", command, address="", log=log, cwd=ROOT, env=environment))
             stack.push_async_callback(workers[-1].kill)
@@ -124,7 +124,10 @@ async def start_programs(
     environment = {**environment_of(settings, temporal_server), "API_OPEN": "true"}
     port = free_port()
     here = {"python": sys.executable, "0.0.0.0": "127.0.0.1", "8000": str(port)}  # noqa: S104
-    commands = {"worker": [sys.executable, "worker.py"], "api": [here.get(word, word) for word in words_of("CMD")]}
+    commands = {
+        "worker": [sys.executable, "-m", "dev.worker"],
+        "api": [here.get(word, word) for word in words_of("CMD")],
+    }
     processes = []
     for program, command in commands.items():
         log = folder / f"{program}_{name}.log"

@@ -46,11 +46,10 @@ async def program(name: str, shop: Shop, log: Path, *command: str, **environment
         "MONGODB_DATABASE": shop.settings.mongodb_database,
         "TASK_QUEUE": shop.settings.task_queue,
         "TEMPORAL_ADDRESS": shop.client.service_client.config.target_host,
-        "SANDBOX_GATEWAYS": "true",
         "API_OPEN": "true",
         **ALONE,
     }
-    command = command or ("worker.py",)
+    command = command or ("-m", "dev.worker")
     server = await Server.start(
         name, [sys.executable, *command], address="", log=log, cwd=ROOT, env={**common, **environment}
     )

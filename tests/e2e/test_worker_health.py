@@ -30,9 +30,9 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @asynccontextmanager
 async def running_worker(folder: Path, **environment: str) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     port = free_port()
-    address = {"WORKER_HEALTH_ADDRESS": f"127.0.0.1:{port}", "SANDBOX_GATEWAYS": "true"}
+    address = {"WORKER_HEALTH_ADDRESS": f"127.0.0.1:{port}"}
     worker = await Server.start(
-        "worker", [sys.executable, "worker.py"],
+        "worker", [sys.executable, "-m", "dev.worker"],
         address="", log=folder / "worker.log", cwd=ROOT, env={**address, **environment},
     )  # fmt: skip
     try:

@@ -232,10 +232,9 @@ async def test_worker_starting_while_no_version_is_current_logs_the_command(
         "TEMPORAL_ADDRESS": own_temporal.address,
         "TEMPORAL_DEPLOYMENT_NAME": deployment.name,
         "TEMPORAL_WORKER_BUILD_ID": "1.0",
-        "SANDBOX_GATEWAYS": "true",
     }
     worker = await Server.start(
-        "worker", [sys.executable, "worker.py"], address="", log=tmp_path / "log", cwd=ROOT, env=environment
+        "worker", [sys.executable, "-m", "dev.worker"], address="", log=tmp_path / "log", cwd=ROOT, env=environment
     )
     try:
 

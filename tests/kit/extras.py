@@ -14,6 +14,7 @@ from pathlib import Path
 from dev.stack import ROOT
 
 CODE = r"`([^`]+)`"
+CHANGE = rf"{CODE}(?: → {CODE})?"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Extra:
     """A row of the table."""
 
     name: str
-    first: list[str]  # the extras that have to be deleted before
-    files: list[str]
+    first: list[str]  # what has to be done before
+    files: list[tuple[str, str]]  # each with the path to which it moves; empty: it is deleted
     edits: list[Edit]
 
     @classmethod
@@ -42,8 +43,8 @@ class Extra:
         for part in filter(None, "<br>".join(cells[2:]).split("<br>")):
             paths, _, texts = part.partition("`: ")
             for path in re.findall(CODE, paths + "`"):
-                edits += [Edit(path, old, new) for old, new in re.findall(rf"{CODE}(?: → {CODE})?", texts)]
-        return cls(name, first.split(" and ") if first else [], re.findall(CODE, cells[1]), edits)
+                edits += [Edit(path, old, new) for old, new in re.findall(CHANGE, texts)]
+        return cls(name, first.split(" and ") if first else [], re.findall(CHANGE, cells[1]), edits)
 
 
 def extras() -> dict[str, Extra]:
@@ -53,19 +54,14 @@ def extras() -> dict[str, Extra]:
     return {extra.name: extra for extra in found}
 
 
-def copy_checkout(folder: Path) -> None:
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(command, cwd=ROOT, text=True).split("\0"):
-        if name and (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-
-
 def delete(folder: Path, extra: Extra) -> None:
     """Delete an extra. Raises AssertionError if a file has nothing of what is to be deleted."""
-    for name in extra.files:
+    for name, target in extra.files:
         path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if target:
+            path.rename(folder / target)
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for edit in extra.edits:
         file = folder / edit.path
         content = file.read_text()

@@ -71,15 +71,25 @@ def environment_of(settings: Settings, server: Server) -> dict[str, str]:
         "TASK_QUEUE": settings.task_queue,
         "TEMPORAL_ADDRESS": server.address,
         "API_OPEN": "true",
-        "SANDBOX_GATEWAYS": "true",
     }
 
 
 class ProgramCopy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "worker.py", folder)
+        self._copy("app", "dev", "worker.py")
+
+    def _copy(self, *names: str) -> None:
+        for name in names:
+            source, target = ROOT / name, self.folder / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+
+    def add_tests(self) -> None:
+        self._copy("tests", "pyproject.toml")
 
     def add_the_rest(self) -> None:
         """Copy the rest of the project: tests, docs, settings of tools."""
@@ -87,8 +97,7 @@ class ProgramCopy:
         listed = subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True)
         for name in listed.stdout.splitlines():
             if not (self.folder / name).exists() and (ROOT / name).exists():
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, self.folder / name)
+                self._copy(name)
 
     async def passed(self, *arguments: str, within: float = 170) -> int:
         """Run tests in the copy. Returns how many passed; raises AssertionError if one failed."""
@@ -152,9 +161,9 @@ class ProgramCopy:
         return int(output.splitlines()[-1])
 
     @asynccontextmanager
-    async def worker(self, environment: dict[str, str]) -> AsyncIterator[Server]:
-        """Run the copy's worker."""
-        async with self._process("worker", "worker.py", environment=environment) as server:
+    async def worker(self, environment: dict[str, str], *command: str) -> AsyncIterator[Server]:
+        """Run the copy's worker, by default with the sandbox gateways."""
+        async with self._process("worker", *(command or ("-m", "dev.worker")), environment=environment) as server:
             yield server
 
     @asynccontextmanager

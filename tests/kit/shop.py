@@ -13,6 +13,7 @@ from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 from app.activities.order_step import Dependencies
 from app.domain import Order, OrderStatus
 from app.gateways import Gateways
+from app.gateways.sandbox import records as sandbox_records
 from app.gateways.sandbox import sandbox
 from app.messages import OrderResult
 from app.mongo import Mongo
@@ -62,7 +63,7 @@ class Shop:
 
     async def net_money(self, order_id: str) -> int:
         """Captured minus refunded, in minor units, from the records of the sandbox payment service."""
-        entry = await self.mongo.sandbox.find_one({"_id": f"payment:{order_id}"}) or {}
+        entry = await sandbox_records(self.mongo).find_one({"_id": f"payment:{order_id}"}) or {}
         return int(entry.get("captured", 0)) - int(entry.get("refunded", 0))
 
     async def place(self, lines: dict[str, int] | None = None, **changes: Any) -> Order:
@@ -109,7 +110,6 @@ def environment_of(settings: Settings, temporal_server: Server) -> dict[str, str
         "MONGODB_DATABASE": settings.mongodb_database,
         "TASK_QUEUE": settings.task_queue,
         "TEMPORAL_ADDRESS": temporal_server.address,
-        "SANDBOX_GATEWAYS": "true",
     }
 
 

@@ -14,6 +14,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 
 from app import temporal
+from app.gateways.sandbox import records
 from app.settings import Settings
 from dev.servers import free_port, start_temporal
 from dev.stack import ROOT
@@ -115,7 +116,7 @@ async def test_booking_completes_or_compensates(hotel: Hotel, environment: dict[
         assert (await api.post(f"/bookings/{down}/cancel", json={})).status_code == 202
         assert (await reaches(down, "cancelled")).items() >= dict.fromkeys(STEPS[:2], "compensated").items()
         assert await free() == [1, 1, 1]
-        payment = await shop.mongo.sandbox.find_one({"_id": f"payment:{down}"})
+        payment = await records(shop.mongo).find_one({"_id": f"payment:{down}"})
         assert payment is not None
         assert payment["captured"] == payment["refunded"] == 29_700
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.extras import Edit, Extra, copy_checkout, delete, extras
+from tests.kit.extras import Edit, Extra, delete, extras
+from tests.kit.own_services import connect_all
+from tests.kit.program_copy import ProgramCopy
 
 EXTRAS = extras()
 FAST = ["tests", "-m", "not slow", "--ignore=tests/unit/test_docs.py"]
@@ -21,7 +23,7 @@ def test_table_has_every_extra() -> None:
     assert [*EXTRAS] == [
         *("order desk", "live events", "API keys", "OIDC", "tracing", "metrics of orders", "health of the worker"),
         *("reconciliation", "relay", "group commit", "Kubernetes", "deployment", "demo", "chaos", "peers"),
-        *("bench", "examples", "replay of histories of production"),
+        *("bench", "examples", "replay of histories of production", "sandbox gateways"),
     ]
 
 
@@ -29,21 +31,25 @@ def test_table_has_every_extra() -> None:
 def test_extra_deleted_by_the_table_leaves_what_passes_its_checks(
     extra: Extra, tmp_path: Path, exhaustive: bool
 ) -> None:
-    copy_checkout(tmp_path)
+    copy = ProgramCopy(tmp_path / "copy")
+    copy.add_the_rest()
     for name in extra.first:
-        delete(tmp_path, EXTRAS[name])
-    delete(tmp_path, extra)
+        if name == "your own gateways":
+            connect_all(copy)
+        else:
+            delete(copy.folder, EXTRAS[name])
+    delete(copy.folder, extra)
 
-    check(tmp_path, "-m", "ruff", "check", ".")
-    check(tmp_path, "-m", "ruff", "format", "--check", ".")
-    assert [*missing_imports(tmp_path)] == []
+    check(copy.folder, "-m", "ruff", "check", ".")
+    check(copy.folder, "-m", "ruff", "format", "--check", ".")
+    assert [*missing_imports(copy.folder)] == []
     if exhaustive:
-        check(tmp_path, "-m", "mypy")
-        check(tmp_path, "-m", "pytest", "--collect-only", "-q")
-        check(tmp_path, "-m", "pytest", *FAST)
+        check(copy.folder, "-m", "mypy")
+        check(copy.folder, "-m", "pytest", "--collect-only", "-q")
+        check(copy.folder, "-m", "pytest", *FAST)
     elif any(edit.path.startswith("app/") for edit in extra.edits):
         edited = {edit.path for edit in extra.edits if edit.path.startswith("tests/")} | {"tests/unit/test_statuses.py"}
-        check(tmp_path, "-m", "pytest", "--collect-only", "-q", *sorted(edited))
+        check(copy.folder, "-m", "pytest", "--collect-only", "-q", *sorted(edited))
 
 
 def check(folder: Path, *arguments: str) -> None:

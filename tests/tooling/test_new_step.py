@@ -46,12 +46,6 @@ class CopyWithStep(ProgramCopy):
         self.insert(gateways, "from app.domain import Address, Money, Order\n", GATEWAY_IMPORT)
         (folder / "app/gateways/fraud.py").write_text(GATEWAY)
 
-    def add_tests(self) -> None:
-        for each in ("dev", "tests"):
-            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
-            shutil.copytree(ROOT / each, self.folder / each, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", self.folder)
-
 
 GATEWAY_IMPORT = "from app.gateways.fraud import FraudService\n"
 
@@ -138,7 +132,7 @@ async def test_worker_with_incomplete_step_names_it_and_does_not_start(
 ) -> None:
     path, text, named = MISSING[missing]
     copy.replace(path, text, "")
-    code, output = await copy.run("worker.py", environment=environment)
+    code, output = await copy.run("-m", "dev.worker", environment=environment)
     assert code == 1, output
     assert re.search(named, output.splitlines()[-1]), output
 

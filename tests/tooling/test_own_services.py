@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,31 +9,23 @@ from typing import Any
 
 import pytest
 
+from app.gateways.sandbox import records
 from app.settings import Settings
 from dev.servers import Server, free_port
 from dev.stack import ROOT
 from tests.kit.mail_server import MailServer, serving
 from tests.kit.orders import EMAIL, UNSERVICEABLE, order_body
+from tests.kit.own_services import connect
 from tests.kit.payment_service import PaymentService, payment_service
-from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
+from tests.kit.program_copy import ProgramCopy, environment_of
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
-
-SECTION = "Your payment service"
-GATEWAYS, IMPORT, USE = python_blocks("make-it-yours.md", SECTION)
-PAGE = (ROOT / "docs/make-it-yours.md").read_text().split(f"## {SECTION}\n")[1].split("\n## ")[0]
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> ProgramCopy:
     copy = ProgramCopy(tmp_path / "copy")
-    copies = re.findall(r"^ +cp (\S+) (\S+)$", PAGE, re.MULTILINE)
-    assert len(copies) == 2
-    for source, target in copies:
-        shutil.copy(ROOT / source, copy.folder / target)
-    (copy.folder / "app/gateways/own.py").write_text(GATEWAYS)
-    copy.replace("worker.py", "from app.gateways.sandbox import sandbox\n", IMPORT)
-    copy.replace_line("worker.py", "async with sandbox(mongo)", USE)
+    connect(copy)
     return copy
 
 
@@ -48,14 +39,15 @@ async def test_orders_pay_and_are_confirmed_through_the_connected_services(
     copy: ProgramCopy, settings: Settings, temporal_server: Server, shop: Shop, service: PaymentService
 ) -> None:
     server = MailServer(free_port())
-    environment = environment_of(settings, temporal_server) | service.environment() | server.environment()
+    environment = {"SANDBOX_GATEWAYS": "true", **environment_of(settings, temporal_server)}
+    environment |= service.environment() | server.environment()
     await shop.stock()
     bodies = [
         order_body(payment_method="pm_lost_reply"),
         order_body(payment_method="pm_poor"),
         order_body(shipping_address=UNSERVICEABLE),
     ]
-    async with serving(server), copy.api(environment) as api, copy.worker(environment):
+    async with serving(server), copy.api(environment) as api, copy.worker(environment, "worker.py"):
         ids = [(await api.post("/orders", json=body)).json()["order_id"] for body in bodies]
 
         async def orders() -> list[dict[str, Any]]:
@@ -70,7 +62,7 @@ async def test_orders_pay_and_are_confirmed_through_the_connected_services(
     ]
     assert {reference: charge["net"] for reference, charge in service.charges.items()} == {ids[0]: 2_000, ids[2]: 0}
     assert [mail["To"] for mail in server.mails] == [EMAIL]
-    assert await shop.mongo.sandbox.count_documents({"_id": {"$regex": "^(payment|mail):"}}) == 0
+    assert await records(shop.mongo).count_documents({"_id": {"$regex": "^(payment|mail):"}}) == 0
     log = (copy.folder / "worker.log").read_text()
     assert "carrier: a sandbox" in log  # and nothing else is
     for secret in (EMAIL, *service.environment().values(), server.environment()["SMTP_PASSWORD"]):

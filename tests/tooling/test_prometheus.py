@@ -89,9 +89,9 @@ def test_compose_mounts_the_files_where_both_programs_read_them() -> None:
 # A worker with a payment service that cannot refund an order whose id begins with `stuck`, and that needs attention at
 # once, not after a minute.
 WORKER = """
-import asyncio
+import asyncio, os
 from datetime import timedelta
-from app.gateways.sandbox import SandboxPayments
+from app.gateways.sandbox import SandboxPayments, sandbox
 from app.workflows import steps
 import worker
 
@@ -104,7 +104,8 @@ async def refund_unless_stuck(self, idempotency_key):
 
 SandboxPayments.refund = refund_unless_stuck
 steps.RETRY_BEFORE_ATTENTION = steps.retry(timedelta(seconds=1), maximum_attempts=1)
-asyncio.run(worker.main())
+os.environ["SANDBOX_GATEWAYS"] = "true"
+asyncio.run(worker.main(sandbox))
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +42,7 @@ STOPS = read_stops()
 @pytest.fixture
 def copy(tmp_path: Path) -> ProgramCopy:
     copy = ProgramCopy(tmp_path / "copy")
-    for each in ("dev", "tests"):
-        shutil.copytree(ROOT / each, copy.folder / each, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    shutil.copy(ROOT / "pyproject.toml", copy.folder)
+    copy.add_tests()
     return copy
 
 

@@ -67,7 +67,7 @@ async def title(http: httpx.AsyncClient) -> str:
 
 async def test_syntax_error_is_reported_and_mended_edit_is_loaded(dev: Dev, http: httpx.AsyncClient) -> None:
     before = dev.processes().keys()
-    programs = dev.pid_of("uvicorn"), dev.pid_of("worker.py")
+    programs = dev.pid_of("uvicorn"), dev.pid_of("dev.worker")
     edit = Edit(dev, API)
     edit.append("x = (")
     printed = await dev.wait_for_output("next edit")
@@ -98,7 +98,7 @@ async def test_code_that_fails_at_start_is_retried_until_edited(dev: Dev, http: 
 
 async def test_killed_processes_are_restarted(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_flaky")
-    os.kill(dev.pid_of("worker.py"), signal.SIGKILL)
+    os.kill(dev.pid_of("dev.worker"), signal.SIGKILL)
     os.kill(dev.pid_of("uvicorn"), signal.SIGKILL)
     printed = await dev.wait_for_output(*RESTARTED)
     for name in ("worker", "api"):

@@ -23,6 +23,7 @@ from temporalio.testing import TimeSkipper
 
 from app.domain import Order, OrderStatus
 from app.gateways import Declined, Unavailable
+from app.gateways.sandbox import records
 from app.messages import OrderProgress, OrderResult
 from app.mongo import Mongo
 from app.names import WORKFLOW_ID_PREFIX
@@ -322,10 +323,10 @@ class CaseRun:
         assert await self.shop.available(self.sku) + await self.shop.held(self.sku) == STOCK
         assert await self.shop.held(self.sku) == (QUANTITY if shipped else 0)
         assert await self.shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
-        records = self.shop.mongo.sandbox
-        parcel = await records.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+        entries = records(self.shop.mongo)
+        parcel = await entries.find_one({"_id": f"shipment:{order.order_id}"}) or {}
         assert parcel.get("shipped", False) - parcel.get("called_off", False) == shipped
-        payment = await records.find_one({"_id": f"payment:{order.order_id}"}) or {}
+        payment = await entries.find_one({"_id": f"payment:{order.order_id}"}) or {}
         assert payment.get("captured", 0) in {0, order.total.amount}
         assert payment.get("refunded", 0) in {0, payment.get("captured", 0)}
 

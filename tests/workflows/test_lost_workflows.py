@@ -10,6 +10,7 @@ from temporalio.service import RPCError
 
 from app import relay
 from app.domain import OrderStatus
+from app.gateways.sandbox import records
 from app.messages import ApprovalDecision
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
@@ -107,7 +108,7 @@ async def test_workflow_lost_during_compensation_completes_it(shop: Shop, freque
     assert order.failure is not None
     assert order.failure.code == "address_unserviceable"
     assert (await shop.available(), await shop.net_money(order.order_id)) == (10, 0)
-    parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    parcel = await records(shop.mongo).find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert not parcel.get("shipped")
 
 

@@ -22,7 +22,7 @@ from app import temporal
 from app.activities import reconciliation
 from app.domain import Order, OrderStatus
 from app.gateways import Capture
-from app.gateways.sandbox import SandboxPayments
+from app.gateways.sandbox import SandboxPayments, records
 from app.mongo import Document, Mongo
 from app.workflows import steps
 from app.workflows.reconciliation import ReconciliationWorkflow, keep_schedule
@@ -84,7 +84,7 @@ async def drift(shop: Shop, order: Order, fields: Document | None = None, unset:
         update["$unset"] = {unset: ""}
     await shop.mongo.orders.update_one({"_id": order.order_id}, update)
     if book:
-        await shop.mongo.sandbox.update_one({"_id": f"payment:{order.order_id}"}, book)
+        await records(shop.mongo).update_one({"_id": f"payment:{order.order_id}"}, book)
 
 
 async def document_of(shop: Shop, order: Order) -> Document | None:
@@ -238,7 +238,7 @@ class ChangedMeanwhile(SandboxPayments):
     """Its records are read between the read of an order and its repair: all orders have this status by then."""
 
     def __init__(self, mongo: Mongo, status: str) -> None:
-        super().__init__(mongo.sandbox)
+        super().__init__(mongo)
         self._mongo, self._status = mongo, status
 
     async def captured_between(self, begin: datetime, end: datetime) -> AsyncIterator[list[Capture]]:
@@ -274,7 +274,7 @@ async def test_order_of_a_repeated_page_is_reported_and_refunded_once(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     await shop.stock(available=STOCK)
-    async with build_shop_worker(shop, sandbox_gateways(shop.mongo, payments=RepeatsPages(shop.mongo.sandbox))):
+    async with build_shop_worker(shop, sandbox_gateways(shop.mongo, payments=RepeatsPages(shop.mongo))):
         order = await run_order(shop, OrderStatus.FAILED)
         await drift(shop, order, CHARGE_DONE, book=NOT_REFUNDED)
         assert await reconcile(shop, caplog) == [

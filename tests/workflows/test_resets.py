@@ -16,6 +16,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.domain import TERMINAL, OrderStatus
+from app.gateways.sandbox import records
 from app.messages import ApprovalDecision
 from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
@@ -170,7 +171,7 @@ async def _check_end(shop: Shop, handle: Handle, state: State) -> None:
     shipped = order.status is OrderStatus.COMPLETED
     assert {record.status for record in order.steps} <= ({"done"} if shipped else {"compensated", "failed"})
     assert await shop.net_money(order.order_id) == (order.total.amount if shipped else 0)
-    parcel = await shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    parcel = await records(shop.mongo).find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert parcel.get("shipped", False) - parcel.get("called_off", False) == shipped
     result = (await handle.query(OrderWorkflow.status)).status
     assert result is order.status

@@ -20,6 +20,7 @@ from temporalio.worker import Worker
 from temporalio.worker._workflow_instance import _WorkflowLogicFlag
 
 from app.domain import Address, OrderStatus
+from app.gateways.sandbox import records
 from app.messages import AddressChange, ApprovalDecision
 from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
@@ -289,7 +290,7 @@ async def test_cancel_ends_the_same_with_all_jobs_in_one_batch(run: SceneRun, si
     held = QUANTITY if completed else 0
     assert (await run.shop.available(), await run.shop.held()) == (STOCK - held, held)
     assert await run.shop.net_money(order.order_id) == (order.total.amount if completed else 0)
-    parcel = await run.shop.mongo.sandbox.find_one({"_id": f"shipment:{order.order_id}"}) or {}
+    parcel = await records(run.shop.mongo).find_one({"_id": f"shipment:{order.order_id}"}) or {}
     assert parcel.get("shipped", False) - parcel.get("called_off", False) == completed
     await _check_history(handle, single_batch=single_batch)
 
