@@ -28,7 +28,7 @@ from dev import chaos as package
 from dev.chaos.audit import audit
 from dev.chaos.display import in_words, print_report, print_survived, tables
 from dev.chaos.evidence import Histories, Journal
-from dev.chaos.faults import ALL, OLD_WORKER, SHORT, Fault, Faults, schedule
+from dev.chaos.faults import ALL, LATE_ATTEMPTS, OLD_WORKER, SHORT, Fault, Faults, schedule
 from dev.chaos.orders import PRODUCTS, PlannedOrder, RetryingClients, plan_orders
 from dev.sample_stock import authorization
 from dev.servers import ReplicaSet, free_port
@@ -40,7 +40,6 @@ FAILURE_DIR = ROOT / ".dev" / "chaos"
 LATEST_ARRIVAL = 7.0  # seconds from the last fence until no attempt is on its way to a gateway: a slow charge takes 5
 QUIET = SWEEP_INTERVAL + 30.0  # seconds in which a healthy system changes an open order: a sweep, an attempt's limit
 ENDED = {*TERMINAL, None}  # None: the order is lost
-LATE_ATTEMPTS = 10  # that must have run into a fence, or else the run does not count
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from app.domain import TERMINAL, OrderStatus, StepName
+from app.domain import TERMINAL, OrderStatus, StepName, StepStatus
 from app.gateways.sandbox import SLOW
 from app.names import NAME, WORKFLOW_ID_PREFIX
 from app.order_workflows import workflow_id
@@ -44,6 +44,7 @@ RESERVE, CHARGE = ACTIVITIES[StepName.RESERVE_INVENTORY], ACTIVITIES[StepName.CH
 # Seconds by activity: longer than an attempt may last, but not by 5 s, when the SDK itself would interrupt the attempt.
 LONG_FREEZE = {activity_name(step.activity): step.start_to_close.total_seconds() + 2.5 for step in REVERSIBLE_STEPS}
 WORKFLOWS_PER_FAULT = 4  # reset or terminated together
+LATE_ATTEMPTS = 10  # that must have run into a fence, or else the run does not count
 
 
 @dataclass(frozen=True)
@@ -243,13 +244,47 @@ class Faults:
         return len(frozen)
 
     async def _overtake_attempts(self) -> int:
-        """Cancel orders while their cards are charged, which takes longer than to compensate. Returns their number."""
-        items = await self._place("overtaken by a cancel", 15)
-        await asyncio.gather(*(self._clients.wait_until(item, {OrderStatus.RESERVED}) for item in items))
-        await asyncio.gather(*(self._clients.act(item, "cancel") for item in items))
-        await asyncio.gather(*(self._clients.wait_until(item, {OrderStatus.CANCELLED}) for item in items))
-        await asyncio.sleep(SLOW)  # until the late attempts have run into the fences
-        return len(items)
+        """Cancel orders whose charge waits for the payment service. Returns the number of late attempts."""
+        late = 0
+        for _ in range(3):
+            items = await self._place("overtaken by a cancel", 12)
+            late += sum(await asyncio.gather(*map(self._overtake, items)))
+            if late >= LATE_ATTEMPTS:
+                break
+        return late
+
+    async def _overtake(self, item: PlacedOrder) -> bool:
+        """Cancel the order once its charge has reached the payment service, which goes on after the fence is written.
+
+        A transaction that holds the service's record delays the charge. Returns True if the late attempt went on.
+        """
+        orders, records = self._mongo[NAME].orders, self._mongo[NAME].sandbox
+        record = {"_id": f"payment:{item.order_id}"}
+        charge = {"ns": records.full_name, "command.findAndModify": records.name, "command.query._id": record["_id"]}
+        in_progress: list[dict[str, Any]] = [{"$currentOp": {}}, {"$match": charge}]
+
+        async def charging() -> list[Any]:
+            return await (await self._mongo.admin.aggregate(in_progress)).to_list()
+
+        async def fenced() -> list[Any]:
+            fence = {f"steps.{StepName.CHARGE_PAYMENT}.status": StepStatus.FAILED}
+            return await orders.find({"_id": item.order_id, **fence}).to_list()
+
+        async def captured() -> list[Any]:
+            return await records.find({**record, "captured": {"$exists": True}}).to_list()
+
+        await self._clients.wait_until(item, {OrderStatus.RESERVED})  # the charge has begun, and takes SLOW seconds
+        with suppress(PyMongoError):  # the charge came first, or a member was elected meanwhile
+            async with self._mongo.start_session() as session:  # its end aborts the transaction
+                await session.start_transaction()
+                await records.insert_one(record, session=session)
+                if not await self._until(charging, 1, within=2 * SLOW):
+                    return False
+                await self._clients.act(item, "cancel")
+                if not await self._until(fenced, 1, within=10):
+                    return False
+            return await self._until(captured, 1, within=10)
+        return False
 
     async def _interrupt_compensations(self) -> int:
         """Cancel workflows that are compensating by Temporal's own cancel. Returns their number."""
@@ -321,13 +356,13 @@ class Faults:
 
         return [item for item in items if await has_handled(item)]
 
-    async def _until(self, find: Callable[[], Awaitable[list[PlacedOrder]]], number: int, within: float) -> bool:
-        """Wait until so many orders are found, at most `within` seconds."""
+    async def _until(self, find: Callable[[], Awaitable[list[Any]]], number: int, within: float) -> bool:
+        """Wait until so many are found, at most `within` seconds."""
         deadline = time.monotonic() + within
         while len(await find()) < number:
             if time.monotonic() > deadline:
                 return False
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         return True
 
     def _handle(self, item: PlacedOrder) -> WorkflowHandle[Any, Any]:

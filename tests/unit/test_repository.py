@@ -22,7 +22,7 @@ def test_ci_runs_every_check_through_make() -> None:
     commands = re.findall(r"\brun: (.*)", WORKFLOW)
     assert [command for command in commands if not re.fullmatch(r"make [a-z-]+", command)] == []
     every_push = make_targets((ROOT / ".ci/run").read_text())
-    assert make_targets("\n".join(commands)) == every_push | {"test-fast", "test-exhaustive", "chaos", "chaos-short"}
+    assert make_targets("\n".join(commands)) == every_push | {"test-fast", "test-exhaustive", "chaos"}
 
 
 def test_ci_runs_on_oldest_and_newest_python() -> None:
