@@ -128,12 +128,15 @@ class Mongo:
         return await linearizable.find_one({"_id": document_id}, max_time_ms=2_000)
 
     async def ping(self) -> Timestamp:
-        """Return MongoDB's operation time, at which a change stream can start.
+        """Return the time of a majority read: later reads see every change up to then.
+
+        The operation time of MongoDB's `ping` may be later than what a majority has, and reads see.
 
         Raises:
             pymongo.errors.PyMongoError: MongoDB cannot be reached, or it has no primary.
         """
-        time: Timestamp = (await self.database.command("ping"))["operationTime"]
+        read = {"find": self.orders.name, "limit": 1, "projection": {"_id": 1}, "readConcern": {"level": "majority"}}
+        time: Timestamp = (await self.database.command(read))["operationTime"]
         return time
 
     async def create_indexes(self) -> None:
@@ -181,10 +184,13 @@ class Mongo:
     async def watch(self, source: Source, pipeline: list[Document], **options: Any) -> AsyncIterator[ChangeStream]:
         """Open a change stream on a collection or on the database; `options` are those of the driver's `watch`.
 
+        Without options, it starts at the time of `ping`: a read that follows sees every change before that.
+
         Raises:
             pymongo.errors.OperationFailure: the stream cannot start where the options say, for example too long ago
                 (error 286); the caller has to read what has changed since.
         """
+        options = options or {"start_at_operation_time": await self.ping()}
         opening = asyncio.ensure_future(source.watch(pipeline, **options).__aenter__())  # not by the first `next`
         try:
             # Shielded: a stream that is abandoned while it opens would stay open on the server.

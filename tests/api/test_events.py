@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from pymongo.read_concern import ReadConcern
 
 from app import names
 from app.api import auth, hub, route
@@ -21,7 +22,7 @@ from app.domain import OrderStatus
 from app.names import WORKFLOW_ID_PREFIX
 from app.settings import ApiSettings, Scope
 from dev.servers import Server
-from tests.kit.faults import change_streams, failing
+from tests.kit.faults import change_streams, delayed_majority, failing
 from tests.kit.http import bearer, closed, key_of, kind_of, limited_to, serve
 from tests.kit.listening import Event, Listener
 from tests.kit.orders import order_body
@@ -110,6 +111,22 @@ async def test_200_listeners_share_one_change_stream(api: httpx.AsyncClient, sho
     for listener in listeners:
         listener.disconnect()
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
+
+
+async def test_change_that_no_majority_has_yet_is_sent_later(api: httpx.AsyncClient, shop: Shop) -> None:
+    order_id = (await shop.place()).order_id
+    local = shop.mongo.orders.with_options(read_concern=ReadConcern("local"))
+    async with asyncio.TaskGroup() as moving:
+        async with delayed_majority(shop.mongo):
+            moving.create_task(move(shop, order_id, "reserved"))
+            await eventually(lambda: local.find_one({"_id": order_id, "status": "reserved"}))
+            listener = await Listener.connect(api, f"/orders/{order_id}/events")
+            current = await listener.next()
+        changed = await listener.next()
+    listener.disconnect()
+    assert current is not None
+    assert changed is not None
+    assert [event.data["status"] for event in (current, changed)] == ["placed", "reserved"]
 
 
 async def test_reconnect_sends_all_missed_events(api: httpx.AsyncClient, shop: Shop) -> None:

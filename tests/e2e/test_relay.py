@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, encode
+from pymongo.read_concern import ReadConcern
 from temporalio.client import WorkflowExecutionAsyncIterator
 from temporalio.service import RPCError
 
 from app import order_workflows, temporal
 from app.domain import Order, OrderStatus
-from app.mongo import Document
+from app.mongo import ChangeStream, Document
 from app.order_workflows import OrderWorkflows
-from app.relay import OutboxRelay
+from app.orders import OrderRepository
+from app.relay import SWEEP_INTERVAL, OutboxRelay
+from tests.kit.faults import delayed_majority
 from tests.kit.orders import order_document
 from tests.kit.pairs import case
 from tests.kit.relay import running_relay
@@ -280,6 +283,38 @@ async def test_orders_inserted_without_a_relay_are_started_later(shop: Shop, wor
     async with running_relay(shop):
         await shop.wait_for_status(missed.order_id, OrderStatus.COMPLETED)
         await eventually(lambda: raw_document(shop, malformed["_id"]), lambda found: found["status"] == "failed")
+
+
+async def test_orders_inserted_as_the_stream_opens_are_started_before_the_next_sweep(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream opens after the inserts, and the sweep reads before a majority has the orders."""
+    monkeypatch.setattr("app.relay.LEASE", 60.0)  # to renew it, the relay would wait for a majority
+    local = shop.mongo.orders.with_options(read_concern=ReadConcern("local"))
+    order_ids = ["first", "second"]
+    async with AsyncExitStack() as delay, asyncio.TaskGroup() as inserting:
+
+        class InsertedAsItOpens(OrderRepository):
+            @asynccontextmanager
+            async def watch_inserts(self) -> AsyncIterator[ChangeStream]:
+                await delay.enter_async_context(delayed_majority(shop.mongo))
+                for order_id in order_ids:
+                    inserting.create_task(shop.place(_id=order_id))
+                await eventually(lambda: local.count_documents({}), lambda count: count == len(order_ids))
+                async with super().watch_inserts() as changes:
+                    yield changes
+
+            async def open_ids(self, among: Sequence[Any] | None = None) -> list[Any]:
+                found = await super().open_ids(among)
+                await delay.aclose()
+                return found
+
+        shop.orders = InsertedAsItOpens(shop.mongo)
+        async with running_relay(shop):
+            running, before_next_sweep = shop.workflows.running, SWEEP_INTERVAL / 2
+            await eventually(running, lambda found: found == set(order_ids), within=before_next_sweep)
+    for order_id in order_ids:
+        await shop.handle(order_id).terminate()
 
 
 @pytest.mark.usefixtures("relay")

@@ -51,6 +51,17 @@ async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: A
 
 
 @asynccontextmanager
+async def delayed_majority(mongo: Mongo) -> AsyncIterator[None]:
+    """Delay mongod's journal, so that no majority has a write: each write waits, and reads do not see it yet."""
+    point = {"configureFailPoint": "pauseJournalFlusherBeforeFlush"}
+    await mongo.client.admin.command({**point, "mode": "alwaysOn"})
+    try:
+        yield
+    finally:
+        await mongo.client.admin.command({**point, "mode": "off"})
+
+
+@asynccontextmanager
 async def recorded_commands(mongo: Mongo) -> AsyncIterator[list[Document]]:
     """The commands that mongod's profiler recorded for this test's database, without those of the sandbox."""
     await mongo.database.command("profile", 2)
