@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 from app.activities.inventory import Inventory
 from app.domain import OrderStatus, StepRecord
 from app.messages import OrderRef
-from app.mongo import Document, Mongo
+from app.mongo import Document, Mongo, Session
 from app.orders import OrderRepository
 from dev.servers import Server
 from tests.kit.attempts import SCHEDULED, STARTED, attempt, outcome
@@ -125,6 +125,37 @@ async def held(warehouse: Warehouse, order_id: str, point: str) -> AsyncIterator
         yield late
 
 
+@asynccontextmanager
+async def waiting_for_a_lock(warehouse: Warehouse, order_id: str) -> AsyncIterator[asyncio.Task[str]]:
+    """Start an attempt of the first process, in a batch that another transaction delays until the block ends."""
+    locked, ended = asyncio.Event(), asyncio.Event()
+
+    async def lock(session: Session) -> None:
+        await warehouse.mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"locked": True}}, session=session)
+        locked.set()
+        await ended.wait()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(warehouse.mongo.run_transaction(lock))
+        try:
+            await locked.wait()
+            running = group.create_task(warehouse.reserve(order_id))
+            await _queued(warehouse, 0)
+            yield running
+        finally:
+            ended.set()
+
+
+async def _queued(warehouse: Warehouse, count: int) -> None:
+    """Wait until so many requests wait for the batch in progress in the first process."""
+    requests = warehouse.inventory._requests
+
+    async def look() -> int | None:
+        return len(requests._waiting) if requests._running else None
+
+    await eventually(look, lambda seen: seen == count)
+
+
 async def _running(mongo: Mongo, operation: Document) -> list[Document]:
     return await current_operations(mongo, [{"$currentOp": {"allUsers": True}}, {"$match": operation}])
 
@@ -183,7 +214,7 @@ async def test_out_of_stock_is_not_retried_and_reserves_nothing(warehouse: Wareh
 async def test_reservation_and_release_in_one_batch_reserve_nothing(warehouse: Warehouse) -> None:
     await warehouse.stock(MUG=10)
     first, order_id = await warehouse.order(MUG=1), await warehouse.order(MUG=3)
-    async with held(warehouse, first, "before the commit") as running:
+    async with waiting_for_a_lock(warehouse, first) as running:
         reservation = asyncio.create_task(warehouse.reserve(order_id))
         await _queued(warehouse, 1)
         release = asyncio.create_task(warehouse.release(order_id))
@@ -195,13 +226,6 @@ async def test_reservation_and_release_in_one_batch_reserve_nothing(warehouse: W
     record = await warehouse.record(order_id)
     assert (record["status"], record["detail"], record["attempts"]) == ("compensated", "reserved", 1)
     assert await warehouse.available() == {"MUG": 9}
-
-
-async def _queued(warehouse: Warehouse, count: int) -> None:
-    async def look() -> int:
-        return len(warehouse.inventory._requests._waiting)
-
-    await eventually(look, lambda seen: seen == count, within=HELD_FOR / 1_000)
 
 
 async def test_release_returns_reserved_quantities_after_lines_changed(warehouse: Warehouse) -> None:
@@ -373,7 +397,7 @@ async def test_malformed_reservation_fails_only_its_order(warehouse: Warehouse, 
     assert await warehouse.reserve(malformed) == "done"
     fields = {f"steps.reserve_inventory.{field}": value for field, value in changes.items()}
     await warehouse.mongo.orders.update_one({"_id": malformed}, {"$set": fields})
-    async with held(warehouse, first, "before the commit"):
+    async with waiting_for_a_lock(warehouse, first):
         attempts = [asyncio.create_task(warehouse.reserve(order_id)) for order_id in good]
         release = asyncio.create_task(warehouse.release(malformed))
         await _queued(warehouse, 11)
