@@ -68,11 +68,12 @@ def without_sweep(copy: ProgramCopy) -> None:
     ("break_it", "fault", "guarantee"),
     [
         (without_fence, "worker frozen while reserving", "G4"),
+        (without_fence, "attempts overtaken", "G4"),
         (without_shield, "compensations interrupted", "G4"),
         (without_majority_reads, "primary rolled back", "G1"),
         (without_sweep, "workflows terminated", "G1"),
     ],
-    ids=["fence", "shield", "majority", "sweep"],
+    ids=["fence of reservations", "fence of charges", "shield", "majority", "sweep"],
 )
 async def test_chaos_on_a_broken_build_names_the_violated_guarantee(
     tmp_path: Path, break_it: Callable[[ProgramCopy], None], fault: str, guarantee: str
