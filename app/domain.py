@@ -110,6 +110,8 @@ class StepName(StrEnum):
 
 # The status of an order once the step is done.
 STATUS_AFTER = dict(zip(StepName, _FORWARD[2:], strict=True))  # strict: each step has its own status
+# The status of an order while the step runs; the first step may also begin in `awaiting_approval`.
+STATUS_BEFORE = dict(zip(StepName, [OrderStatus.PLACED, *STATUS_AFTER.values()], strict=False))
 
 
 class StepStatus(StrEnum):

@@ -56,7 +56,7 @@ class Scenario:
     quantity: int = 1
     payment_method: str = "pm_card_ok"
     postal_code: str = "10115"
-    at_status: str = ""  # when the order has this status ...
+    at_status: str = ""  # when the order has this status, or the one in which this step begins ...
     action: str = ""  # ... the tour sends this action to it ...
     body: dict[str, Any] | None = None  # ... with this body
     kills_worker: bool = False  # while the charge waits for its next attempt
@@ -80,7 +80,7 @@ SCENARIOS = [
         "cancelled",
         "cancelled",
         payment_method="pm_card_outage",
-        at_status="reserved",
+        at_status="charge_payment",
         action="cancel",
         body={"reason": "changed my mind"},
     ),
@@ -115,7 +115,7 @@ class Run:
 
     scenario: Scenario
     number: int
-    saga: list[str]  # the names of the steps
+    saga: dict[str, str]  # the names of the steps, with the status in which each begins
     http: httpx.AsyncClient
     control: httpx.AsyncClient
     order: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +148,8 @@ class Run:
         self.done.append(f"POST /orders -> {self.order['order_id']}")
 
     def is_due(self) -> bool:
-        return bool(self.order["status"] == self.scenario.at_status)
+        at = self.scenario.at_status
+        return bool(self.order["status"] == self.saga.get(at, at))
 
     async def act(self) -> None:
         """Send the request of the scenario."""
@@ -342,7 +343,8 @@ async def demo() -> int:
         httpx.AsyncClient(base_url=stack.control_url, timeout=10) as control,
     ):
         lamps = (await available(http))["LAMP-OAK"]
-        saga = [row["step"] for row in (await http.get("/saga")).raise_for_status().json()["steps"]]
+        rows = (await http.get("/saga")).raise_for_status().json()["steps"]
+        saga = {row["step"]: row["starts_from"] for row in rows}
         results = []
         for number, scenario in enumerate(SCENARIOS, 1):
             if is_left_out(scenario, stack):

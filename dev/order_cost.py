@@ -23,7 +23,6 @@ from app import relay, temporal
 from app.mongo import Mongo
 from app.names import NAME
 from app.order_workflows import workflow_id
-from app.workflows.steps import STEPS
 from dev.servers import ServerError
 from dev.stack import Stack
 
@@ -59,6 +58,11 @@ class OrderCost:
     events: float
     history: float  # bytes
     actions: float
+
+    @property
+    def activities(self) -> float:
+        """The activities; the other two actions are the start, and the search attribute at the end."""
+        return self.actions - 2
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,6 @@ UTILIZATION = 0.6  # of a core, a shard or a partition: bursts and a lost machin
 WRITES_PER_SHARD = 5_000  # majority writes, of a shard of MongoDB
 EVENTS_PER_HISTORY_SHARD = 100  # of a history shard of Temporal
 TASKS_PER_PARTITION = 300  # of a partition of a task queue
-WORKFLOW_TASKS = 5  # of an order: one at its start, and one after each activity
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ class Needs:
     gigabytes_per_day: float  # that the orders and their index entries add to MongoDB
     oplog: float  # megabytes per second
     history_shards: int  # of Temporal; a power of two
-    partitions: int  # of the task queue; at least Temporal's default
+    partitions: int  # of the task queue, which has a workflow task more than activities; at least Temporal's default
     relays: int  # each with a change stream on a range of the orders
     events: float  # per second
     actions: float  # per second
@@ -208,7 +211,6 @@ class Needs:
         def parts(load: float, of_each: float) -> int:
             return math.ceil(rate * load / of_each / UTILIZATION)
 
-        activities = len(STEPS)
         return cls(
             worker_cores=parts(cost.cpu["worker"], 1_000),
             api_cores=parts(cost.cpu["API"], 1_000),
@@ -217,7 +219,7 @@ class Needs:
             oplog=rate * cost.oplog / 1e6,
             history_shards=2 ** math.ceil(math.log2(max(4, parts(cost.events, EVENTS_PER_HISTORY_SHARD)))),
             relays=parts(1, relay.BATCH / relay.CHECK_INTERVAL),
-            partitions=max(4, parts(activities + WORKFLOW_TASKS, TASKS_PER_PARTITION)),
+            partitions=max(4, parts(2 * cost.activities + 1, TASKS_PER_PARTITION)),
             events=rate * cost.events,
             actions=rate * cost.actions,
         )

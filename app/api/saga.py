@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from app.api.auth import OrderReader
 from app.api.problems import responses
 from app.api.route import ApiRoute
-from app.domain import OrderStatus, StepName
+from app.domain import STATUS_BEFORE, OrderStatus, StepName
 from app.workflows.steps import STEPS, activity_name
 
 router = APIRouter(prefix="/saga", tags=["orders"], route_class=ApiRoute)
@@ -29,10 +29,14 @@ class Saga(BaseModel):
 @router.get("", responses=responses())
 async def get_saga(_: OrderReader) -> Saga:
     """Return the steps in sequence; compensations run in reverse."""
-    steps, before = [], OrderStatus.PLACED
-    for step in STEPS:
-        activity, compensation = activity_name(step.activity), step.compensation and activity_name(step.compensation)
-        names = {"step": step.name, "activity": activity, "compensation": compensation}
-        steps.append(SagaStep(**names, starts_from=before, status=step.status))
-        before = step.status
+    steps = [
+        SagaStep(
+            step=step.name,
+            activity=activity_name(step.activity),
+            compensation=step.compensation and activity_name(step.compensation),
+            starts_from=STATUS_BEFORE[step.name],
+            status=step.status,
+        )
+        for step in STEPS
+    ]
     return Saga(steps=steps)

@@ -9,18 +9,18 @@ from typing import Any
 import httpx
 import pytest
 
-from app.domain import OrderStatus
+from app.domain import STATUS_AFTER, OrderStatus
 from app.order_workflows import workflow_id
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.http import kind_of
-from tests.kit.orders import ADDRESS, order_body, steps_of
+from tests.kit.orders import ADDRESS, CHARGING, order_body, steps_of
 from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
 from tests.kit.workflows import pause
 
 RACES = 10
 # When the cancel of a race is sent: at once, or after the order has reached this status or a later one.
-AFTER = [None, OrderStatus.RESERVED, OrderStatus.CHARGED, OrderStatus.SHIPPED, OrderStatus.COMPLETED]
+AFTER = [None, *STATUS_AFTER.values()]
 NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}
 LARGE = {"lines": [{"sku": "MUG", "quantity": 50}]}  # needs approval
 
@@ -41,7 +41,7 @@ async def history_of(shop: Shop, order_id: str) -> str:
 async def test_cancel_of_waiting_order_compensates_it(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(available=10)
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     answer = await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
     assert (answer.status_code, answer.json()["order_id"]) == (202, order_id)
 
@@ -91,7 +91,7 @@ async def test_cancel_racing_completion_answers_the_actual_outcome(
 async def test_simultaneous_cancels_of_one_order_agree(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     answers = await asyncio.gather(*(api.post(f"/orders/{order_id}/cancel") for _ in range(20)))
     # A cancel that arrives after the end gets a 409.
     assert {answer.status_code for answer in answers} <= {202, 409}
@@ -124,7 +124,7 @@ async def test_cancel_with_lost_signal_takes_effect(api: httpx.AsyncClient, shop
     await shop.stock(available=2)
     order_id = await place(api, payment_method="pm_card_outage")
     async with build_shop_worker(shop):
-        await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+        await shop.wait_for_status(order_id, CHARGING)
         order = await shop.orders.request_cancellation(order_id, "my neighbour Jim")
         assert not order.cancellable
         order = await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
@@ -144,7 +144,7 @@ async def test_cancel_and_rejection_reasons_stay_out_of_the_history(
 ) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     await api.post(f"/orders/{order_id}/cancel", json={"reason": "my neighbour Jim"})
     await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert "Jim" not in await history_of(shop, order_id)
@@ -224,7 +224,7 @@ async def test_simultaneous_decisions_first_one_counts(api: httpx.AsyncClient, s
 async def test_approval_of_order_that_awaits_none_is_refused(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     refused = await api.post(f"/orders/{order_id}/approval", json={"approved": True})
     assert (refused.status_code, kind_of(refused)) == (409, "not-awaiting-approval")
     assert (await api.post("/orders/ord_none/approval", json={"approved": True})).status_code == 404
@@ -236,7 +236,7 @@ async def test_approval_of_order_that_awaits_none_is_refused(api: httpx.AsyncCli
 async def test_address_change_before_shipping_is_applied(api: httpx.AsyncClient, shop: Shop, worker: None) -> None:
     await shop.stock()
     order_id = await place(api, payment_method="pm_card_outage")
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
     assert (await shop.order(order_id)).shipping_address.street == NEW_ADDRESS["street"]
@@ -283,7 +283,7 @@ async def test_address_change_whose_workflow_is_terminated_is_not_refused(
     applying = Pause(done=done)
     async with FaultyGateways(shop, ChangeShippingAddress=applying).worker():
         order_id = await place(api, payment_method="pm_card_outage")
-        await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+        await shop.wait_for_status(order_id, CHARGING)
         change = asyncio.create_task(api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS))
         await applying.reached.wait()
         await shop.handle(order_id).terminate()
@@ -322,11 +322,7 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
         return any(each["attempt"] >= 3 and each["state"] == "waiting" for each in status_now.get("activities", []))
 
     status_now = await eventually(status, waits_again)
-    assert (status_now["order_id"], status_now["step"], status_now["status"]) == (
-        order_id,
-        "charge_payment",
-        "reserved",
-    )
+    assert (status_now["order_id"], status_now["step"], status_now["status"]) == (order_id, "charge_payment", CHARGING)
     [charge] = status_now["activities"]
     assert (charge["activity"], charge["step"], charge["compensates"]) == ("ChargePayment", "charge_payment", False)
     assert charge["last_failure"] == {"code": "unavailable", "message": "the payment service is unavailable"}

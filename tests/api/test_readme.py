@@ -12,6 +12,7 @@ import pytest
 from app.domain import OrderStatus
 from dev.sample_stock import SAMPLE_STOCK
 from dev.stack import ROOT
+from tests.kit.orders import CHARGING
 from tests.kit.shop import Shop
 
 PAGE = (ROOT / "README.md").read_text()
@@ -38,7 +39,7 @@ async def test_commands_place_watch_and_cancel_an_order(api: httpx.AsyncClient, 
     assert placed.status_code == 202
     order_id = placed.json()["order_id"]
     assert order_id in watch.url.path
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
 
     events = await api.send(watch, stream=True)
     cancelled = await api.send(cancel)
@@ -47,7 +48,7 @@ async def test_commands_place_watch_and_cancel_an_order(api: httpx.AsyncClient, 
         json.loads(line.removeprefix("data: ")) async for line in events.aiter_lines() if line.startswith("data: ")
     ]
     await events.aclose()
-    assert states[0]["status"] == OrderStatus.RESERVED
+    assert states[0]["status"] == CHARGING
     assert states[-1]["status"] == OrderStatus.CANCELLED
     assert states[-1]["failure"] == {"code": "cancelled", "message": "changed my mind"}
     assert await shop.available("MUG-BLUE") == SAMPLE_STOCK["MUG-BLUE"][2]

@@ -9,12 +9,11 @@ import pytest
 
 from app.api import admission, hub, route
 from app.api.hub import each
-from app.domain import OrderStatus
 from app.settings import ApiSettings
 from dev.servers import Server
 from tests.kit.faults import change_streams
 from tests.kit.http import serve
-from tests.kit.orders import order_body
+from tests.kit.orders import CHARGING, order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
@@ -35,7 +34,7 @@ async def test_post_and_cancel_that_wait_answer_the_final_order(api: httpx.Async
 
     body = order_body(payment_method="pm_card_outage")
     order_id = (await api.post("/orders", json=body)).json()["order_id"]
-    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+    await shop.wait_for_status(order_id, CHARGING)
     cancelled = await api.post(f"/orders/{order_id}/cancel", headers=wait("wait=20"))
     assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
     assert cancelled.json() == (await api.get(f"/orders/{order_id}")).json()
@@ -50,7 +49,7 @@ async def test_post_answers_the_latest_state_when_its_wait_ends(
     await shop.stock()
     answer = await api.post("/orders", json=order_body(payment_method="pm_card_outage"), headers=wait("wait=3"))
     assert (answer.status_code, answer.headers[APPLIED]) == (202, "wait=3")
-    assert answer.json()["status"] == "reserved"
+    assert answer.json()["status"] == CHARGING
 
 
 async def test_only_a_valid_preference_applies(

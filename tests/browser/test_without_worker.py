@@ -11,13 +11,14 @@ from playwright.async_api import Route, expect
 from app.names import WORKFLOW_ID_PREFIX
 from tests.browser.conftest import ApiServer, Desk
 from tests.kit.faults import Fails, FaultyGateways
+from tests.kit.orders import CHARGING
 from tests.kit.shop import Shop
 from tests.kit.workflows import REFUND
 
 ACTIONS = {  # the buttons of an order, by status
     "placed": ("Reserve inventory", ["Change address", "Cancel order"]),
     "awaiting_approval": ("Approval", ["Approve", "Reject", "Change address", "Cancel order"]),
-    "reserved": ("Charge payment", ["Change address", "Cancel order"]),
+    CHARGING: ("Charge payment", ["Change address", "Cancel order"]),
     "charged": ("Create shipment", ["Cancel order"]),
     "shipped": ("Send confirmation", []),
 }

@@ -28,7 +28,7 @@ from app.workflows import reconciliation
 from dev.servers import Server, free_port, start_temporal
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.http import serve
-from tests.kit.orders import ADDRESS, order_body, steps_of
+from tests.kit.orders import ADDRESS, CHARGING, order_body, steps_of
 from tests.kit.relay import running_relay
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -200,7 +200,7 @@ class Orders:
             cancelled(),
         )
         refund.times = float("inf")
-        charging = (customers.place(OrderStatus.RESERVED, payment_method="pm_card_outage") for _ in range(2))
+        charging = (customers.place(CHARGING, payment_method="pm_card_outage") for _ in range(2))
         shipping = (customers.place(OrderStatus.CHARGED, shipping_address=CARRIER_DOWN) for _ in range(4))
         compensating = (customers.place(OrderStatus.COMPENSATING, shipping_address=UNSERVICEABLE) for _ in range(2))
         placed = cls(
@@ -293,7 +293,7 @@ async def _check_states(orders: Orders, shop: Shop) -> None:
     await shop.wait_for_status(orders.shipping[0], OrderStatus.COMPENSATING, OrderStatus.NEEDS_ATTENTION)
     expected = {
         OrderStatus.AWAITING_APPROVAL: orders.awaiting[2:],
-        OrderStatus.RESERVED: orders.charging,
+        CHARGING: orders.charging,
         OrderStatus.CHARGED: [orders.approved, *orders.shipping[1:]],
         OrderStatus.COMPENSATING: [orders.compensating, orders.cancelling],
         OrderStatus.NEEDS_ATTENTION: [orders.attention],
@@ -392,7 +392,7 @@ async def test_sweep_of_orders_with_running_workflows_asks_temporal_once(
         handles = [await shop.start(payment_method="pm_card_outage") for _ in range(3)]
         handles += [await shop.start(price=shop.settings.approval_threshold) for _ in range(3)]
         for handle in handles:
-            await shop.wait_for_status(handle, OrderStatus.RESERVED, OrderStatus.AWAITING_APPROVAL)
+            await shop.wait_for_status(handle, CHARGING, OrderStatus.AWAITING_APPROVAL)
         await eventually(shop.workflows.running, lambda running: len(running) == len(handles))
         async with _in_background(OutboxRelay(shop.mongo, orders, workflows).run()):
 

@@ -24,7 +24,7 @@ from dev.servers import HOST, Server, free_port, start_mongod
 from dev.stack import ROOT
 from tests.kit.certificates import Authority
 from tests.kit.http import bearer, closed, key_of, long_deadlines, serve
-from tests.kit.orders import ADDRESS, order_body, order_document
+from tests.kit.orders import ADDRESS, CHARGING, order_body, order_document
 from tests.kit.waiting import eventually
 
 SHOP, BOSS = bearer(key_of("shop")), bearer(key_of("boss"))
@@ -163,7 +163,7 @@ async def use_every_endpoint(http: httpx.AsyncClient) -> None:
     failed = await place(shipping_address={**ADDRESS, "postal_code": "00000"})
     cancelled = await place(payment_method="pm_card_outage")
     large = await place(lines=[{"sku": "MUG", "quantity": 60}])
-    await wait_for_status(http, cancelled, "reserved")
+    await wait_for_status(http, cancelled, CHARGING)
     await call("PUT", "/orders/{order_id}/shipping-address", ADDRESS, order_id=cancelled)
     await call("POST", "/orders/{order_id}/cancel", {"reason": "found it cheaper"}, order_id=cancelled)
     await wait_for_status(http, large, "awaiting_approval")

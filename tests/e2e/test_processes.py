@@ -20,7 +20,7 @@ from app.names import SEARCH_ATTRIBUTE
 from app.settings import ApiSettings, Scope
 from dev.servers import Server, free_port
 from tests.kit.http import key_of
-from tests.kit.orders import ADDRESS, EMAIL, NAME, STREET, order_body
+from tests.kit.orders import ADDRESS, CHARGING, EMAIL, NAME, STREET, order_body
 from tests.kit.pairs import case
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -111,7 +111,7 @@ async def test_debug_logs_contain_no_personal_data(
                 answer = await api.post("/orders", json=body)
                 order_id = answer.json()["order_id"]
                 if ending is OrderStatus.CANCELLED:
-                    await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+                    await shop.wait_for_status(order_id, CHARGING)
                     await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)
                     await api.post(f"/orders/{order_id}/cancel", json={"reason": "found it cheaper"})
                 await shop.wait_for_status(order_id, ending)
@@ -122,7 +122,7 @@ async def test_debug_logs_contain_no_personal_data(
             )
             spoilt = await api.post("/orders", json=order_body(payment_method="pm_card_outage"))
             order_id = spoilt.json()["order_id"]
-            await shop.wait_for_status(order_id, OrderStatus.RESERVED)
+            await shop.wait_for_status(order_id, CHARGING)
             await shop.mongo.orders.update_one({"_id": order_id}, {"$set": {"email": [EMAIL], "lines": [NAME]}})
             assert (await api.get(f"/orders/{order_id}")).json()["status"] == "failed"
 

@@ -24,7 +24,7 @@ from app.settings import ApiSettings
 from dev.servers import Server, free_port
 from dev.stack import ROOT, Config, Stack
 from tests.kit.collector import Collector, ReceivedSpan, collector
-from tests.kit.orders import EMAIL, NAME, STREET, order_body
+from tests.kit.orders import CHARGING, EMAIL, NAME, STREET, order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
@@ -124,7 +124,7 @@ async def test_traced_orders_span_all_processes_without_personal_data(
 
     # What else a client may write somewhere, and errors.
     outage = (await http.post("/orders", json=order_body(payment_method="pm_card_outage"))).json()["order_id"]
-    await shop.wait_for_status(outage, OrderStatus.RESERVED)
+    await shop.wait_for_status(outage, CHARGING)
     await http.post(f"/orders/{outage}/cancel", json={"reason": f"{NAME} moved"})
     await shop.mongo.orders.insert_one({"_id": "strange", "email": EMAIL})
     for path in (f"/orders/{EMAIL}", f"/{EMAIL}", f"/orders?customer_id=lovelace&note={EMAIL}"):

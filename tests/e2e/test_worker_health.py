@@ -20,6 +20,7 @@ from app.worker_health import REQUEST_TIMEOUT, WorkerHealth
 from dev.servers import Server, free_port
 from dev.stack import ROOT
 from tests.kit.http import NO_TLS
+from tests.kit.orders import CHARGING
 from tests.kit.shop import Shop, environment_of
 from tests.kit.waiting import eventually
 
@@ -94,7 +95,7 @@ async def test_worker_is_ready_while_it_polls_and_alive_until_it_has_stopped_des
                     assert await reader.read() == b""
                 writer.close()
         order = await shop.place(payment_method="pm_card_slow")  # its charge takes 5 s
-        await shop.wait_for_status(order.order_id, OrderStatus.RESERVED)
+        await shop.wait_for_status(order.order_id, CHARGING)
         await shop.wait_until_started(order.order_id, "ChargePayment")
         stopping = asyncio.create_task(worker.stop(timeout=30))
         status, checks = await eventually(lambda: readiness(http), lambda seen: seen[0] != 200)

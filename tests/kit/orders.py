@@ -6,7 +6,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any
 
-from app.domain import Order
+from app.domain import STATUS_BEFORE, Order, StepName
 from app.mongo import Document
 
 # Personal values that must not appear in a history or a log (G11).
@@ -14,6 +14,7 @@ EMAIL = "ada.lovelace@example.org"
 NAME = "Ada Lovelace"
 STREET = "12 St James's Square"
 ADDRESS = {"name": NAME, "street": STREET, "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
+CHARGING = STATUS_BEFORE[StepName.CHARGE_PAYMENT]  # the status of an order while it is charged
 UNSERVICEABLE = {**ADDRESS, "postal_code": "00000"}  # an address that the sandbox carrier declines
 
 

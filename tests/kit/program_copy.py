@@ -77,9 +77,9 @@ def environment_of(settings: Settings, server: Server) -> dict[str, str]:
 class ProgramCopy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._copy("app", "dev", "worker.py")
+        self.add("app", "dev", "worker.py")
 
-    def _copy(self, *names: str) -> None:
+    def add(self, *names: str) -> None:
         for name in names:
             source, target = ROOT / name, self.folder / name
             if source.is_dir():
@@ -89,7 +89,7 @@ class ProgramCopy:
                 shutil.copy2(source, target)
 
     def add_tests(self) -> None:
-        self._copy("tests", "pyproject.toml")
+        self.add("tests", "pyproject.toml")
 
     def add_the_rest(self) -> None:
         """Copy the rest of the project: tests, docs, settings of tools."""
@@ -97,7 +97,7 @@ class ProgramCopy:
         listed = subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True)
         for name in listed.stdout.splitlines():
             if not (self.folder / name).exists() and (ROOT / name).exists():
-                self._copy(name)
+                self.add(name)
 
     async def passed(self, *arguments: str, within: float = 170) -> int:
         """Run tests in the copy. Returns how many passed; raises AssertionError if one failed."""

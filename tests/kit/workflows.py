@@ -24,6 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from app.messages import OrderResult
+from app.workflows.steps import STEPS, activity_name
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.waiting import eventually
 
@@ -31,6 +32,8 @@ Handle = WorkflowHandle[Any, OrderResult]
 Start = Callable[[], Awaitable[Handle]]
 RESERVE, CHARGE, SHIP, CONFIRM = "ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation"
 RELEASE, REFUND, UNSHIP = "ReleaseInventory", "RefundPayment", "CancelShipment"
+ACTIVITIES = [activity_name(step.activity) for step in STEPS]
+COMPENSATIONS = [activity_name(step.compensation) for step in reversed(STEPS) if step.compensation]  # as they run
 
 
 class RestartableWorker:

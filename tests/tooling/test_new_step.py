@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,25 @@ from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
 from tests.kit.orders import ADDRESS, order_body
-from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
+from tests.kit.program_copy import ProgramCopy, diff_blocks, environment_of, python_blocks
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
 STEP = "check_fraud"
-NAME, STATUS, ACTIVITIES, IMPORT, ROW, FIELD, GATEWAY = python_blocks("make-it-yours.md", "Another step")
-CHARGE = "    Step(\n        StepName.CHARGE_PAYMENT,\n"
+SECTION = ("make-it-yours.md", "Another step")
 SINCE = '        since="check-fraud",\n'
 
 
 class CopyWithStep(ProgramCopy):
-    """The program after the edits of the page: three files, and the gateway with its line."""
+    """The program after the edits of the page: three files, the gateway with its line, and the drawing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.insert("app/domain.py", '    RESERVE_INVENTORY = "reserve_inventory"\n', textwrap.indent(NAME, "    "))
-        self.insert("app/domain.py", '    RESERVED = "reserved"\n', textwrap.indent(STATUS, "    "))
-        (folder / "app/activities/fraud.py").write_text(ACTIVITIES)
-        steps, gateways = "app/workflows/steps.py", "app/gateways/__init__.py"
-        inventory = "    from app.activities.inventory import Inventory\n"
-        self.replace(steps, inventory, textwrap.indent(IMPORT, "    ") + inventory)
-        self.replace(steps, CHARGE, textwrap.indent(ROW, "    ") + CHARGE)
-        self.insert(gateways, "    mailer: Mailer\n", textwrap.indent(FIELD, "    "))
-        self.insert(gateways, "from app.domain import Address, Money, Order\n", GATEWAY_IMPORT)
-        (folder / "app/gateways/fraud.py").write_text(GATEWAY)
-
-
-GATEWAY_IMPORT = "from app.gateways.fraud import FraudService\n"
+        self.add("docs/architecture.md")
+        for path, diff in diff_blocks(*SECTION):
+            self.apply(path, diff)
+        for name, code in zip(("activities", "gateways"), python_blocks(*SECTION), strict=True):
+            (folder / f"app/{name}/fraud.py").write_text(code)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +105,11 @@ async def test_order_that_began_before_the_step_completes_without_it(
     ]
 
 
+_, TABLE = dict(diff_blocks(*SECTION))["app/workflows/steps.py"].split("@@\n")
+ROW = "".join(line[1:] for line in TABLE.splitlines(keepends=True) if line.startswith("+"))
 MISSING = {
-    "status": ("app/domain.py", textwrap.indent(STATUS, "    "), "argument 2 is shorter"),
-    "row": ("app/workflows/steps.py", textwrap.indent(ROW, "    "), STEP),
+    "status": ("app/domain.py", '    CHECKED = "checked"\n', "argument 2 is shorter"),
+    "row": ("app/workflows/steps.py", ROW, STEP),
     "activity.defn": (
         "app/activities/fraud.py",
         '    @activity.defn(name="ReleaseFraudHold")\n',

@@ -28,7 +28,7 @@ from app.settings import Settings
 from dev.servers import Server, free_port, start_temporal
 from dev.stack import ROOT
 from tests.kit.http import NO_TLS
-from tests.kit.orders import UNSERVICEABLE, order_body
+from tests.kit.orders import CHARGING, UNSERVICEABLE, order_body
 from tests.kit.shop import Shop, environment_of
 from tests.kit.waiting import eventually
 
@@ -224,7 +224,7 @@ async def run_orders(watched: Watched) -> None:
     shop = watched.shop
     completed, declined = await place(watched), await place(watched, shipping_address=UNSERVICEABLE)
     cancelled = await place(watched, payment_method="pm_card_outage")
-    await shop.wait_for_status(cancelled, OrderStatus.RESERVED)
+    await shop.wait_for_status(cancelled, CHARGING)
     await watched.api.post(f"/orders/{cancelled}/cancel")
     endings = {completed: "completed", declined: "failed", cancelled: "cancelled"}
     for order_id, status in endings.items():

@@ -13,6 +13,7 @@ import pytest
 
 from app.order_workflows import workflow_id
 from dev.stack import ROOT
+from tests.kit.orders import CHARGING
 from tests.tooling.dev_process import Dev, place, wait_for_status
 
 API, WORKER, WORKFLOW = "app/api/main.py", "worker.py", "app/workflows/order.py"
@@ -76,7 +77,7 @@ async def test_syntax_error_is_reported_and_mended_edit_is_loaded(dev: Dev, http
     assert dev.processes().keys() == before  # the old code keeps running
 
     order_id = await place(http, payment_method="pm_card_slow")
-    await wait_for_status(http, order_id, "reserved")
+    await wait_for_status(http, order_id, CHARGING)
     edit.replace("title=TITLE", 'title="Edited"')
     await dev.wait_for_output(f"{API} changed: restarting worker and API", *RESTARTED)
     assert not {*programs} & dev.processes().keys()
@@ -108,7 +109,7 @@ async def test_killed_processes_are_restarted(dev: Dev, http: httpx.AsyncClient)
 
 async def test_non_replayable_edit_names_order_and_remedy(dev: Dev, http: httpx.AsyncClient) -> None:
     order_id = await place(http, payment_method="pm_card_outage")
-    await wait_for_status(http, order_id, "reserved")
+    await wait_for_status(http, order_id, CHARGING)
     edit = Edit(dev, WORKFLOW)
     edit.replace(r'(    async def run\(.*?""".*?"""\n)', r"\1        await workflow.sleep(1)\n")
     printed = await dev.wait_for_output(*RESTARTED)

@@ -22,7 +22,7 @@ from dev.stack import ROOT, Config, Stack
 from tests.browser.conftest import CHROMIUM, FLAGS, SKIPPED, a_desk
 from tests.browser.test_page_quality import AXE, check_page
 from tests.kit.http import NO_TLS
-from tests.kit.orders import order_body
+from tests.kit.orders import CHARGING, order_body
 from tests.kit.waiting import eventually
 from tests.tooling.dev_process import PORTS, Dev, place, wait_for_status
 
@@ -105,7 +105,7 @@ async def test_start_prints_one_table_of_addresses_that_answer(dev: Dev, http: h
 async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http: httpx.AsyncClient) -> None:
     done, waiting = await place(http), await place(http, payment_method="pm_card_outage")
     await wait_for_status(http, done, "completed")
-    await wait_for_status(http, waiting, "reserved")
+    await wait_for_status(http, waiting, CHARGING)
     assert len(dev.processes()) == 5, dev.processes()  # `make dev` itself and four servers
 
     assert await dev.stop(signal.SIGINT) == 0

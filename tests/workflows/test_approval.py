@@ -11,7 +11,7 @@ from app.workflows.order import OrderWorkflow
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
-from tests.kit.workflows import REFUND, RELEASE, UNSHIP, Handle, activities_of
+from tests.kit.workflows import COMPENSATIONS, Handle, activities_of
 
 LARGE = 50_000  # needs approval
 
@@ -40,7 +40,7 @@ async def test_rejected_order_starts_no_step(shop: Shop, awaiting: Handle) -> No
     order = await shop.order(awaiting)
     assert order.failure is not None
     assert order.failure.message == "not approved"
-    assert await activities_of(awaiting) == [UNSHIP, REFUND, RELEASE]
+    assert await activities_of(awaiting) == COMPENSATIONS
     assert (await shop.available(), await shop.held()) == (10, 0)
 
 
@@ -78,5 +78,5 @@ async def test_cancel_while_awaiting_approval_starts_no_step(shop: Shop, awaitin
         with pytest.raises(WorkflowFailureError):
             await awaiting.result()
         assert (await shop.order(awaiting)).status is OrderStatus.CANCELLED
-    assert await activities_of(awaiting) == [UNSHIP, REFUND, RELEASE]
+    assert await activities_of(awaiting) == COMPENSATIONS
     assert (await awaiting.query(OrderWorkflow.status)).waiting_for is None

@@ -14,6 +14,7 @@ from temporalio.client import WorkflowExecutionStatus
 from app.domain import OrderStatus
 from dev.servers import Server, find_temporal
 from tests.kit.faults import FaultyGateways, Pause
+from tests.kit.orders import CHARGING
 from tests.kit.shop import Shop
 from tests.kit.workflows import Handle
 
@@ -78,4 +79,4 @@ async def test_temporal_workflow_cancel_cancels_the_order(
 async def test_temporal_workflow_query_prints_the_status(charging: Handle, temporal_command: Temporal) -> None:
     printed = await temporal_command("query", "--workflow-id", charging.id, "--type", "status", "--output", "json")
     progress: dict[str, Any] = json.loads(printed)["queryResult"][0]
-    assert (progress["status"], progress["step"], progress["cancel_requested"]) == ("reserved", "charge_payment", False)
+    assert (progress["status"], progress["step"], progress["cancel_requested"]) == (CHARGING, "charge_payment", False)

@@ -14,7 +14,7 @@ from app.gateways.sandbox import records
 from app.messages import ApprovalDecision
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import Fails, FaultyGateways
-from tests.kit.orders import ADDRESS
+from tests.kit.orders import ADDRESS, CHARGING
 from tests.kit.relay import running_relay
 from tests.kit.shop import Shop, build_shop_worker
 from tests.kit.waiting import eventually
@@ -25,7 +25,7 @@ LARGE = 50_000
 
 # Order fields that keep an order at a status.
 KEPT_AT: dict[OrderStatus, dict[str, Any]] = {
-    OrderStatus.RESERVED: {"payment_method": "pm_card_outage"},
+    CHARGING: {"payment_method": "pm_card_outage"},
     OrderStatus.CHARGED: {"shipping_address": CARRIER_DOWN},
 }
 

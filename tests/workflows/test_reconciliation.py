@@ -28,7 +28,7 @@ from app.workflows import steps
 from app.workflows.reconciliation import ReconciliationWorkflow, keep_schedule
 from dev.servers import free_port
 from tests.kit.faults import Fails, FaultyGateways
-from tests.kit.orders import ADDRESS, UNSERVICEABLE, order_document, steps_of
+from tests.kit.orders import ADDRESS, CHARGING, UNSERVICEABLE, order_document, steps_of
 from tests.kit.shop import Shop, build_shop_worker, dependencies, sandbox_gateways
 from tests.kit.waiting import eventually
 
@@ -207,7 +207,7 @@ async def test_orders_without_contradiction_are_not_reported(stocked: Shop, capl
         book = {"$unset": {"captured_at": ""}} if "price" in changes else None
         await drift(stocked, await stocked.order(handle), book=book)
     handle = await stocked.start(payment_method="pm_card_outage")
-    await stocked.wait_for_status(handle, OrderStatus.RESERVED)
+    await stocked.wait_for_status(handle, CHARGING)
     await handle.signal("cancel")
     await drift(stocked, await stocked.wait_for_status(handle, OrderStatus.CANCELLED))
     assert await reconcile(stocked, caplog) == []

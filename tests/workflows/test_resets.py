@@ -21,7 +21,7 @@ from app.messages import ApprovalDecision
 from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
 from tests.kit.faults import FaultyGateways, Pause
-from tests.kit.orders import ADDRESS
+from tests.kit.orders import ADDRESS, CHARGING
 from tests.kit.pairs import case
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -89,7 +89,7 @@ STATES = {
     "declined": State(OrderStatus.FAILED, {"payment_method": "pm_card_declined"}),
     "unserviceable": State(OrderStatus.FAILED, UNSERVICEABLE),
     "awaiting approval": State(OrderStatus.AWAITING_APPROVAL, {"price": LARGE}),
-    "charging": State(OrderStatus.RESERVED, {"payment_method": "pm_card_outage"}),
+    "charging": State(CHARGING, {"payment_method": "pm_card_outage"}),
     "shipping": State(OrderStatus.CHARGED, CARRIER_DOWN),
     "approved and shipping": State(OrderStatus.CHARGED, CARRIER_DOWN | {"price": LARGE}, before=_approve),
     "cancelled": State(OrderStatus.CANCELLED, CARRIER_DOWN, at=OrderStatus.CHARGED, then=_signal),
