@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from app.domain import TERMINAL, OrderStatus, StepName, StepStatus
+from app.domain import STATUS_BEFORE, TERMINAL, StepName, StepStatus
 from app.gateways.sandbox import SLOW
 from app.names import NAME, WORKFLOW_ID_PREFIX
 from app.order_workflows import workflow_id
@@ -33,6 +33,7 @@ from dev.stack import Stack
 
 PROCESSES = ("api", "worker", "worker-2", "temporal", "primary", "secondary")
 OLD_WORKER = "worker-old"
+CHARGING = STATUS_BEFORE[StepName.CHARGE_PAYMENT]  # the status of an order while it is charged
 LOCKED_SKU = "CHAOS-LAMP"
 ACTIVITIES = {step.name: activity_name(step.activity) for step in STEPS}
 RESERVE, CHARGE = ACTIVITIES[StepName.RESERVE_INVENTORY], ACTIVITIES[StepName.CHARGE_PAYMENT]
@@ -273,7 +274,7 @@ class Faults:
         async def captured() -> list[Any]:
             return await records.find({**record, "captured": {"$exists": True}}).to_list()
 
-        await self._clients.wait_until(item, {OrderStatus.RESERVED})  # the charge has begun, and takes SLOW seconds
+        await self._clients.wait_until(item, {CHARGING})  # the charge has begun, and takes SLOW seconds
         with suppress(PyMongoError):  # the charge came first, or a member was elected meanwhile
             async with self._mongo.start_session() as session:  # its end aborts the transaction
                 await session.start_transaction()
@@ -289,7 +290,7 @@ class Faults:
     async def _interrupt_compensations(self) -> int:
         """Cancel workflows that are compensating by Temporal's own cancel. Returns their number."""
         items = await self._place("cancelled twice", WORKFLOWS_PER_FAULT)
-        await asyncio.gather(*(self._clients.wait_until(item, {OrderStatus.RESERVED}) for item in items))
+        await asyncio.gather(*(self._clients.wait_until(item, {CHARGING}) for item in items))
         async with self._locked_product():  # so that the release takes as long as the lock
             await asyncio.gather(*(self._clients.act(item, "cancel") for item in items))
             await self._until(lambda: self._attempts(items, RELEASE), len(items), within=10)
