@@ -247,14 +247,18 @@ async def start_mongod(
     port: int,
     *,
     test_commands: bool = False,
+    durable: bool = True,
     log_dir: Path | None = None,
     options: Sequence[str | Path] = (),
 ) -> Server:
     """Start mongod as the only member of replica set `rs0`, and wait until it accepts writes.
 
-    Data persists in `data_dir`. `test_commands` allows `configureFailPoint`. The log is `mongod.log` in `log_dir`, by
-    default the parent of `data_dir`. `options` are further options of mongod.
+    Data persists in `data_dir`. `test_commands` allows `configureFailPoint`. Unless `durable`, majority writes do not
+    wait for the journal, and a mongod that is killed loses some. The log is `mongod.log` in `log_dir`, by default the
+    parent of `data_dir`. `options` are further options of mongod.
     """
+    if not durable:
+        options = ["--wiredTigerEngineConfigString", "log=(file_max=10MB)", *options]  # else 300 MB of journal
     log = (log_dir or data_dir.parent) / "mongod.log"
     address = f"mongodb://{HOST}:{port}/?replicaSet=rs0"
     server = await _start_member(
@@ -263,7 +267,7 @@ async def start_mongod(
 
     async def accepts_writes() -> bool:
         try:
-            return await _become_primary(client, f"{HOST}:{port}")
+            return await _become_primary(client, f"{HOST}:{port}", durable)
         except PyMongoError:  # expected while mongod starts
             return False
 
@@ -309,7 +313,7 @@ async def _start_member(
     return await server.wait_until(accepts_connections)  # a refused client would wait half a second
 
 
-async def _become_primary(client: AsyncMongoClient[dict[str, Any]], address: str) -> bool:
+async def _become_primary(client: AsyncMongoClient[dict[str, Any]], address: str, durable: bool) -> bool:
     """Return True if the member is primary. If not, initiate the replica set, or change its port."""
     hello = await client.admin.command("hello")
     if hello["isWritablePrimary"] or "setName" in hello:
@@ -318,6 +322,7 @@ async def _become_primary(client: AsyncMongoClient[dict[str, Any]], address: str
         "_id": "rs0",
         "members": [{"_id": 0, "host": address}],
         "settings": {"electionTimeoutMillis": 500},
+        "writeConcernMajorityJournalDefault": durable,
     }
     try:
         config = (await client.admin.command("replSetGetConfig"))["config"]
