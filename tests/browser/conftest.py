@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Locator, Page, ViewportSize, async_pla
 
 from app.settings import ApiSettings
 from dev.servers import Server, free_port
-from tests.kit.http import create_app_for, long_deadlines
+from tests.kit.http import InProcessServer, create_app_for, long_deadlines
 from tests.kit.shop import Shop
 
 # The headless shell is Chromium without browser windows. It needs a third less CPU time for the same page.
@@ -70,14 +70,14 @@ class ApiServer:
         config = uvicorn.Config(
             app, host="127.0.0.1", port=self._port, log_level="critical", timeout_graceful_shutdown=1
         )
-        self._server = uvicorn.Server(config)
+        self._server = InProcessServer(config)
         self._running = asyncio.create_task(self._server.serve())
         while not self._server.started:
             assert not self._running.done(), "the API did not start"
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         await self._running
 
 

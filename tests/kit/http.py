@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Self
 from unittest.mock import patch
 
@@ -35,6 +36,33 @@ def long_deadlines() -> Iterator[None]:
         yield
 
 
+class InProcessServer(uvicorn.Server):
+    """Stops at once. Uvicorn's own looks ten times a second whether to stop, then waits a tenth for its connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 0.1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for _ in range(100):  # until the connections that the client has closed are gone
+            if not (self.server_state.connections or self.server_state.tasks):
+                await self.lifespan.shutdown()
+                return
+            await asyncio.sleep(0.001)
+        await super().shutdown(sockets)
+
+
 @asynccontextmanager
 async def serve(
     settings: ApiSettings, temporal_address: str, *, patient: bool = True
@@ -42,7 +70,7 @@ async def serve(
     """The API over real HTTP, in this process; not `patient` where a server is away."""
     app = create_app_for(settings, temporal_address)
     port = free_port()
-    server = uvicorn.Server(
+    server = InProcessServer(
         # A client that reuses a connection just when the server closes it, idle, would see an error.
         uvicorn.Config(
             app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=60
@@ -57,7 +85,7 @@ async def serve(
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, verify=NO_TLS) as http:
                 yield http
     finally:
-        server.should_exit = True
+        server.stop()
         await running
 
 
