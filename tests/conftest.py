@@ -13,10 +13,12 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import fastapi.routing
 import httpx
 import pytest
 import temporalio.bridge.worker as bridge_worker
 import temporalio.worker.workflow_sandbox._runner as sandbox_runner
+from starlette.routing import BaseRoute
 from temporalio.client import Client
 from temporalio.testing import TimeSkipper
 
@@ -227,6 +229,21 @@ def sandbox_code_compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sandbox_runner, "exec", execute, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def routes_built_once() -> Iterator[None]:
+    """Spare a tenth of the CPU time of the API's tests: FastAPI builds the same routes again for each app (0.165)."""
+    build, built = fastapi.routing._IncludedRouter._build_effective_context, dict[int, Any]()
+
+    def build_once(included: fastapi.routing._IncludedRouter, route: BaseRoute) -> Any:
+        if id(route) not in built:
+            built[id(route)] = build(included, route)
+        return built[id(route)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastapi.routing._IncludedRouter, "_build_effective_context", build_once)
         yield
 
 
