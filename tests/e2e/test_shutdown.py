@@ -100,7 +100,7 @@ async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no
                 assert await shop.net_money(order_id) == order.total.amount
     assert await shop.available() + len(orders) == 1_000_000
     codes = [await worker.wait() for worker in workers]
-    # The SDK's core hangs once in about 500 stops (see tests/conftest.py); then the worker ends by force.
+    # The SDK's core hangs once in about 500 stops (see tests/fixtures.py); then the worker ends by force.
     forced = sum("Timeout (" in worker.log_text() for worker in workers)
     summary.update({"workers stopped under load": len(workers), "of these, by force": forced})
     assert forced <= 1

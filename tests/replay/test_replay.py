@@ -1,6 +1,6 @@
 """A new version of the code replays open orders (G10), and no history holds personal data (G11).
 
-`conftest.py` makes the same checks for the orders of all other tests, when their Temporal server stops.
+`tests/fixtures.py` makes the same checks for the orders of all other tests, when their Temporal server stops.
 """
 
 from __future__ import annotations
