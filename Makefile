@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help dev up demo token bench peers chaos chaos-short test test-fast test-tooling test-exhaustive lint
-.PHONY: test-tools rename lock replay pictures clean FORCE
+.PHONY: test-tools rename delete apply lock replay pictures clean FORCE
 
 # Without bytecode, Temporal's sandbox would compile the workflow's module again for each order.
 unexport PYTHONDONTWRITEBYTECODE
@@ -93,6 +93,12 @@ test-tools:  ## install what tests use: Chromium, nginx, kubectl, Prometheus, Do
 
 rename: $(READY)  ## name the project after yours, before its first order: make rename NAME=acme-fulfilment
 	@$(PY) -m dev.rename "$(NAME)" $(ARGS)
+
+delete: $(READY)  ## delete what you do not need, a row of docs/make-it-yours.md: make delete EXTRA="order desk"
+	@$(PY) -m dev.delete "$(EXTRA)"
+
+apply: $(READY)  ## make the changes of a section of the docs: make apply RECIPE="Another step"
+	@$(PY) -m dev.apply "$(RECIPE)"
 
 lock: $(READY)  ## update the lock files to the newest versions that pyproject.toml allows
 	@$(PY) -m pip install --quiet uv

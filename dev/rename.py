@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from app.names import NAME, TITLE, WORKFLOW_ID_PREFIX, WORKFLOW_TYPE
+from dev.checkout import ROOT, git, require_no_changes
 
-ROOT = Path(__file__).resolve().parents[1]
 HISTORIES = ROOT / "tests/replay/histories"
 # In a folder without git: what `make` and the tests put there.
 SKIPPED = {".git", ".venv", ".dev", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".schemathesis"}
@@ -47,10 +47,7 @@ def rename(name: str, *, keep_workflow_names: bool) -> None:
         )
     if name == NAME:
         raise SystemExit(f"cannot rename: the name is {NAME} already")
-    if git("status", "--porcelain"):
-        raise SystemExit(
-            "cannot rename: the checkout has changes; commit them, so that a diff shows the new name alone"
-        )
+    require_no_changes("rename")
     files = {path: text for path in text_files() if (text := read(path)) is not None}
     title = name.replace("-", " ").capitalize()
     # The next `make rename` could not tell these from the name.
@@ -78,14 +75,6 @@ def rename(name: str, *, keep_workflow_names: bool) -> None:
 def word(name: str) -> str:
     """A pattern for a name that is no part of another one. `make rename NAME=...` in the docs is an example."""
     return rf"(?<![\w-])(?<!rename NAME=){name}(?!\w)"
-
-
-def git(*arguments: str) -> str:
-    """The output of git, or nothing in a folder that is no checkout of its own."""
-    program = shutil.which("git")
-    if not program or not (ROOT / ".git").exists():
-        return ""
-    return subprocess.run([program, *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def text_files() -> list[Path]:

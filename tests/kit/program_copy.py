@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from app.settings import Settings
+from dev.apply import apply, recipes
 from dev.servers import Server, free_port
 from dev.stack import ROOT
 from tests.kit.waiting import eventually
@@ -50,12 +51,6 @@ def python_blocks(page: str, section: str) -> list[str]:
     return [
         textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     ]
-
-
-def diff_blocks(page: str, section: str) -> list[tuple[str, str]]:
-    """The changes that a section of a page in docs/ shows as diffs, each below the path of its file."""
-    text = (ROOT / "docs" / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
-    return re.findall(r"`([\w/.]+)`:\n\n```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def files_of_tests(*folders: str) -> list[str]:
@@ -116,14 +111,9 @@ class ProgramCopy:
         assert text.count(old) == 1, f"{path} has another {old!r}"
         file.write_text(text.replace(old, new))
 
-    def apply(self, path: str, diff: str) -> None:
-        """Make the changes of a diff; lines that begin with @@ separate them. Each place must be the only one."""
-        for change in re.split(r"^@@.*\n", diff, flags=re.MULTILINE):
-            old, new = (
-                "".join(line[1:] or "\n" for line in change.splitlines(keepends=True) if line[0] not in left_out)
-                for left_out in "+-"
-            )
-            self.replace(path, old, new)
+    def apply(self, recipe: str) -> None:
+        """Make the changes of a section of docs/, as `make apply` does."""
+        apply(self.folder, recipes()[recipe])
 
     def replace_line(self, path: str, part: str, new: str) -> None:
         """Replace the only line with this part. The new lines get its indentation."""

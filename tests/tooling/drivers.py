@@ -15,7 +15,7 @@ from statistics import median
 
 from dev.servers import free_port, start_mongod
 from dev.stack import ROOT
-from tests.kit.program_copy import ProgramCopy, diff_blocks
+from tests.kit.program_copy import ProgramCopy
 
 CALLS = 3_000
 TURNS = 5
@@ -61,8 +61,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 class CopyWithoutMotor(ProgramCopy):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        for path, diff in diff_blocks("make-it-yours.md", "The day Motor ends"):
-            self.apply(path, diff)
+        self.apply("The day Motor ends")
 
     def hide_motor(self) -> None:
         """An import of Motor in the copy is an error from now on."""

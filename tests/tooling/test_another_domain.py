@@ -18,7 +18,7 @@ from app.gateways.sandbox import records
 from app.settings import Settings
 from dev.servers import free_port, start_temporal
 from dev.stack import ROOT
-from tests.kit.program_copy import ProgramCopy, diff_blocks, environment_of, files_of_tests
+from tests.kit.program_copy import ProgramCopy, environment_of, files_of_tests
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 
@@ -41,15 +41,11 @@ class Hotel(ProgramCopy):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.add_the_rest()
-        self._apply_all("1. The names")
+        self.apply("1. The names")
         self._run("git", "init", "--quiet")
         self._run("git", "add", ".")
         self._run("bash", "-e", "-o", "pipefail", "-c", NAMES.replace(".venv/bin/python", sys.executable))
-        self._apply_all("2. The stay")
-
-    def _apply_all(self, section: str) -> None:
-        for path, diff in diff_blocks("another-domain.md", section):
-            self.apply(path, diff)
+        self.apply("2. The stay")
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)

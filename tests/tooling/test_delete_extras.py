@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.extras import Edit, Extra, delete, extras
+from dev.delete import Edit, Extra, delete, extras
 from tests.kit.own_services import connect_all
 from tests.kit.program_copy import ProgramCopy
 
@@ -38,7 +38,7 @@ def test_extra_deleted_by_the_table_leaves_what_passes_its_checks(
             connect_all(copy)
         else:
             delete(copy.folder, EXTRAS[name])
-    delete(copy.folder, extra)
+    assert delete(copy.folder, extra) == []
 
     check(copy.folder, "-m", "ruff", "check", ".")
     check(copy.folder, "-m", "ruff", "format", "--check", ".")
@@ -99,10 +99,11 @@ def test_text_deletes_definition_lines_or_block(tmp_path: Path, path: str, text:
     assert (tmp_path / path).read_text().strip() == left.strip()
 
 
-def test_text_that_the_file_does_not_have_fails(tmp_path: Path) -> None:
+def test_what_is_gone_already_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("X = 1\n")
-    with pytest.raises(AssertionError, match=r"any: a\.py has no 'Y'"):
-        delete(tmp_path, Extra("any", [], [], [Edit("a.py", "Y", "")]))
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").touch()
+    assert delete(tmp_path, Extra("any", [], [("b.py", "")], [Edit("a.py", "Y", "")])) == ["b.py", "'Y' in a.py"]
 
 
 def test_import_of_missing_module_or_name_is_found(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Carry out the table of docs/make-it-yours.md, "What you can delete", in a copy of the checkout, as a reader would."""
+"""`make delete EXTRA="order desk"`: carry out a row of the table in docs/make-it-yours.md, "What you can delete"."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import shutil
@@ -11,10 +12,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dev.stack import ROOT
+from dev.checkout import ROOT, require_no_changes
 
 CODE = r"`([^`]+)`"
 CHANGE = rf"{CODE}(?: → {CODE})?"
+
+
+def main() -> None:
+    table = extras()
+    arguments = argparse.ArgumentParser(prog="make delete EXTRA=...")
+    arguments.add_argument("extra", help=", ".join(table))
+    name = arguments.parse_args().extra
+    if name not in table:
+        raise SystemExit(f"cannot delete {name!r}: choose one of {', '.join(table)}")
+    require_no_changes("delete")
+    extra = table[name]
+    for first in extra.first:
+        if first not in table:
+            print(f"this row takes for granted: {first}")
+        elif any((ROOT / path).exists() for path, _ in table[first].files):
+            raise SystemExit(f"cannot delete {name} yet: delete {first} first")
+    for missing in delete(ROOT, extra):
+        print(f"gone already: {missing}")
+    if any(edit.path == "pyproject.toml" for edit in extra.edits):
+        print("pyproject.toml has changed: run make lock")
+    print("Now look at git diff, and run make lint and make test-fast. tests/unit/test_docs.py names the pages of the")
+    print(f"docs that still speak of what is gone. To take all back: git checkout HEAD . ({name})")
 
 
 @dataclass(frozen=True)
@@ -54,25 +77,31 @@ def extras() -> dict[str, Extra]:
     return {extra.name: extra for extra in found}
 
 
-def delete(folder: Path, extra: Extra) -> None:
-    """Delete an extra. Raises AssertionError if a file has nothing of what is to be deleted."""
+def delete(folder: Path, extra: Extra) -> list[str]:
+    """Delete an extra in a checkout. Returns what was not there, such as what another extra has taken along."""
+    missing = []
     for name, target in extra.files:
         path = folder / name
-        if target:
+        if not path.exists():
+            missing.append(name)
+        elif target:
             path.rename(folder / target)
         else:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for edit in extra.edits:
         file = folder / edit.path
-        content = file.read_text()
+        content = file.read_text() if file.exists() else ""
         edited = content.replace(edit.old, edit.new) if edit.new else _without(content, edit.old, file)
-        assert edited != content, f"{extra.name}: {edit.path} has no {edit.old!r}"
-        file.write_text(edited)
+        if edited == content:
+            missing.append(f"{edit.old!r} in {edit.path}")
+        else:
+            file.write_text(edited)
     conftest = folder / "tests" / "conftest.py"
     lines = conftest.read_text().splitlines(keepends=True)
     conftest.write_text("".join(line for line in lines if not _names_deleted_file(folder, line)))
     for command in (["check", "--fix", "--unsafe-fixes", "--quiet", "."], ["format", "--quiet", "."]):
         subprocess.run([sys.executable, "-m", "ruff", *command], cwd=folder, check=False)
+    return missing
 
 
 def _names_deleted_file(folder: Path, line: str) -> bool:
@@ -112,3 +141,7 @@ def _end_of_block(lines: list[str], begin: int) -> int:
 
 def _lines_with(lines: list[str], text: str) -> Iterator[tuple[int, int]]:
     return ((number, number + 1) for number, line in enumerate(lines) if text in line)
+
+
+if __name__ == "__main__":
+    main()
