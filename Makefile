@@ -100,11 +100,11 @@ delete: $(READY)  ## delete what you do not need, a row of docs/make-it-yours.md
 apply: $(READY)  ## make the changes of a section of the docs: make apply RECIPE="Another step"
 	@$(PY) -m dev.apply "$(RECIPE)"
 
-lock: $(READY)  ## update the lock files to the newest versions that pyproject.toml allows
+lock: $(READY)  ## write the lock files after a change of pyproject.toml; ARGS=--upgrade takes the newest versions
 	@$(PY) -m pip install --quiet uv
-	@$(COMPILE) --group dev --upgrade --output-file requirements-dev.lock
+	@$(COMPILE) --group dev $(ARGS) --output-file requirements-dev.lock
 	@$(COMPILE) --constraints requirements-dev.lock --output-file requirements.lock
-	@$(UV) --group peers --constraints requirements-dev.lock --upgrade --output-file requirements-peers.lock
+	@$(UV) --group peers --constraints requirements-dev.lock $(ARGS) --output-file requirements-peers.lock
 
 UV = $(PY) -m uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock"
 COMPILE = $(UV) pyproject.toml --all-extras

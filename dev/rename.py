@@ -19,6 +19,7 @@ HISTORIES = ROOT / "tests/replay/histories"
 SKIPPED = {".git", ".venv", ".dev", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".schemathesis"}
 SKIPPED |= {".venv-peers", "node_modules", "__pycache__"}
 LEFT_TO_YOU = """Left to you:
+  README.md and CHANGELOG.md, which speak of a template
   LICENSE, `license` and `description` in pyproject.toml, `contact` in app/api/description.json
   the registry and the addresses in deploy/kubernetes/production/kustomization.yaml
   the git remote, and SECURITY.md, which refers to its page

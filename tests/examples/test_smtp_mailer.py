@@ -14,11 +14,11 @@ import pytest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
+import examples.smtp_mailer as smtp_mailer
 from app.domain import Order, OrderStatus
 from app.gateways import Gateways
 from app.workflows.steps import STEPS
 from dev.servers import free_port
-from examples import smtp_mailer
 from examples.smtp_mailer import TIMEOUT, MailSettings, SmtpMailer
 from tests.kit.certificates import Authority
 from tests.kit.mail_server import PASSWORD, MailServer, serving

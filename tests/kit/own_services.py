@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
+import subprocess
 
 from dev.stack import ROOT
 from tests.kit.program_copy import ProgramCopy, python_blocks
@@ -29,10 +29,9 @@ def connect(copy: ProgramCopy) -> None:
     """Connect the payment service and the mail server; the carrier stays a sandbox."""
     gateways, imported, used = python_blocks(PAGE, SECTION)
     text = (ROOT / "docs" / PAGE).read_text().split(f"## {SECTION}\n")[1].split("\n## ")[0]
-    copies = re.findall(r"^ +cp (\S+) (\S+)$", text, re.MULTILINE)
-    assert len(copies) == 2
-    for source, target in copies:
-        shutil.copy(ROOT / source, copy.folder / target)
+    (commands,) = re.findall(r"^ {7}cp .*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    copy.add("examples", "tests")
+    subprocess.run(["bash", "-ec", commands], cwd=copy.folder, check=True)  # noqa: S607
     (copy.folder / "app/gateways/own.py").write_text(gateways)
     copy.replace("worker.py", "from app.gateways.sandbox import sandbox\n", imported)
     copy.replace_line("worker.py", "main(sandbox)", used)

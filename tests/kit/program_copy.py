@@ -77,6 +77,8 @@ class ProgramCopy:
     def add(self, *names: str) -> None:
         for name in names:
             source, target = ROOT / name, self.folder / name
+            if target.exists():
+                continue
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
             else:
@@ -91,7 +93,7 @@ class ProgramCopy:
         names = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True)
         for name in listed.stdout.splitlines():
-            if not (self.folder / name).exists() and (ROOT / name).exists():
+            if (ROOT / name).exists():
                 self.add(name)
 
     async def passed(self, *arguments: str, within: float = 170) -> int:

@@ -83,3 +83,12 @@ async def test_types_of_the_connected_services_are_right(copy: ProgramCopy) -> N
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
     code, mistakes = await copy.run("-m", "mypy", "app", "worker.py", within=170)
     assert code == 0, mistakes
+
+
+async def test_copied_tests_run_on_the_own_gateways(copy: ProgramCopy, exhaustive: bool) -> None:
+    copy.add("pyproject.toml")
+    copied = ["tests/activities/test_payment_service.py", "tests/activities/test_mail_server.py"]
+    for name in copied:
+        assert "examples" not in (copy.folder / name).read_text().partition('"""\n')[2]
+    some = [] if exhaustive else ["-k", "declined or settings"]
+    assert await copy.passed(*copied, *some) > 0
