@@ -21,7 +21,7 @@ from tests.kit.workflows import pause
 RACES = 10
 # When the cancel of a race is sent: at once, or after the order has reached this status or a later one.
 AFTER = [None, *STATUS_AFTER.values()]
-NEW_ADDRESS = {**ADDRESS, "street": "221B Baker Street"}
+NEW_ADDRESS = {**ADDRESS, "city": "Bath"}
 LARGE = {"lines": [{"sku": "MUG", "quantity": 50}]}  # needs approval
 
 
@@ -239,8 +239,8 @@ async def test_address_change_before_shipping_is_applied(api: httpx.AsyncClient,
     await shop.wait_for_status(order_id, CHARGING)
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["shipping_address"]) == (200, NEW_ADDRESS)
-    assert (await shop.order(order_id)).shipping_address.street == NEW_ADDRESS["street"]
-    assert "Baker" not in await history_of(shop, order_id)
+    assert (await shop.order(order_id)).shipping_address.city == NEW_ADDRESS["city"]
+    assert NEW_ADDRESS["city"] not in await history_of(shop, order_id)
     await api.post(f"/orders/{order_id}/cancel")
     await shop.wait_for_status(order_id, OrderStatus.CANCELLED)
     assert (await api.put(f"/orders/{order_id}/shipping-address", json=ADDRESS)).status_code == 409
@@ -253,7 +253,7 @@ async def test_address_change_after_charge_is_refused(api: httpx.AsyncClient, sh
     answer = await api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS)
     assert (answer.status_code, answer.json()["detail"]) == (409, "cannot change the address: the order is charged")
     assert kind_of(answer) == "address-not-changeable"
-    assert "Baker" not in (await shop.order(order_id)).shipping_address.street
+    assert (await shop.order(order_id)).shipping_address.city == ADDRESS["city"]
     missing = await api.put("/orders/ord_none/shipping-address", json=NEW_ADDRESS)
     assert missing.status_code == 404
 
@@ -285,7 +285,9 @@ async def test_address_change_whose_workflow_is_terminated_is_not_refused(
         order_id = await place(api, payment_method="pm_card_outage")
         await shop.wait_for_status(order_id, CHARGING)
         change = asyncio.create_task(api.put(f"/orders/{order_id}/shipping-address", json=NEW_ADDRESS))
-        await applying.reached.wait()
+        reached = asyncio.create_task(applying.reached.wait())
+        await asyncio.wait({reached, change}, return_when=asyncio.FIRST_COMPLETED)
+        assert reached.done(), change.result().text
         await shop.handle(order_id).terminate()
         answer = await change
         assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
