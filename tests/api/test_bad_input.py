@@ -74,10 +74,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "a line separator in the e-mail": (body("email", value="ada@example.org\u2028.org"), "email"),
     "a zero-width space in the e-mail": (body("email", value="ada\u200b@example.org"), "email"),
     "a name turned around": (body("shipping_address", "name", value="Ada \u202egnp.exe"), "shipping_address.name"),
-    "an isolate in the street": (
-        body("shipping_address", "street", value="1 \u2066x\u2069"),
-        "shipping_address.street",
-    ),
+    "an isolate in the city": (body("shipping_address", "city", value="1 \u2066x\u2069"), "shipping_address.city"),
     "a mark in the city": (body("shipping_address", "city", value="a\u200fb"), "shipping_address.city"),
     "two lines of a city": (body("shipping_address", "city", value="a\u2028b"), "shipping_address.city"),
     "a byte order mark inside": (
@@ -245,7 +242,7 @@ async def test_each_missing_field_is_named(api: httpx.AsyncClient) -> None:
         "payment_method",
         "lines.0.sku",
         "lines.0.quantity",
-        *(f"shipping_address.{name}" for name in ("street", "city", "postal_code", "country")),
+        *(f"shipping_address.{name}" for name in ADDRESS if name != "name"),
     ]
 
 
@@ -343,7 +340,7 @@ OTHER_REQUESTS: list[tuple[str, str, Any, str]] = [
     ("POST", "/orders/ord_1/cancel", {"reason": "a\x00"}, "reason"),
     ("POST", "/orders/ord_1/cancel", {"reason": "a\u202eb"}, "reason"),
     ("POST", "/orders/ord_1/cancel", {"why": "so"}, "why"),
-    ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "country": "1"}, "country"),
+    ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "city": ""}, "city"),
     ("PUT", "/orders/ord_1/shipping-address", {**ADDRESS, "name": "a\u200eb"}, "name"),
     ("PUT", "/inventory/MUG", {**PRODUCT, "name": "a\u2067b"}, "name"),
     ("PUT", "/inventory/MUG", {**PRODUCT, "unit_price": {**PRICE, "amount": -1}}, "unit_price.amount"),

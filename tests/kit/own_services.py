@@ -18,7 +18,7 @@ from app.domain import Address
 
 class OwnCarrier:
     async def ship(self, idempotency_key: str, address: Address) -> str:
-        return f"{idempotency_key} to {address.country}"
+        return f"{idempotency_key} to {address.city}"
 
     async def cancel(self, idempotency_key: str) -> bool:
         return bool(idempotency_key)

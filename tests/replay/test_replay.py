@@ -75,6 +75,6 @@ def test_history_shape_depends_on_path_and_not_on_order() -> None:
     histories = {path.stem: recorded(path) for path in HISTORIES.glob("*.json")}
     assert len({shape_of(history.to_json_dict()) for history in histories.values()}) == len(histories)
     text = (HISTORIES / "completed.json").read_text(encoding="utf-8")
-    (order_id,) = set(re.findall(r"\bord_[0-9a-f]+\b", text))
+    (order_id,) = set(re.findall(r"(?<!\w)ord_[0-9a-f]+", text))
     other = WorkflowHistory.from_json(f"{WORKFLOW_ID_PREFIX}ord_2", text.replace(order_id, "ord_2"))
     assert shape_of(other.to_json_dict()) == shape_of(histories["completed"].to_json_dict())
