@@ -79,7 +79,7 @@ async def saga(order: dict[str, Any]) -> dict[str, Any]:
             await cancel_shipment(order_id)
             await refund(order_id)
         return await transaction(release, order_id, reserved, stopped.status, stopped.code, stopped.message)
-    await confirm(order_id)
+    await notify(order_id)
     return await transaction(advance, order_id, "shipped", "completed")
 
 
@@ -108,7 +108,7 @@ async def reserve(order_id: str, lines: list[dict[str, Any]]) -> int:
     if not (await execute(placed, id=order_id)).rowcount:
         raise OrderStopped(*CANCELLED)
     total = 0
-    for line in sorted(lines, key=lambda line: str(line["sku"])):  # always in this order: no deadlocks
+    for line in sorted(lines, key=lambda line: str(line["sku"])):  # always in this sequence: no deadlocks
         take = "UPDATE stock SET available = available - :n WHERE sku = :sku AND available >= :n RETURNING price"
         price = (await execute(take, sku=line["sku"], n=line["quantity"])).scalar()
         if price is None:
@@ -160,7 +160,7 @@ async def is_available(call: Awaitable[None]) -> bool:
 
 
 @DBOS.step(**RETRY_FOREVER)
-async def confirm(order_id: str) -> None:
+async def notify(order_id: str) -> None:
     await outside.send_confirmation(order_id)
 
 
