@@ -3,8 +3,8 @@
 from pydantic_core import ErrorDetails
 
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-# NUL and other control characters never reach the database. Nor does a line or paragraph separator, a byte
-# order mark or a character that changes the direction of text: with it, a label or a log reads differently.
+# NUL and other control characters never reach the database. Nor does a line or paragraph separator, a
+# byte order mark or a character that changes the direction of text: with it, a label or a log reads differently.
 # Zero-width spaces and joiners (U+200B to U+200D) are allowed: Khmer, Persian and Indic names need them.
 READABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff]+$"
 # Nothing invisible, and no character that could add a recipient or a header to an e-mail.

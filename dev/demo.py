@@ -37,7 +37,7 @@ TIMEOUT = 90  # seconds per order; the slowest waits for another worker
 DOWNTIME = 3  # seconds that the worker is away
 LOOK = 0.1  # seconds between two looks at an order
 LEFT_OUT = "left out, because this stack has no control endpoint"
-RUSH = {"many": 150, "few": 5}  # customers and their orders, in the order in which they are placed
+RUSH = {"many": 150, "few": 5}  # customers and their orders, in the sequence in which they are placed
 AT_ONCE = 10  # POSTs of the rush
 RUSH_LOOK = 0.3  # seconds between two looks at all orders of the rush
 
@@ -322,7 +322,7 @@ async def use_control(control: httpx.AsyncClient, action: str, state: str) -> No
 
 
 async def available(http: httpx.AsyncClient) -> dict[str, int]:
-    """The quantity of each product that the tour orders. Raises ServerError if it cannot be ordered."""
+    """The quantity of each product that the tour needs. Raises ServerError if it cannot be ordered."""
     quantities = {}
     for sku in {scenario.sku for scenario in SCENARIOS}:
         answer = await http.get(f"/inventory/{sku}")

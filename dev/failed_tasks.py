@@ -10,7 +10,7 @@ from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
-# The fields of the SDK's message are in any order.
+# The fields of the SDK's message are in any sequence.
 RUN_ID = re.compile(r"'run_id': '([\w-]+)'")
 ERROR = re.compile(r'message: "(.*?)", source: ')
 

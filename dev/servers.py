@@ -137,7 +137,7 @@ class Server:
                 stderr=output,
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
-                start_new_session=True,  # keeps Ctrl-C from the servers: the parent stops them in order
+                start_new_session=True,  # keeps Ctrl-C from the servers: the parent stops them in sequence
             )
         return cls(name, address, log, log_start, process)
 

@@ -120,7 +120,7 @@ class Stack:
         if not self.authentication:
             self.authentication = {"API_OPEN": "true"}
         self._use_own_issuer()
-        self.names = [*self.apps, *self.servers]  # in the order of stopping: dependents first
+        self.names = [*self.apps, *self.servers]  # in the sequence of stopping: dependents first
         # Servers that the control endpoint has stopped; the event is set when it has started them again.
         self.stopped_on_purpose: dict[str, asyncio.Event] = {}
         self.control = Control(self, config.control_port)

@@ -1,4 +1,4 @@
-"""Which tests run, in which order, and what is printed after them. Servers and clients are in fixtures.py."""
+"""Which tests run, in which sequence, and what is printed after them. Servers and clients are in fixtures.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the audit rests on, none of it kept by the chaos test itself: MongoDB's own record of changes, and histories.
 
-The journal is a change stream from before the first order: every write that a majority has, in the one order in which
-the replica set applied them, and the writes of a transaction together. So each instant can be checked afterwards.
+The journal is a change stream from before the first order: every write that a majority has, in the one sequence in
+which the replica set applied them, and the writes of a transaction together. So each instant can be checked afterwards.
 """
 
 import json

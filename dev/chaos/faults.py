@@ -84,7 +84,7 @@ SHORT = [  # without those that delay an order by more than a few seconds
 
 
 def schedule(faults: Iterable[Fault], seed: int) -> list[Fault]:
-    """Return the faults in the order of this seed, with their durations and choices."""
+    """Return the faults in the sequence of this seed, with their durations and choices."""
     chosen = random.Random(f"faults {seed}")
     given = list(faults)
     return [

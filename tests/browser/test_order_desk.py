@@ -169,7 +169,7 @@ async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
     await expect(steps.locator("b")).to_have_text(
         ["Placed", "Approval", *STEPS[:2], *added_words, *STEPS[2:], "Completed"]
     )
-    # A screen reader comes to the compensations in the order in which they run.
+    # A screen reader comes to the compensations in the sequence in which they run.
     await expect(compensations.locator("b")).to_have_text(
         ["Cancel shipment", "Close fraud case", "Refund payment", "Release inventory", "All compensated"]
     )

@@ -107,7 +107,7 @@ class Customers:
 
 
 class StatusHistory:
-    """Records all statuses of each order, in order."""
+    """Records all statuses of each order, in sequence."""
 
     def __init__(self) -> None:
         self.of: dict[str, list[str]] = defaultdict(list)

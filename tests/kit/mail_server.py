@@ -19,7 +19,7 @@ class MailServer:
     """A handler of aiosmtpd.
 
     Attributes:
-        mails: accepted mails, in order.
+        mails: accepted mails, in sequence.
         connections: how many clients introduced themselves.
         replies: to the next recipients. "hang" answers never.
         lost_replies: how many mails are accepted without a reply.

@@ -150,7 +150,7 @@ async def pause(handle: Handle, name: str) -> None:
 
 
 async def activities_of(handle: Handle) -> list[str]:
-    """The activities of steps and compensations that the workflow scheduled, in order."""
+    """The activities of steps and compensations that the workflow scheduled, in sequence."""
     history = await handle.fetch_history()
     names = [
         event.activity_task_scheduled_event_attributes.activity_type.name

@@ -47,7 +47,7 @@ def shape_of(history: Mapping[str, Any]) -> str:
 def _texts(part: Any, without: Container[str] = ()) -> Iterator[str]:
     """All strings of the history, with decoded payloads."""
     if isinstance(part, dict):
-        for key, value in sorted(part.items()):  # maps have no order
+        for key, value in sorted(part.items()):  # maps are unordered
             if key in without:
                 continue
             if key == "data" and isinstance(value, str):

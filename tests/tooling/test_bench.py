@@ -83,14 +83,14 @@ def test_report_names_missed_targets_and_rows_that_failed(report: Report, tmp_pa
 
 
 async def test_two_things_are_measured_in_turns() -> None:
-    order: list[str] = []
+    calls: list[str] = []
 
     async def measure(name: str) -> int:
-        order.append(name)
-        return len(order)
+        calls.append(name)
+        return len(calls)
 
     firsts, seconds = await in_turns(3, lambda: measure("a"), lambda: measure("b"))
-    assert (firsts, seconds, order) == ([1, 3, 5], [2, 4, 6], ["a", "b"] * 3)
+    assert (firsts, seconds, calls) == ([1, 3, 5], [2, 4, 6], ["a", "b"] * 3)
 
 
 async def test_row_that_cannot_be_measured_does_not_end_the_others(

@@ -1,4 +1,4 @@
-"""Run the services of docker-compose.yml and the Dockerfile as plain processes, in the same order.
+"""Run the services of docker-compose.yml and the Dockerfile as plain processes, in the same sequence.
 
 Programs, arguments, settings, files and health checks come from the two files. Addresses, ports, data folders and
 `python` are replaced, because they differ outside of a container.
@@ -221,7 +221,7 @@ class Containers:
             return bool((await client.admin.command("hello"))["isWritablePrimary"])
 
     async def wait_until_healthy(self, *services: str) -> None:
-        """Start the services in the order of `depends_on`, and wait until each is healthy."""
+        """Start the services in the sequence of `depends_on`, and wait until each is healthy."""
         async with asyncio.timeout(30):
             for service in services:
                 while not await self.is_healthy(service):

@@ -112,7 +112,7 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
     assert dev.processes() == {}
     logs = {name: (dev.dev_dir / "logs" / f"{name}.log").read_text() for name in ("api", "worker")}
     assert ended_cleanly(dev)
-    # The order of stopping was right: no process lost a server that it depends on.
+    # The sequence of stopping was right: no process lost a server that it depends on.
     lines = (logs["api"] + logs["worker"]).splitlines()
     expected = re.compile("waiting for|a sandbox, which charges no card|the API is open|Completing activity as failed")
     assert [line for line in lines if re.search("WARN|ERROR", line) and not expected.search(line)] == []

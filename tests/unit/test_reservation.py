@@ -1,4 +1,4 @@
-"""`decide` computes a reservation from a request. It is a pure function, so tests can try any order of requests."""
+"""`decide` computes a reservation from a request. It is a pure function, so tests can try any sequence of requests."""
 
 from __future__ import annotations
 

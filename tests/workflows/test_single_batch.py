@@ -237,7 +237,7 @@ SCENES: dict[str, tuple[Scene, set[OrderStatus]]] = {
     "with a compensation of a cancelled order": (_second_cancel, {CANCELLED}),
     "with an approval": (decided(approved=True), {CANCELLED}),
     "before an approval": (decided(approved=True, cancel_first=True), {CANCELLED}),
-    # Both are correct: without the flag, a signal is applied before Temporal's cancel, in any order of arrival.
+    # Both are correct: without the flag, a signal is applied before Temporal's cancel, in any sequence of arrival.
     "with a rejection": (decided(approved=False), {CANCELLED, FAILED}),
     "with an address change": (_with_address_change, {CANCELLED}),
     "with the end of an address change": (_with_end_of_address_change, {CANCELLED}),

@@ -7,7 +7,7 @@ import { inWords, statusOf } from "./format.js";
 /** The icons of known steps; all others have `step`. */
 const ICONS = { reserve_inventory: "box", charge_payment: "card", create_shipment: "truck", send_confirmation: "mail" };
 
-/** The steps in the saga's order: {step, starts_from, status, word, icon, compensation}, the compensation in words or null. */
+/** The steps in sequence: {step, starts_from, status, word, icon, compensation}, the compensation in words or null. */
 export let steps = [];
 
 /** Loads the table. Returns true if it has changed: a release may change it while the page is open. */
