@@ -11,7 +11,7 @@ from pathlib import Path
 from dev.checkout import ROOT, require_no_changes
 
 PAGES = ("make-it-yours.md", "another-domain.md")
-CHANGE = re.compile(r"`([\w/.]+)`:\n\n```(diff|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CHANGE = re.compile(r"`([\w/.-]+)`:\n\n```(diff|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 Change = tuple[str, str, str]  # path, kind, text
 

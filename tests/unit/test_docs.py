@@ -19,7 +19,7 @@ NAMED_TEST = r"(?<![\w/])test_\w+(?!\w|\.py)"
 # Files that the reader writes, copies or moves.
 WRITTEN = {
     *("app/activities/fraud.py", "app/activities/partners.py", "app/gateways/fraud.py", "app/gateways/own.py"),
-    *("app/gateways/payments.py", "app/gateways/mail.py", "dev/sandbox.py"),
+    *("app/gateways/payments.py", "app/gateways/mail.py", "app/api/static/booking-view.js", "dev/sandbox.py"),
     *("tests/activities/test_payment_service.py", "tests/activities/test_mail_server.py"),
 }
 
@@ -80,7 +80,7 @@ def test_saga_in_readme_matches_the_workflow() -> None:
     lines = [line.split("  #")[0].strip() for line in shown.splitlines()]
     _, saga = (ROOT / "app/workflows/order.py").read_text().split("async def _saga(self)")
     code = iter(line.split("  #")[0].strip() for line in saga.splitlines())
-    # `in` consumes the iterator, so the lines must appear in the same order.
+    # `in` consumes the iterator, so the lines must appear in the same sequence.
     assert [line for line in lines if line != "..." and line not in code] == []
 
 
