@@ -197,15 +197,14 @@ async def test_large_orders_wait_for_a_decision(desk: Desk, shop: Shop) -> None:
     await expect(desk.stop("Approval")).to_contain_text(re.compile("waits for a person until .*:"))
     await expect(desk.view.locator("mark")).to_contain_text(["_wait_for_approval", "def _wait_for_approval"])
     await desk.press("Change address")
-    country = desk.dialog.get_by_label("Country")
-    await country.fill("Germany")
+    city = desk.dialog.get_by_label("City")
+    await city.fill("Wien\u202e")
     await desk.confirm("Change address")
-    await expect(country).to_have_attribute("aria-invalid", "true")  # the API's error is shown beside the field
-    await country.fill("AT")
-    await desk.dialog.get_by_label("City").fill("Wien")
+    await expect(city).to_have_attribute("aria-invalid", "true")  # the API's error is shown beside the field
+    await city.fill("Wien")
     await desk.confirm("Change address")
     await expect(desk.dialog).to_be_hidden()
-    await expect(desk.view.locator("address")).to_contain_text("Wien, AT")
+    await expect(desk.view.locator("address")).to_contain_text("Wien")
     await desk.press("Approve")
     await desk.shows("Completed")
     await expect(desk.stop("Approval")).to_contain_text("approved")
@@ -240,11 +239,11 @@ async def test_large_orders_wait_for_a_decision(desk: Desk, shop: Shop) -> None:
 async def test_form_shows_errors_and_live_stock_and_places_one_order_per_double_click(desk: Desk, shop: Shop) -> None:
     await desk.open()
     await desk.unfold()
-    await desk.form.get_by_label("Country").fill("Germany")
+    await desk.form.get_by_label("City").fill("Berlin\u202e")
     await desk.form.get_by_label("Quantity of MUG").fill("-1")
     await desk.press("Place order")
-    country, quantity = desk.form.get_by_label("Country"), desk.form.get_by_label("Quantity of MUG")
-    await expect(country).to_have_accessible_description(re.compile("two-letter country code"))
+    city, quantity = desk.form.get_by_label("City"), desk.form.get_by_label("Quantity of MUG")
+    await expect(city).to_have_accessible_description(re.compile("must not contain control characters"))
     await expect(quantity).to_have_accessible_description(re.compile("at least 1"))
     await expect(quantity).to_be_focused()
     await quantity.fill("0")
@@ -261,7 +260,7 @@ async def test_form_shows_errors_and_live_stock_and_places_one_order_per_double_
     await expect(mug).to_contain_text("12 in stock")
     await expect(mug.get_by_text("Only")).to_be_hidden()
 
-    await country.fill("DE")
+    await city.fill("Berlin")
     await desk.page.get_by_role("button", name="Place order").dblclick()
     await desk.shows("Completed")
     assert await shop.mongo.orders.count_documents({}) == 1
@@ -321,7 +320,6 @@ async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_
 
 async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> None:
     markup = '<img src=x onerror="document.body.remove()">'
-    address = {"name": markup, "street": markup, "city": markup, "postal_code": "<b>1</b>", "country": "DE"}
     await shop.mongo.inventory.update_one({"_id": "MUG"}, {"$set": {"name": markup}})
     await desk.open()
     await desk.unfold()
@@ -330,7 +328,7 @@ async def test_markup_in_customer_input_stays_text(desk: Desk, shop: Shop) -> No
     await desk.press("Place order")
     await desk.shows("Completed")
     await expect(desk.view.get_by_role("heading", name=markup)).to_be_visible()
-    await expect(desk.view.locator("address")).to_contain_text(address["street"])
+    await expect(desk.view.locator("address")).to_contain_text(markup)
     await expect(desk.rows.first).to_contain_text(markup)
     await expect(desk.rows.first).to_contain_text(re.compile(f"1 . {re.escape(markup)}"))
     await expect(desk.page.locator("main img, main address b")).to_have_count(0)
