@@ -21,6 +21,7 @@ WRITTEN = {
     *("app/activities/fraud.py", "app/activities/partners.py", "app/gateways/fraud.py", "app/gateways/own.py"),
     *("app/gateways/payments.py", "app/gateways/mail.py", "app/api/static/booking-view.js", "dev/sandbox.py"),
     *("tests/activities/test_payment_service.py", "tests/activities/test_mail_server.py"),
+    "tests/browser/test_booking_desk.py",
 }
 
 
