@@ -4,9 +4,10 @@ import { call } from "./api.js";
 import { ask } from "./dialog.js";
 import { element } from "./dom.js";
 import { keep } from "./order-store.js";
+import { steps } from "./saga.js";
 
-// The address is final once the payment is charged: shipping begins then.
-const ADDRESS_OPEN = ["placed", "awaiting_approval", "reserved"];
+// The address is final once the shipment is next.
+const isNext = (name, { status }) => steps.some(({ step, starts_from }) => step === name && starts_from === status);
 const ADDRESS = { name: "Name", street: "Street", city: "City", postal_code: "Postal code", country: "Country" };
 const REASON = [{ name: "reason", label: "Reason (optional)" }];
 
@@ -30,7 +31,7 @@ export function actionsFor(path, heading, report) {
         send: ({ reason }) => send("POST", "approval", { approved: false, reason: reason || null }),
       }),
     ),
-    button("Change address", null, () => order.cancellable && ADDRESS_OPEN.includes(order.status), () =>
+    button("Change address", null, () => order.cancellable && !isNext("create_shipment", order), () =>
       ask({
         title: "Change the address",
         fields: Object.entries(ADDRESS).map(([name, label]) => ({ name, label, value: order.shipping_address[name], required: true })),
