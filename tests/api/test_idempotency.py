@@ -48,7 +48,8 @@ async def test_hundred_concurrent_posts_with_same_key_make_one_order(
     answers = await asyncio.gather(*(place() for _ in range(100)))
     assert {answer.status_code for answer in answers} == {202}
     orders = [answer.json() for answer in answers]
-    (order_id,) = {order["order_id"] for order in orders}
+    assert len({order["order_id"] for order in orders}) == 1
+    order_id = orders[0]["order_id"]
     fixed = ("customer_id", "total", "lines", "payment_method", "shipping_address", "created_at")
     assert all([order[name] for name in fixed] == [orders[0][name] for name in fixed] for order in orders)
     assert {answer.headers["Location"] for answer in answers} == {f"/orders/{order_id}"}

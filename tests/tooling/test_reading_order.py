@@ -21,18 +21,21 @@ class Stop:
     new: str
     test: str
     selection: str
+    output: str  # the line to look for, if the page names one
 
 
 def read_stops() -> dict[str, Stop]:
     page = (ROOT / "docs/reading-order.md").read_text()
     command = r'make test ARGS="(\S+) -k (\S+)"'
     stops = {}
-    for path, diff, test, selection in re.findall(
-        rf"^```diff\n--- (\S+)\n([^`]*)```\n\n {{4}}{command}$", page, re.MULTILINE
+    look = r"(?:\n\n[^#`]*\blook\s+for\s+`([^`]+)`)?"
+    for path, diff, test, selection, output in re.findall(
+        rf"^```diff\n--- (\S+)\n([^`]*)```\n\n {{4}}{command}${look}", page, re.MULTILINE | re.IGNORECASE
     ):
         old, new = ("".join(re.findall(rf"^[{sign}](.*\n)", diff, re.MULTILINE)) for sign in "-+")
-        stops[selection] = Stop(path, old, new, test, selection)
+        stops[selection] = Stop(path, old, new, test, selection, output)
     assert len(stops) == page.count("make test ARGS") == page.count("```diff")
+    assert len([stop for stop in stops.values() if stop.output]) == len(re.findall(r"(?i)\blook\s+for\s+`", page))
     return stops
 
 
@@ -61,6 +64,7 @@ async def test_documented_change_fails_the_documented_test(copy: ProgramCopy, na
     code, output = await copy.run("-m", *test, within=170)
     assert code == 1, output
     assert re.search(rf"^FAILED {stop.test}::\w*{stop.selection}", output, re.MULTILINE), output
+    assert stop.output in output
 
 
 def test_every_name_is_in_a_file_that_its_paragraph_links() -> None:
