@@ -1,6 +1,6 @@
-"""The floor: the least that four activities cost on this engine.
+"""The floor: the least that the activities of a completed order cost on this engine.
 
-The same four activities, without a body, called by a workflow of their own on the same Temporal server. Their worker is
+The same activities, without a body, called by a workflow of their own on the same Temporal server. Their worker is
 built by `build_worker`, so it has the program's own sandbox, pollers, interceptors and data converter, whatever those
 are. The client starts the workflow itself: no API, no MongoDB.
 

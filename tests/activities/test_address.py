@@ -15,10 +15,10 @@ from app.messages import AddressChange, OrderRef
 from app.mongo import Mongo
 from app.orders import KEPT_ADDRESSES, OrderRepository
 from tests.kit.attempts import attempt
-from tests.kit.orders import ADDRESS, CHARGING
+from tests.kit.orders import ADDRESS
 from tests.kit.shop import Shop, dependencies
 
-BEFORE_THE_CHARGE = [OrderStatus.PLACED, OrderStatus.AWAITING_APPROVAL, CHARGING]
+BEFORE_THE_CHARGE = list(itertools.takewhile(lambda status: status is not OrderStatus.CHARGED, OrderStatus))
 
 
 def _to(city: str) -> Address:

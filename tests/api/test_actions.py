@@ -11,6 +11,7 @@ import pytest
 
 from app.domain import STATUS_AFTER, OrderStatus
 from app.order_workflows import workflow_id
+from app.workflows.steps import COMPENSATABLE_STEPS
 from tests.kit.faults import FaultyGateways, Pause
 from tests.kit.http import kind_of
 from tests.kit.orders import ADDRESS, CHARGING, order_body, steps_of
@@ -337,7 +338,7 @@ async def test_status_answers_the_state_of_the_workflow(api: httpx.AsyncClient, 
     # MongoDB has the status before the workflow hears that it was written.
     status_now = await eventually(status, lambda now: (now["status"], now["activities"]) == ("cancelled", []))
     assert (status_now["cancel_requested"], status_now["failure_code"]) == (True, "cancelled")
-    assert status_now["compensated"] == ["create_shipment", "charge_payment", "reserve_inventory"]
+    assert status_now["compensated"] == [step.name for step in reversed(COMPENSATABLE_STEPS)]
 
 
 @pytest.mark.usefixtures("worker")

@@ -101,6 +101,11 @@ async def api_server(settings: ApiSettings, temporal_server: Server, shop: Shop)
         yield server
 
 
+def words(name: str) -> str:
+    """The name of a step, an activity or a status as the page writes it, such as "Reserve inventory"."""
+    return re.sub("_|(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
+
+
 class Desk:
     """Actions of a user on the page, and its parts."""
 

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from app.domain import OrderStatus
+from app.domain import OrderStatus, StepName
 from app.settings import ApiSettings, Scope
 from app.workflows.order import OrderWorkflow
 from dev.servers import Server
-from tests.browser.conftest import ApiServer, Desk, a_desk, serving
+from tests.browser.conftest import ApiServer, Desk, a_desk, serving, words
 from tests.kit.http import closed, key_of, limited_to
-from tests.kit.orders import order_document
+from tests.kit.orders import CHARGING, order_document
 from tests.kit.shop import Shop
+from tests.kit.workflows import COMPENSATIONS, REFUND
 
 pytestmark = pytest.mark.usefixtures("worker")
 
-STEPS = ["Reserve inventory", "Charge payment", "Create shipment", "Send confirmation"]
+STEPS = [words(name) for name in StepName]
 IS_GREY = """(stop) => {
   const style = getComputedStyle(stop);
   return style.getPropertyValue("--tone") === style.getPropertyValue("--soft");
@@ -155,29 +156,28 @@ async def test_outage_shows_attempts_and_countdown_until_the_cancel(desk: Desk) 
 
 async def test_steps_added_to_saga_are_drawn(desk: Desk) -> None:
     """Steps that the page does not know: one with a compensation and one without, after `charge_payment`."""
-    added = [added_step("check_fraud", "CloseFraudCase"), added_step("print_label", None)]
+    added = [added_step("insure_parcel", "CancelInsurance"), added_step("print_label", None)]
+    place = list(StepName).index(StepName.CHARGE_PAYMENT) + 1
 
     async def answer_with_added_steps(route: Route) -> None:
         response = await route.fetch()
         steps = (await response.json())["steps"]
-        await route.fulfill(response=response, json={"steps": [*steps[:2], *added, *steps[2:]]})
+        await route.fulfill(response=response, json={"steps": [*steps[:place], *added, *steps[place:]]})
 
     await desk.page.route("**/saga", answer_with_added_steps)
     await desk.open()
     steps, compensations = (desk.board.get_by_role("list", name=name) for name in ("Steps", "Compensations"))
-    added_words = ["Check fraud", "Print label"]
-    await expect(steps.locator("b")).to_have_text(
-        ["Placed", "Approval", *STEPS[:2], *added_words, *STEPS[2:], "Completed"]
-    )
+    drawn = [*STEPS[:place], "Insure parcel", "Print label", *STEPS[place:]]
+    await expect(steps.locator("b")).to_have_text(["Placed", "Approval", *drawn, "Completed"])
     # A screen reader comes to the compensations in the sequence in which they run.
-    await expect(compensations.locator("b")).to_have_text(
-        ["Cancel shipment", "Close fraud case", "Refund payment", "Release inventory", "All compensated"]
-    )
+    reverse = [words(each) for each in COMPENSATIONS]
+    reverse.insert(COMPENSATIONS.index(REFUND), "Cancel insurance")
+    await expect(compensations.locator("b")).to_have_text([*reverse, "All compensated"])
     await expect(compensations).to_contain_text("No compensation from here on")
     await desk.place()
     await desk.shows("Completed")
     await expect(desk.stop("Charge payment")).to_have_attribute("data-state", "done")
-    await expect(desk.stop("Check fraud")).to_have_attribute("data-state", "idle")
+    await expect(desk.stop("Insure parcel")).to_have_attribute("data-state", "idle")
 
 
 def added_step(name: str, compensation: str | None) -> dict[str, Any]:
@@ -289,7 +289,7 @@ async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop
         await desk.page.wait_for_timeout(20)
 
     await desk.place(payment="Outage")
-    await desk.filter_by("Reserved")
+    await desk.filter_by(words(CHARGING))
     await expect(desk.rows).to_have_count(1)
     await desk.place(payment="Outage", MUG=2)  # an order starts to match the filter, then stops to
     await expect(desk.rows).to_have_count(2)
@@ -301,7 +301,7 @@ async def test_filter_and_scroll_load_matching_and_older_orders(desk: Desk, shop
 async def test_reconnect_after_api_restart_shows_missed_changes(desk: Desk, api_server: ApiServer, shop: Shop) -> None:
     await desk.open()
     await desk.place(payment="Outage")
-    await desk.shows("Reserved")
+    await desk.shows(words(CHARGING))
     await api_server.stop()
     await expect(desk.page.get_by_role("alert").filter(has_text="Connection lost")).to_be_visible()
     await desk.press("Place order")
@@ -356,7 +356,7 @@ async def test_keyboard_alone_places_filters_opens_and_cancels_orders(desk: Desk
         await desk.page.keyboard.press("ArrowDown")
     await tab_to("Place order")
     await desk.page.keyboard.press("Enter")
-    await desk.shows("Reserved")
+    await desk.shows(words(CHARGING))
     await expect(desk.rows.first).to_contain_text(re.compile("2 . MUG"))
 
     await expect(desk.filter.get_by_role("radio", name="Placed")).to_be_visible()
@@ -378,7 +378,7 @@ async def test_keyboard_alone_places_filters_opens_and_cancels_orders(desk: Desk
     await desk.page.keyboard.press("Enter")
     await expect(desk.view.get_by_role("heading", level=2)).to_be_focused()
     await desk.page.go_back()
-    await desk.shows("Reserved")
+    await desk.shows(words(CHARGING))
 
     cancel = desk.view.get_by_role("button", name="Cancel order")
     await cancel.focus()

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import pytest
 from playwright.async_api import Browser, Request, Response, ViewportSize, expect
 
-from app.domain import OrderStatus
+from app.domain import OrderStatus, StepName
 from tests.browser.conftest import PHONE, WIDE, ApiServer, Desk, a_desk
 from tests.browser.test_order_desk import fill_with_orders
+from tests.kit.orders import BEFORE_CHARGE
 from tests.kit.shop import Shop
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
@@ -113,7 +114,7 @@ async def test_axe_finds_no_violation(
 
     compensated = {"status": "compensated", "at": datetime.now(UTC), "compensated_at": datetime.now(UTC), "detail": "-"}
     interrupted = {"status": "failed", "at": datetime.now(UTC), "detail": "-"}
-    steps = {"reserve_inventory": compensated, "charge_payment": interrupted}
+    steps = {**dict.fromkeys(BEFORE_CHARGE, compensated), StepName.CHARGE_PAYMENT: interrupted}
     cancelled = await shop.place(status="cancelled", steps=steps, customer_id="c" * 64)  # must wrap
 
     async with a_desk(browser, api_server.url) as desk:

@@ -96,7 +96,7 @@ async def test_sigterm_under_load_ends_each_worker_with_exit_code_0_and_hurts_no
         async with build_shop_worker(shop):
             for order_id in orders:
                 order = await shop.wait_for_status(order_id, OrderStatus.COMPLETED)
-                assert [step.attempts for step in order.steps] == [1, 1, 1, 1]
+                assert {step.attempts for step in order.steps} == {1}
                 assert await shop.net_money(order_id) == order.total.amount
     assert await shop.available() + len(orders) == 1_000_000
     codes = [await worker.wait() for worker in workers]

@@ -27,11 +27,11 @@ from tests.kit.collector import Collector, ReceivedSpan, collector
 from tests.kit.orders import CHARGING, EMAIL, NAME, STREET, order_body
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
+from tests.kit.workflows import ACTIVITIES
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 RUN, START = f"RunWorkflow:{WORKFLOW_TYPE}", f"StartWorkflow:{WORKFLOW_TYPE}"
 TRACED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
-STEPS = ("ReserveInventory", "ChargePayment", "CreateShipment", "SendConfirmation")
 AT_ONCE = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # milliseconds until spans are exported
 AT_THE_END = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
 ALONE = {"RECONCILIATION_INTERVAL": "0"}
@@ -165,8 +165,8 @@ def check_tree_of_completed_order(spans: dict[str, ReceivedSpan]) -> None:
     assert next(span for span in spans.values() if span.name == "POST /orders").parent_id == CALLER
     assert {"insert orders", START} <= set(below(spans, "POST /orders"))
     assert below(spans, START) == [RUN]
-    assert sorted(below(spans, RUN)) == sorted(f"StartActivity:{step}" for step in STEPS)
-    for step in STEPS:
+    assert sorted(below(spans, RUN)) == sorted(f"StartActivity:{step}" for step in ACTIVITIES)
+    for step in ACTIVITIES:
         attempts = 3 if step == "ChargePayment" else 1
         assert below(spans, f"StartActivity:{step}") == [f"RunActivity:{step}"] * attempts
         assert "find orders" in below(spans, f"RunActivity:{step}")
@@ -245,7 +245,7 @@ async def test_order_started_by_relay_and_continued_after_sigkill_keeps_the_trac
     assert [span.name for span in spans.values() if span.parent_id == CALLER] == ["POST /orders"]
     assert [span.name for span in spans.values() if span.parent_id not in spans] == ["POST /orders"]
     # A replay repeats none of them.
-    once = [RUN, *(f"{kind}Activity:{step}" for step in STEPS for kind in ("Start", "Run"))]
+    once = [RUN, *(f"{kind}Activity:{step}" for step in ACTIVITIES for kind in ("Start", "Run"))]
     assert {name: counts[name] for name in once} == dict.fromkeys(once, 1)
     assert len(set(ids)) == len(ids)
 

@@ -15,6 +15,7 @@ NAME = "Ada Lovelace"
 STREET = "12 St James's Square"
 ADDRESS = {"name": NAME, "street": STREET, "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
 CHARGING = STATUS_BEFORE[StepName.CHARGE_PAYMENT]  # the status of an order while it is charged
+BEFORE_CHARGE = list(StepName)[: list(StepName).index(StepName.CHARGE_PAYMENT)]
 UNSERVICEABLE = {**ADDRESS, "postal_code": "00000"}  # an address that the sandbox carrier declines
 
 

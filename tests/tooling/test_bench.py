@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.domain import StepName
 from dev.bench import __main__ as command
 from dev.bench import pages
 from dev.bench.comparison import Comparison, in_turns
@@ -39,7 +40,7 @@ async def test_quick_benchmark_measures_every_row_and_writes_its_report(tmp_path
             assert (len(line["measured"]), len(line["against"])) == (1, 1)
     figures = {line["title"]: line["measured"] for row in report["rows"] for line in row["comparisons"]}
     if "commands" in names:
-        assert figures["MongoDB writes of an order"] == [4]  # the insert and three steps
+        assert figures["MongoDB writes of an order"] == [len(StepName)]  # the insert, and all steps but the reservation
         assert figures["its transactions"] == [1]
     else:
         assert figures["starts of an order, 2 workers"] == [1]

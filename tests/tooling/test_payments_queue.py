@@ -9,7 +9,7 @@ import pytest
 
 from app.settings import Settings
 from dev.servers import Server
-from tests.kit.orders import UNSERVICEABLE, order_body
+from tests.kit.orders import CHARGING, UNSERVICEABLE, order_body
 from tests.kit.program_copy import ProgramCopy, environment_of, python_blocks
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
@@ -81,9 +81,9 @@ async def test_payments_beyond_the_limit_wait_while_other_steps_go_on(
     async with copy.api(environment) as api, copy.worker(environment):
         for _ in range(3):
             await api.post("/orders", json=order_body())
-        await eventually(lambda: statuses(shop), lambda found: found == {"completed": 1, "reserved": 2})
+        await eventually(lambda: statuses(shop), lambda found: found == {"completed": 1, CHARGING: 2})
         await api.post("/orders", json=order_body())
-        await eventually(lambda: statuses(shop), lambda found: found == {"completed": 1, "reserved": 3})
+        await eventually(lambda: statuses(shop), lambda found: found == {"completed": 1, CHARGING: 3})
 
 
 async def statuses(shop: Shop) -> Counter[str]:

@@ -119,7 +119,7 @@ async def test_stop_leaves_no_process_and_restart_keeps_all_data(dev: Dev, http:
 
     await dev.start()
     await dev.wait_until_ready()
-    assert [step["status"] for step in (await wait_for_status(http, done, "completed"))["steps"]] == ["done"] * 4
+    assert {step["status"] for step in (await wait_for_status(http, done, "completed"))["steps"]} == {"done"}
     # Temporal kept both workflows: one has completed, the other continues and can be cancelled.
     assert (await http.get(f"/orders/{done}/status")).json()["status"] == "completed"
     assert (await http.post(f"/orders/{waiting}/cancel", json={})).status_code == 202

@@ -27,7 +27,7 @@ from app.activities.order_step import OrderStep
 from app.domain import Attempt, Failure, Order, StepChange, StepEvent, StepName, StepRecord, StepStatus, next_status
 from app.gateways import Declined
 from app.orders import OrderRepository
-from tests.kit.orders import order_document
+from tests.kit.orders import BEFORE_CHARGE, CHARGING, order_document
 
 STEP = StepName.CHARGE_PAYMENT
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,10 +79,10 @@ def call(what: str, change: StepChange | None = None) -> Generator[Request, Repl
 @cache
 def order_with(status: StepStatus | None, stopped: bool, failure: Failure | None) -> Order:
     record = {"at": NOW, "detail": "-"}
-    steps: dict[str, Any] = {StepName.RESERVE_INVENTORY: {**record, "status": "done"}}
+    steps: dict[str, Any] = {name: {**record, "status": "done"} for name in BEFORE_CHARGE}
     if status:
         steps[STEP] = {**record, "status": status, "failure": failure and failure.model_dump()}
-    return Order.from_document(order_document(status="compensating" if stopped else "reserved", steps=steps))
+    return Order.from_document(order_document(status="compensating" if stopped else CHARGING, steps=steps))
 
 
 class Script:

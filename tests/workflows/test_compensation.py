@@ -10,6 +10,7 @@ from temporalio.testing import TimeSkipper
 from app.domain import OrderStatus
 from app.names import WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
+from app.workflows.steps import COMPENSATABLE_STEPS
 from tests.kit.faults import Fails, FaultyGateways, Pause
 from tests.kit.orders import UNSERVICEABLE, steps_of
 from tests.kit.shop import Shop
@@ -67,15 +68,13 @@ async def test_failing_compensation_needs_attention_and_recovers(shop: Shop, ski
 
         order = await shop.wait_for_status(handle, OrderStatus.NEEDS_ATTENTION)
         assert await shop.net_money(order.order_id) == 0
-        assert steps_of(order) == {
-            "reserve_inventory": "done",
-            "charge_payment": "compensated",
-            "create_shipment": "failed",
-        }
+        steps = steps_of(order)
+        assert (steps.pop("reserve_inventory"), steps.pop("create_shipment")) == ("done", "failed")
+        assert set(steps.values()) == {"compensated"}
         # MongoDB has the status shortly before the workflow does.
         await eventually(lambda: status_of(handle), lambda status: status is OrderStatus.NEEDS_ATTENTION)
         progress = await handle.query(OrderWorkflow.status)
-        assert progress.compensated == ["create_shipment", "charge_payment"]
+        assert progress.compensated == [step.name for step in reversed(COMPENSATABLE_STEPS[1:])]
         await _refuse_releases(shop, False)
         result = await handle.result()
     assert result.status is OrderStatus.FAILED

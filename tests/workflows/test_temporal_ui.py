@@ -11,6 +11,7 @@ from app.domain import OrderStatus
 from app.messages import ApprovalDecision
 from app.names import SEARCH_ATTRIBUTE, WORKFLOW_ID_PREFIX
 from app.workflows.order import OrderWorkflow
+from app.workflows.steps import COMPENSATABLE_STEPS
 from dev.stack import ROOT
 from tests.kit.faults import Fails, FaultyGateways
 from tests.kit.orders import EMAIL, NAME, STREET, UNSERVICEABLE
@@ -60,13 +61,13 @@ async def test_ui_shows_the_order_its_progress_and_the_reason(shop: Shop, worker
     assert details.split("\n\n") == [
         "**failed**",
         "Stopped by: address_unserviceable",
-        "Compensations done: create_shipment, charge_payment, reserve_inventory",
+        f"Compensations done: {', '.join(step.name for step in reversed(COMPENSATABLE_STEPS))}",
     ]
     shown = await summaries(shop, handle)
     assert shown == [
         *["awaiting_approval"] * 2,
         "compensating: address_unserviceable",
-        *["after address_unserviceable"] * 3,
+        *["after address_unserviceable"] * len(COMPENSATABLE_STEPS),
         "failed",
     ]
     for personal in (EMAIL, NAME, STREET, UNSERVICEABLE["city"]):
