@@ -52,13 +52,14 @@ async def failing(mongo: Mongo, *commands: str, mode: Any = "alwaysOn", **how: A
 
 @asynccontextmanager
 async def delayed_majority(mongo: Mongo) -> AsyncIterator[None]:
-    """Delay mongod's journal, so that no majority has a write: each write waits, and reads do not see it yet."""
-    point = {"configureFailPoint": "pauseJournalFlusherBeforeFlush"}
+    """Hold the snapshot of what a majority has: each write waits, and reads do not see it yet."""
+    point = {"configureFailPoint": "disableSnapshotting"}
     await mongo.client.admin.command({**point, "mode": "alwaysOn"})
     try:
         yield
     finally:
         await mongo.client.admin.command({**point, "mode": "off"})
+        await mongo.client.admin.command({"appendOplogNote": 1, "data": {}})  # only a write makes the next snapshot
 
 
 @asynccontextmanager
