@@ -181,12 +181,17 @@ def check_tree_of_completed_order(spans: dict[str, ReceivedSpan]) -> None:
 
 
 async def check_shared_transaction(http: httpx.AsyncClient, received: Collector, shop: Shop) -> None:
-    """While the transaction of one order is blocked, others gather for the next one."""
-    point = {"configureFailPoint": "failCommand", "mode": {"times": 1}}
-    data = {"failCommands": ["commitTransaction"], "appName": PROJECT, "blockConnection": True, "blockTimeMS": 500}
-    await shop.mongo.client.admin.command({**point, "data": data})
+    """Another transaction delays the batch of the first order, until all others wait for the next one."""
     before = len(received.spans())
-    answers = await asyncio.gather(*(http.post("/orders", json=order_body()) for _ in range(6)))
+
+    async def reserving() -> set[str]:
+        read = [span for span in received.spans()[before:] if span.name == "find orders"]
+        return {span.trace_id for span in read if span.service == f"{PROJECT}-worker"}
+
+    async with await shop.mongo.client.start_session() as session, session.start_transaction():
+        await shop.mongo.inventory.update_one({"_id": "MUG"}, {"$inc": {"available": 1}}, session=session)
+        answers = await asyncio.gather(*(http.post("/orders", json=order_body()) for _ in range(6)))
+        await eventually(reserving, lambda orders: len(orders) >= len(answers))
     for answer in answers:
         await shop.wait_for_status(answer.json()["order_id"], OrderStatus.COMPLETED)
 
