@@ -21,7 +21,8 @@ from dev.stack import ROOT, run
 from dev.terminal import clock, console, progress
 
 TABLE_WIDTH = 150  # characters, in a log
-# Those of the shared stack first: `memory` counts the orders of all before it.
+# Those of the shared stack first. `memory` counts the orders of all before it; the memory that `listeners` take stays
+# with the process.
 ROWS: dict[str, Callable[[Lab], Awaitable[list[Comparison]]]] = {
     "floor": floor.throughput,
     "alone": floor.latency,
@@ -29,8 +30,8 @@ ROWS: dict[str, Callable[[Lab], Awaitable[list[Comparison]]]] = {
     "cpu": floor.cpu,
     "commands": commands.mongodb,
     "stock": stock.one_product,
-    "listeners": listeners.many,
     "memory": memory.growth,
+    "listeners": listeners.many,
     "starts": commands.starts,
     "server": server.tuned,
     "volume": volume.million,

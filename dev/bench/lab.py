@@ -27,6 +27,7 @@ CLIENT = "bench"  # the name by which MongoDB knows this process
 FINAL = ["completed", "failed", "cancelled"]
 WARM_UP = 500  # orders; memory is measured after them
 IN_FLIGHT = 50
+KEEP_ALIVE = 6.0  # seconds, longer than the API keeps a connection without a request
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Memory:
 
 
 async def memory_of(running: Running, times: int) -> list[dict[str, Memory]]:
-    """The memory of worker and API, once a second."""
+    """The memory of worker and API, once a second, when connections without requests are closed."""
+    await asyncio.sleep(KEEP_ALIVE)
     found = []
     for _ in range(times):
         await asyncio.sleep(1)
