@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_recipe_is_applied_once(clone: Path) -> None:
     commit(clone)
     domain = (clone / "app/domain.py").read_text()
     code, output = make(clone, *recipe)
-    assert (code, "app/workflows/steps.py does not have" in output, "Traceback" in output) == (2, True, False), output
+    assert (code, "does not have, or has more than once" in output, "Traceback" in output) == (2, True, False), output
     assert (clone / "app/domain.py").read_text() == domain
 
 
@@ -50,20 +49,6 @@ def test_extra_is_deleted_after_what_has_to_go_first(clone: Path) -> None:
     assert not (clone / "app/api/events.py").exists()
     code, output = make(clone, "delete", "EXTRA=live events")
     assert (code, "gone already: app/api/events.py" in output) == (0, True), output
-
-
-def test_lock_keeps_the_versions_of_packages_that_did_not_change(clone: Path) -> None:
-    locks = {path.name: path.read_text() for path in clone.glob("requirements*.lock")}
-    project = clone / "pyproject.toml"
-    before = project.read_text()
-    project.write_text(re.sub(r'    "aiosmtplib.*\n', "", before))
-    assert project.read_text() != before
-    code, output = make(clone, "lock")
-    assert code == 0, output
-    for path in clone.glob("requirements*.lock"):
-        kept = set(path.read_text().splitlines())
-        gone = [line for line in locks[path.name].splitlines() if line not in kept and "--hash=" not in line]
-        assert all(line.startswith("aiosmtplib==") for line in gone), gone
 
 
 @pytest.mark.parametrize(
