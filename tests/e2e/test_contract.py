@@ -12,12 +12,14 @@ import httpx
 
 from app.settings import ApiSettings
 from dev.servers import Server
+from dev.stack import ROOT
 from tests.kit.http import bearer, closed, key_of, serve
 from tests.kit.shop import Shop
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 CASES = 600
 KEY = key_of("shop")
+TABLES = ROOT / ".hypothesis"  # of all characters: to compute them takes longer than to send the requests
 
 
 async def test_generated_requests_are_answered_as_described(
@@ -33,7 +35,12 @@ async def test_generated_requests_are_answered_as_described(
             *("--config-file", CONFIG, "run", description, "--no-color"),
             *(("--max-examples", "100") if exhaustive else ()),
             cwd=tmp_path,
-            env={**os.environ, "API_URL": str(api.base_url), "API_KEY": KEY},
+            env={
+                **os.environ,
+                "API_URL": str(api.base_url),
+                "API_KEY": KEY,
+                "HYPOTHESIS_STORAGE_DIRECTORY": str(TABLES),
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
