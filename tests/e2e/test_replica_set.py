@@ -8,10 +8,10 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from pymongo import AsyncMongoClient
 from temporalio.client import Client
 
@@ -28,15 +28,22 @@ TERMINAL = {"completed", "failed", "cancelled"}
 SKU = "MUG"
 
 
+@pytest.fixture(scope="module")
+async def replica_set(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ReplicaSet]:
+    ports = [free_port() for _ in range(3)]
+    replica_set = await ReplicaSet.start(tmp_path_factory.mktemp("mongodb"), ports)
+    yield replica_set
+    await replica_set.stop()
+
+
 @asynccontextmanager
 async def running(
-    client: Client, folder: Path, election_timeout: float
-) -> AsyncIterator[tuple[ReplicaSet, httpx.AsyncClient]]:
-    """Run three mongods with a worker, its relay and an API. Fails if one of these ends."""
-    ports = [free_port() for _ in range(3)]
-    replica_set = await ReplicaSet.start(folder / "mongodb", ports, election_timeout=election_timeout)
+    replica_set: ReplicaSet, client: Client, database: str, election_timeout: float
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a worker, its relay and an API on a database of the replica set. Fails if one of these ends."""
+    await set_election_timeout(replica_set, election_timeout)
     settings = ApiSettings(
-        mongodb_uri=replica_set.uri, mongodb_database="orders", task_queue=secrets.token_hex(6), api_open=True
+        mongodb_uri=replica_set.uri, mongodb_database=database, task_queue=secrets.token_hex(6), api_open=True
     )
     mongo = Mongo(settings.mongodb_uri, settings.mongodb_database)
     try:
@@ -44,10 +51,17 @@ async def running(
         shop = Shop(mongo, settings, client)
         address = client.service_client.config.target_host
         async with build_shop_worker(shop), running_relay(shop), serve(settings, address, patient=False) as api:
-            yield replica_set, api
+            yield api
     finally:
         mongo.close()
-        await replica_set.stop()
+
+
+async def set_election_timeout(replica_set: ReplicaSet, seconds: float) -> None:
+    primary = await replica_set.primary()
+    config = (await replica_set.command(primary, {"replSetGetConfig": 1}))["config"]
+    config["version"] += 1
+    config["settings"]["electionTimeoutMillis"] = round(seconds * 1000)
+    await replica_set.command(primary, {"replSetReconfig": config})
 
 
 async def stock(api: httpx.AsyncClient, available: int) -> None:
@@ -80,10 +94,10 @@ class KeyedRequests:
 
 
 async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledged(
-    client: Client, tmp_path: Path
+    client: Client, replica_set: ReplicaSet
 ) -> None:
     # The primary must not step down while both requests are sent twice, and each takes up to 3 s.
-    async with running(client, tmp_path, election_timeout=12) as (replica_set, api):
+    async with running(replica_set, client, "rollback", election_timeout=12) as api:
         await stock(api, available=100)
         requests = KeyedRequests(api)
         old = await replica_set.primary()
@@ -105,7 +119,7 @@ async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledge
 
         old = await replica_set.restart(old)
         rolled_back = await eventually(lambda: rollback_of(old), within=30)
-        assert {"orders.orders", "orders.restocks", "orders.inventory"} <= rolled_back
+        assert {"rollback.orders", "rollback.restocks", "rollback.inventory"} <= rolled_back
 
         # The member with the rolled-back writes answers like the others.
         await replica_set.elect(old)
@@ -120,7 +134,7 @@ async def test_request_repeated_on_a_primary_without_majority_is_not_acknowledge
 async def stored_locally(member: Server, customer_id: str) -> int:
     """The number of this customer's orders on this member, including writes without a majority."""
     async with AsyncMongoClient[dict[str, Any]](member.address) as client:
-        return await client["orders"]["orders"].count_documents({"customer_id": customer_id})
+        return await client["rollback"]["orders"].count_documents({"customer_id": customer_id})
 
 
 async def rollback_of(member: Server) -> set[str]:
@@ -185,10 +199,10 @@ class Customers:
 
 
 async def test_failovers_under_load_lose_and_duplicate_no_order(
-    client: Client, tmp_path: Path, exhaustive: bool
+    client: Client, replica_set: ReplicaSet, exhaustive: bool
 ) -> None:
     """A normal run has the hardest failover, with two primaries at once; `--exhaustive` has all."""
-    async with running(client, tmp_path, election_timeout=1) as (replica_set, api):
+    async with running(replica_set, client, "failovers", election_timeout=1) as api:
         await stock(api, available=10_000)
         customers = Customers(api)
         async with customers.ordering(3):
@@ -217,7 +231,7 @@ async def kill_primary(replica_set: ReplicaSet) -> None:
 
 async def roll_back(replica_set: ReplicaSet) -> None:
     primary = await replica_set.roll_back(downtime=2.5)  # longer than the API's driver waits for a primary
-    assert "orders.orders" in await eventually(lambda: rollback_of(primary))
+    await eventually(lambda: rollback_of(primary), lambda collections: "failovers.orders" in collections)
 
 
 async def pause_primary(replica_set: ReplicaSet) -> None:
@@ -238,7 +252,7 @@ async def violations_of(replica_set: ReplicaSet, totals: dict[str, int]) -> list
     """Compare stock and payments with the completed orders. Returns a line for each violation."""
     violations = []
     async with AsyncMongoClient[dict[str, Any]](replica_set.uri) as client:
-        database = client["orders"]
+        database = client["failovers"]
         if (stored := await database.orders.count_documents({})) != len(totals):
             violations.append(f"{stored} orders are stored")
         held = 0
