@@ -105,6 +105,15 @@ class Customers:
         async with _in_background(keep_placing()):
             yield
 
+    async def more_accepted(self, count: int) -> None:
+        """Wait until the traffic has had this many more orders accepted."""
+        before = len(self.accepted)
+
+        async def more() -> int:
+            return len(self.accepted) - before
+
+        await eventually(more, lambda more: more >= count)
+
 
 class StatusHistory:
     """Records all statuses of each order, in sequence."""
@@ -138,9 +147,9 @@ async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]
         await asyncio.wait([task])
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[TemporalWithData]:
-    server = TemporalWithData(tmp_path)
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TemporalWithData]:
+    server = TemporalWithData(tmp_path_factory.mktemp("temporal"))
     await server.start()
     yield server
     await server.stop()
@@ -242,8 +251,9 @@ async def test_orders_in_every_state_continue_after_loss_of_temporal(
         async with FaultyGateways(shop, RefundPayment=refund).worker():
             await shop.wait_for_status(not_begun[0], OrderStatus.COMPLETED)
             await shop.wait_for_status(not_begun[1], OrderStatus.AWAITING_APPROVAL)
+            orders = await Orders.place(customers, shop, refund)
             async with customers.traffic():
-                orders = await Orders.place(customers, shop, refund)
+                await customers.more_accepted(1)
                 await server.delete_data()
                 changed = await _decide_during_outage(orders, customers, shop)
                 await server.start()
@@ -271,12 +281,7 @@ async def _decide_during_outage(orders: Orders, customers: Customers, shop: Shop
     await shop.orders.request_cancellation(orders.shipping[0], "enough")
     changed = await shop.place()  # made final by another program before a relay could start it
     await shop.mongo.orders.update_one({"_id": changed.order_id}, {"$set": {"status": "cancelled"}})
-    accepted = len(customers.accepted)
-
-    async def more() -> int:
-        return len(customers.accepted) - accepted
-
-    await eventually(more, lambda more: more >= 2)
+    await customers.more_accepted(2)
     return changed.order_id
 
 
