@@ -70,7 +70,6 @@ async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, sh
         await expect(desk.view.get_by_text("Cancel accepted")).to_be_hidden()
     await expect(desk.stop("Send confirmation")).to_contain_text(NO_WORKER)
     await expect(desk.view.locator(".notice").get_by_text(NO_WORKER)).to_be_visible()
-    await desk.picture(tmp_path / "order.png")
 
     await desk.page.goto(f"{desk.url}/#/orders/{ids['awaiting_approval']}")
     await desk.press("Cancel order")
@@ -81,7 +80,7 @@ async def test_page_without_worker_says_so_and_offers_the_actions(desk: Desk, sh
     await expect(desk.view.get_by_role("button")).to_have_count(0)
 
 
-async def test_compensation_that_keeps_failing_is_named(desk: Desk, shop: Shop, tmp_path: Path) -> None:
+async def test_compensation_that_keeps_failing_is_named(desk: Desk, shop: Shop) -> None:
     steps = {"reserve_inventory": REVERSED, "charge_payment": REVERSED}
     refund = Fails()
     async with FaultyGateways(shop, **{REFUND: refund}).worker():
@@ -90,7 +89,6 @@ async def test_compensation_that_keeps_failing_is_named(desk: Desk, shop: Shop, 
         reason = "the payment service is unavailable"
         await expect(desk.view.get_by_text(f"Refund payment keeps failing: {reason}.")).to_be_visible()
         await expect(desk.stop("Refund payment")).to_contain_text(re.compile(f"attempt [1-9] failed: {reason}; next"))
-        await desk.picture(tmp_path / "order.png")
         refund.times = 0
         await desk.shows("Failed")
     await expect(desk.view.locator(".notice")).to_be_hidden()
