@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Generator, Hashable, Iterator
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self, cast
@@ -145,10 +146,36 @@ class Script:
         return (await call("refund"))[0] == "refunded"
 
 
+@dataclass(eq=False)
+class Actor:
+    """An attempt or a compensation: the replies so far, and the call at which it pauses, or its outcome.
+
+    `actor` and `crashed` return the same object for the same replies, so it is compared by identity.
+    """
+
+    name: str
+    seen: tuple[Reply, ...]
+    request: Request | None = None
+    outcome: str | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.outcome is None and not self.seen
+
+    def has(self, word: str) -> bool:
+        return any(reply[0] == word for reply in self.seen)
+
+
 @cache
-def progress(name: str, step: Step, stops: bool, seen: tuple[Reply, ...]) -> Request | str:
+def actor(name: str, step: Step, stops: bool, seen: tuple[Reply, ...] = ()) -> Actor:
     """The replies determine where a coroutine pauses, so it is run to each place once."""
-    return Script(name, step, stops=stops).after(seen)
+    at = Script(name, step, stops=stops).after(seen)
+    return Actor(name, seen, outcome=at) if isinstance(at, str) else Actor(name, seen, at)
+
+
+@cache
+def crashed(actor: Actor) -> Actor:
+    return Actor(actor.name, actor.seen, outcome="crashed")
 
 
 @dataclass
@@ -207,29 +234,6 @@ class World:
 
 
 @dataclass(frozen=True)
-class Actor:
-    """An attempt or a compensation: the replies so far, and the call at which it pauses, or its outcome."""
-
-    name: str
-    at: Request | str
-    seen: tuple[Reply, ...] = ()
-
-    @property
-    def outcome(self) -> str | None:
-        return self.at if isinstance(self.at, str) else None
-
-    @property
-    def is_fresh(self) -> bool:
-        return self.outcome is None and not self.seen
-
-    def has(self, word: str) -> bool:
-        return any(reply[0] == word for reply in self.seen)
-
-    def key(self) -> Hashable:
-        return self.name, self.outcome, self.seen
-
-
-@dataclass(frozen=True)
 class Situation:
     """The world and its actors between two choices.
 
@@ -245,22 +249,22 @@ class Situation:
     @classmethod
     def first(cls, scenario: Scenario, machine: Machine = next_status, step: Step = OrderStep) -> Self:
         names = (*ATTEMPTS, COMPENSATION)
-        return cls(World(scenario, machine), step, {n: Actor(n, progress(n, step, scenario.stops, ())) for n in names})
+        return cls(World(scenario, machine), step, {name: actor(name, step, scenario.stops) for name in names})
 
     def after(self, choice: str) -> Situation:
         verb, _, name = choice.rpartition(": ")
-        world, crashed, actor = self.world, self.crashed, self.actors[name]
+        world, has_crashed, before = self.world, self.crashed, self.actors[name]
         if verb == "crash":
-            crashed = actor = replace(actor, at="crashed")
+            has_crashed = after = crashed(before)
         elif verb == "retry":
-            actor = Actor(name, progress(name, self.step, world.scenario.stops, ()))
+            after = actor(name, self.step, world.scenario.stops)
         else:
-            assert isinstance(actor.at, Request)
-            world = replace(world)
-            seen = (*actor.seen, world.answer(name, actor.at))
-            actor = Actor(name, progress(name, self.step, world.scenario.stops, seen), seen)
-            self._check_outcome(world, actor)
-        return Situation(world, self.step, {**self.actors, name: actor}, crashed)
+            assert before.request
+            world = copy(world)
+            reply = world.answer(name, before.request)
+            after = actor(name, self.step, world.scenario.stops, (*before.seen, reply))
+            self._check_outcome(world, after)
+        return Situation(world, self.step, {**self.actors, name: after}, has_crashed)
 
     def choices(self) -> Iterator[str]:
         for name, actor in self.actors.items():
@@ -276,12 +280,11 @@ class Situation:
 
     def is_final(self) -> bool:
         """A crashed attempt need not be retried; a compensation is retried until it ends."""
-        outcomes = {name: actor.outcome for name, actor in self.actors.items()}
-        return None not in outcomes.values() and outcomes[COMPENSATION] != "crashed"
+        ended = all(actor.outcome for actor in self.actors.values())
+        return ended and self.actors[COMPENSATION].outcome != "crashed"
 
     def key(self) -> Hashable:
-        crashed = self.crashed and self.crashed.key()
-        return self.world.key(), crashed, tuple(actor.key() for actor in self.actors.values())
+        return self.world.key(), self.crashed, *self.actors.values()
 
     @staticmethod
     def _check_outcome(world: World, actor: Actor) -> None:
