@@ -35,7 +35,7 @@ def encrypting(*keys: bytes) -> DataConverter:
 
 
 def readable_in(history: WorkflowHistory) -> list[str]:
-    return [text for text in READABLE if text in shape_of(history.to_json_dict())]
+    return [text for text in READABLE if text in shape_of(history)]
 
 
 def holds_a_failure(history: WorkflowHistory) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import AsyncIterator, Container, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -28,37 +29,41 @@ CAUSED_BY_CODE = {
 
 
 # Fields and identifiers that differ between two orders on the same path.
-VARYING_FIELDS = {"taskQueue", "fairnessKey", "identity", "taskId", "historySizeBytes", "workerVersion", "sdkVersion"}
+VARYING_FIELDS = {"task_queue", "fairness_key", "identity", "task_id", "history_size_bytes", "worker_version"}
+VARYING_FIELDS |= {"sdk_metadata", "request_id", "attempt"}
 ORDER_ID = rf"({WORKFLOW_ID_PREFIX})?ord_\w+"
 IDENTIFIERS = re.compile(ORDER_ID + r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
-def personal_data_in(history: Mapping[str, Any]) -> list[str]:
-    """The personal values that occur in a history as JSON."""
-    text = "\n".join(_texts(history)).lower()
-    return [value for value in PERSONAL if value.lower() in text]
+def personal_data_in(history: WorkflowHistory) -> list[str]:
+    """The personal values that occur in a history. Its binary form has all texts and payloads as they are."""
+    content = b"".join(event.SerializeToString() for event in history.events).lower()
+    return [value for value in PERSONAL if value.lower().encode() in content]
 
 
-def shape_of(history: Mapping[str, Any]) -> str:
-    """A text that is equal for all orders on the same path, from a history as JSON."""
-    return IDENTIFIERS.sub("", "\n".join(_texts(history, without=VARYING_FIELDS)))
+def shape_of(history: WorkflowHistory) -> str:
+    """A text that is equal for all orders on the same path."""
+    return IDENTIFIERS.sub("", "\n".join(text for event in history.events for text in _texts(event)))
 
 
-def _texts(part: Any, without: Container[str] = ()) -> Iterator[str]:
-    """All strings of the history, with decoded payloads."""
-    if isinstance(part, dict):
-        for key, value in sorted(part.items()):  # maps are unordered
-            if key in without:
-                continue
-            if key == "data" and isinstance(value, str):
-                yield base64.b64decode(value).decode(errors="replace")
-            else:
-                yield from _texts(value, without)
-    elif isinstance(part, list):
+def _texts(part: Any) -> Iterator[str]:
+    """All values of a message but times and those that vary. Faster than JSON, since each history is looked through."""
+    if isinstance(part, Message):
+        if isinstance(part, Timestamp):
+            return
+        for field, value in part.ListFields():
+            if field.name not in VARYING_FIELDS:
+                yield from _texts(value)
+    elif isinstance(part, Mapping):
+        for key in sorted(part):  # maps are unordered
+            yield from _texts(part[key])
+    elif isinstance(part, bytes):
+        yield part.decode(errors="replace")
+    elif isinstance(part, Iterable) and not isinstance(part, str):
         for item in part:
-            yield from _texts(item, without)
-    elif isinstance(part, str):
-        yield part
+            yield from _texts(item)
+    else:
+        yield str(part)
 
 
 def failed_tasks_in(history: WorkflowHistory) -> list[str]:
@@ -95,12 +100,11 @@ async def check_every_history(client: Client) -> dict[str, int]:
         async for history in client.list_workflows(f"WorkflowType = '{WORKFLOW_TYPE}'").map_histories():
             count += 1
             skipped += skipped_time_in(history)
-            content = history.to_json_dict()
-            violations.extend(f"{history.workflow_id} holds {value!r}" for value in personal_data_in(content))
+            violations.extend(f"{history.workflow_id} holds {value!r}" for value in personal_data_in(history))
             violations.extend(
                 f"{history.workflow_id}: a workflow task failed: {error}" for error in failed_tasks_in(history)
             )
-            if (shape := shape_of(content)) not in replayed:
+            if (shape := shape_of(history)) not in replayed:
                 replayed.add(shape)
                 yield history
 

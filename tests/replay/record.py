@@ -306,7 +306,9 @@ def _keep(file: Path, history: dict[str, Any], past: Path) -> str:
     """Write a history, unless the file has the same path; keep the earlier one of another path as the past."""
     kept = ""
     if file.exists():
-        if shape_of(json.loads(file.read_text(encoding="utf-8"))) == shape_of(history):
+        contents = file.read_text(encoding="utf-8"), history
+        earlier, new = (WorkflowHistory.from_json(file.stem, content) for content in contents)
+        if shape_of(earlier) == shape_of(new):
             return "unchanged"
         past.mkdir(exist_ok=True)
         file.rename(past / file.name)
