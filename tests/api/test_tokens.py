@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from typing import Any
 
 import httpx
@@ -30,7 +31,7 @@ from tests.kit.waiting import eventually
 
 OWN_KEY = ApiKey(key="8c1e0b7d4a635f2a9d0b37c1", scopes=frozenset(Scope))
 STRANGER = ec.generate_private_key(ec.SECP256R1())
-WEAK = rsa.generate_private_key(65_537, 1024)  # noqa: S505
+weak_key = cache(lambda: rsa.generate_private_key(65_537, 1024))  # noqa: S505  (takes long)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def unsigned(issuer: Issuer) -> str:
 def signed_with_public_key(issuer: Issuer) -> str:
     """HS256 with the public key as the secret: the confusion of algorithms."""
     pem = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    public: bytes = KEYS["RS256"][0].public_key().public_bytes(*pem)
+    public: bytes = KEYS["RS256"][0]().public_key().public_bytes(*pem)
     signed = f"{segment({'alg': 'HS256', 'kid': 'RS256'})}.{segment(issuer.claims())}"
     digest = hmac.digest(public, signed.encode(), "sha256")
     return f"{signed}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
@@ -144,9 +145,9 @@ def with_key_of_another_type(issuer: Issuer) -> str:
 
 
 def with_weak_key(issuer: Issuer) -> str:
-    issuer.keys.append({**json.loads(RSAAlgorithm.to_jwk(WEAK.public_key())), "kid": "weak"})
+    issuer.keys.append({**json.loads(RSAAlgorithm.to_jwk(weak_key().public_key())), "kid": "weak"})
     with pytest.warns(jwt.InsecureKeyLengthWarning):
-        return jwt.encode(issuer.claims(), WEAK, "RS256", headers={"kid": "weak"})
+        return jwt.encode(issuer.claims(), weak_key(), "RS256", headers={"kid": "weak"})
 
 
 def with_encryption_key(issuer: Issuer) -> str:

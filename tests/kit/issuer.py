@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Self
 
 import jwt
@@ -15,18 +17,19 @@ from app.settings import ApiSettings
 from dev.servers import HOST, free_port
 
 AUDIENCE = "orders"
-_RSA = rsa.generate_private_key(65_537, 2048)  # making one takes long, so all issuers share it
-KEYS: dict[str, Any] = {
-    "RS256": (_RSA, RSAAlgorithm),
-    "PS256": (_RSA, RSAAlgorithm),
-    "ES256": (ec.generate_private_key(ec.SECP256R1()), ECAlgorithm),
-    "EdDSA": (ed25519.Ed25519PrivateKey.generate(), OKPAlgorithm),
+_rsa_key = cache(lambda: rsa.generate_private_key(65_537, 2048))  # takes long: at the first use, one for all issuers
+_ec_key = cache(lambda: ec.generate_private_key(ec.SECP256R1()))
+KEYS: dict[str, tuple[Callable[[], Any], Any]] = {
+    "RS256": (_rsa_key, RSAAlgorithm),
+    "PS256": (_rsa_key, RSAAlgorithm),
+    "ES256": (_ec_key, ECAlgorithm),
+    "EdDSA": (cache(ed25519.Ed25519PrivateKey.generate), OKPAlgorithm),
 }
 
 
 def public_jwk(algorithm: str, key_id: str, **more: str) -> dict[str, Any]:
     key, kind = KEYS[algorithm]
-    return {**json.loads(kind.to_jwk(key.public_key())), "kid": key_id, **more}
+    return {**json.loads(kind.to_jwk(key().public_key())), "kid": key_id, **more}
 
 
 class Issuer:
@@ -75,4 +78,4 @@ class Issuer:
     def token(self, algorithm: str = "ES256", *, headers: dict[str, Any] | None = None, **changes: Any) -> str:
         """A token for the customer cus_1. `changes` are claims; None leaves one out."""
         headers = {"kid": algorithm, **(headers or {})}
-        return jwt.encode(self.claims(**changes), KEYS[algorithm][0], algorithm, headers=headers)
+        return jwt.encode(self.claims(**changes), KEYS[algorithm][0](), algorithm, headers=headers)
