@@ -15,7 +15,7 @@ from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from app import domain, metrics, tracing
-from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepName, StepStatus
+from app.domain import Failure, Line, NewOrder, Order, OrderStatus, Product, StepChange, StepStatus
 from app.messages import AddressChange, OrderState, StatusUpdate
 from app.mongo import ChangeStream, Document, Mongo, Session
 
@@ -72,11 +72,9 @@ class OrderRepository:
         """
         time, _, skip = (cursor or f"{MAX_TIME}.0").partition(".")
         begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))
-        if not statuses and (customer_id or self._owned):
-            statuses = EVERY_STATUS
-        wanted = {"status": {"$in": statuses} if statuses else None, "customer_id": customer_id}
-        query: Document = {field: value for field, value in wanted.items() if value is not None}
-        query["$and"] = [self._owned]
+        query: Document = {"status": {"$in": statuses or EVERY_STATUS}, "$and": [self._owned]}
+        if customer_id is not None:
+            query["customer_id"] = customer_id
         query["created_at"] = {"$lte": begin, "$type": "date", "$not": {"$type": "array"}}  # not an array of dates
         newest = self._orders.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
         documents = await newest.skip(int(skip)).limit(limit + 1).to_list(None)
@@ -279,11 +277,10 @@ class OrderRepository:
         if result.matched_count < len(writes):
             raise domain.NotFound
 
-    async def records(self, step: StepName, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
-        """Return the raw records of a step by order id, within a transaction."""
-        field = f"steps.{step}"
-        found = self._orders.find({"_id": {"$in": order_ids}, field: {"$exists": True}}, {field: 1}, session=session)
-        return {document["_id"]: document["steps"][step] async for document in found}
+    async def documents(self, order_ids: Sequence[str], session: Session) -> dict[str, Document]:
+        """Return those of these order documents that exist, by id, within a transaction."""
+        found = self._orders.find({"_id": {"$in": order_ids}}, session=session)
+        return {document["_id"]: document for document in await found.to_list(None)}
 
     async def update_status(self, update: StatusUpdate) -> OrderState:
         """Write a status that no step writes, if the order may still reach it; return the state after the write.

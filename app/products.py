@@ -78,7 +78,7 @@ class ProductRepository:
     async def available(self, skus: Iterable[str], session: Session) -> dict[str, int]:
         """Return available quantities by SKU; raises TypeError if another program wrote one that is not an integer."""
         found = self._products.find({"_id": {"$in": list(skus)}}, {"available": 1}, session=session)
-        stock: Document = {document["_id"]: document.get("available") async for document in found}
+        stock: Document = {document["_id"]: document.get("available") for document in await found.to_list(None)}
         for sku, quantity in stock.items():
             if not isinstance(quantity, int) or isinstance(quantity, bool):  # NaN would pass every comparison
                 raise TypeError(f"product {sku}: available must be a whole number")

@@ -20,7 +20,7 @@ from app.products import ProductRepository
 from app.settings import ApiSettings
 from app.validation import IDEMPOTENCY_KEY, IDENTIFIER
 
-STARTS_AFTER_ANSWER = 2
+STARTS_AFTER_ANSWER = 1
 
 
 class Order(domain.Order):

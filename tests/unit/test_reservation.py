@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.activities.inventory import Request, Reservation, decide
-from app.domain import Attempt, StepStatus
+from app.activities.inventory import Reservation, decide
+from app.domain import StepStatus
 
 DONE, FAILED, COMPENSATED = StepStatus.DONE, StepStatus.FAILED, StepStatus.COMPENSATED
 SKUS = ["A", "B", "C"]
@@ -17,22 +16,17 @@ QUANTITIES = st.dictionaries(st.sampled_from(SKUS), st.integers(1, 5), min_size=
 STOCK = st.fixed_dictionaries({}, optional={sku: st.integers(0, 12) for sku in SKUS})
 
 
-def _request(order_id: str, quantities: dict[str, int] | None) -> Request:
-    return Request(order_id, Attempt(datetime(2026, 1, 1, tzinfo=UTC), 1), quantities)
-
-
 def test_requests_are_served_first_come_first_served() -> None:
     """A request for more than is left gets nothing. Later requests can still use what is left."""
     left = {"A": 10}
-    asked = enumerate((6, 6, 3, 1, 1))
-    statuses = [decide(_request(f"o{number}", {"A": quantity}), None, left).status for number, quantity in asked]
+    statuses = [decide({"A": quantity}, None, left).status for quantity in (6, 6, 3, 1, 1)]
     assert statuses == [DONE, FAILED, DONE, DONE, FAILED]
     assert left == {"A": 0}
 
 
 def test_reservation_is_all_or_nothing() -> None:
     left = {"A": 10, "B": 1}
-    declined = decide(_request("o", {"A": 2, "B": 2, "X": 1}), None, left)
+    declined = decide({"A": 2, "B": 2, "X": 1}, None, left)
     assert declined.failure is not None
     assert (declined.failure.code, declined.failure.message) == ("out_of_stock", "not enough in stock: B, X")
     assert left == {"A": 10, "B": 1}
@@ -40,32 +34,32 @@ def test_reservation_is_all_or_nothing() -> None:
 
 def test_release_before_reservation_fences_it() -> None:
     left = {"A": 10}
-    fence = decide(_request("o", None), None, left)
+    fence = decide(None, None, left)
     assert fence == Reservation(FAILED, {})
-    assert decide(_request("o", {"A": 1}), fence, left) == fence
+    assert decide({"A": 1}, fence, left) == fence
     assert left == {"A": 10}
 
 
 def test_repeated_attempt_returns_the_same_decline() -> None:
     left = {"A": 0}
-    declined = decide(_request("o", {"A": 1}), None, left)
+    declined = decide({"A": 1}, None, left)
     left["A"] = 10
-    assert decide(_request("o", {"A": 1}), declined, left) == declined
-    assert decide(_request("o", None), declined, left) == declined
+    assert decide({"A": 1}, declined, left) == declined
+    assert decide(None, declined, left) == declined
     assert left == {"A": 10}
 
 
 def test_release_returns_held_quantities_after_lines_changed() -> None:
     left = {"A": 5}
-    held = decide(_request("o", {"A": 2}), None, left)
-    assert decide(_request("o", {"A": 9}), held, left) == held
-    assert decide(_request("o", None), held, left) == Reservation(COMPENSATED, {"A": 2})
+    held = decide({"A": 2}, None, left)
+    assert decide({"A": 9}, held, left) == held
+    assert decide(None, held, left) == Reservation(COMPENSATED, {"A": 2})
     assert left == {"A": 5}
 
 
 def test_release_of_removed_product_discards_its_quantities() -> None:
     left = {"A": 0}
-    assert decide(_request("o", None), Reservation(DONE, {"A": 1, "OLD": 2}), left).status is COMPENSATED
+    assert decide(None, Reservation(DONE, {"A": 1, "OLD": 2}), left).status is COMPENSATED
     assert left == {"A": 1}
 
 
@@ -79,12 +73,12 @@ def test_available_and_held_equal_stocked_after_any_requests(
     for _ in range(data.draw(st.integers(1, 12))):
         order_id = data.draw(st.sampled_from(sorted(orders)))
         held = reservations.get(order_id)
-        request = _request(order_id, data.draw(st.sampled_from([orders[order_id], None])))
-        now = reservations[order_id] = decide(request, held, left)
+        wanted = data.draw(st.sampled_from([orders[order_id], None]))
+        now = reservations[order_id] = decide(wanted, held, left)
 
         if held is not None and held.status is not DONE:
             assert now == held  # a failed or compensated reservation never changes
-        if request.quantities is None:
+        if wanted is None:
             assert now.status is (COMPENSATED if held and held.status in {DONE, COMPENSATED} else FAILED)
         if now.status is DONE:
             assert now.quantities == orders[order_id]
