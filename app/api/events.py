@@ -42,8 +42,9 @@ async def _all_orders(
         if abs(subscription.since.as_datetime() - last_seen) < MAX_AGE:
             yield subscription.messages(clients.orders.changed_since(last_seen - OVERLAP))
         else:
-            newest, _next = await clients.orders.page((), None, INITIAL_ORDERS, None)
-            yield subscription.messages(each(reversed(newest)), reset=last_event_id is not None)
+            # In no variable: it would keep them as long as the stream lasts.
+            current = each(reversed((await clients.orders.page((), None, INITIAL_ORDERS, None))[0]))
+            yield subscription.messages(current, reset=last_event_id is not None)
 
 
 async def _one_order(

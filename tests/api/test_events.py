@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import httpx
 import pytest
 from pymongo.read_concern import ReadConcern
 
-from app import names
+from app import domain, names
 from app.api import auth, hub, route
 from app.api.hub import each
 from app.api.main import create_app
@@ -111,6 +112,24 @@ async def test_200_listeners_share_one_change_stream(api: httpx.AsyncClient, sho
     for listener in listeners:
         listener.disconnect()
     await eventually(lambda: change_streams(shop.mongo), lambda count: count == 0)
+
+
+async def test_listener_does_not_keep_the_orders_it_was_sent_first(api: httpx.AsyncClient, shop: Shop) -> None:
+    """Fifty orders of each of 500 listeners took a quarter of a gigabyte, as long as the listeners stayed."""
+    orders = [await shop.place(status="shipped") for _ in range(20)]
+    listeners = [await Listener.connect(api, "/orders/events") for _ in range(10)]
+    for listener in listeners:
+        for _ in orders:
+            assert await listener.next()
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, domain.Order) for each in gc.get_objects())
+
+    del orders
+    assert kept() < 5 * len(listeners)  # the last one sent, and its form for the API
+    for listener in listeners:
+        listener.disconnect()
 
 
 async def test_change_that_no_majority_has_yet_is_sent_later(api: httpx.AsyncClient, shop: Shop) -> None:
