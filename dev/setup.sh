@@ -60,6 +60,7 @@ fi
 # Print each package as pip reaches it, and pass pip's output through.
 progress() {
   awk -v all="$(grep -c '==' "$lock")" '
+    /^Ignoring/ { all-- } # for another system
     /^(Collecting|Processing)/ { sub(".*/", "", $2); printf "  %d/%d %s\n", ++n, all, $2 > "/dev/stderr" }
     /^Installing/ { print "  installing" > "/dev/stderr" }
     { print; fflush() }'
