@@ -508,7 +508,9 @@ async def start_temporal(
         pragmas = ("journal_mode=WAL", "synchronous=NORMAL")
         command += ["--db-filename", db_file, *(word for p in pragmas for word in ("--sqlite-pragma", p))]
     log = (log_dir or Path(tempfile.mkdtemp(prefix="temporal-"))) / "temporal.log"
-    server = await Server.start("Temporal", command, address=address, log=log)
+    # A sixth less CPU time: on one core its threads do not wake one another, and it collects garbage less often.
+    env = {"GOMAXPROCS": "1", "GOGC": "400", **os.environ}
+    server = await Server.start("Temporal", command, address=address, log=log, env=env)
     client = await Client.connect(address, lazy=True)
 
     async def accepts_workflows() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -33,13 +32,8 @@ from tests.kit.memory import folder_in_memory
 from tests.kit.shop import Shop, build_shop_worker
 from tests.replay.histories import check_every_history
 
-# Temporal's server needs a sixth less CPU time on one core, where its threads do not wake one another, and with less
-# garbage collection. Each test process has its own server, so all cores are in use.
-GO_PROGRAMS = {"GOMAXPROCS": "1", "GOGC": "400"}
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.update(GO_PROGRAMS)
     if hasattr(config, "workerinput"):  # ports of its own: another process could take that of a server that restarts
         number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
         servers.ports = servers.ports[number::count]
