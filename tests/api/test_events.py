@@ -39,6 +39,12 @@ async def move(shop: Shop, order_id: str, status: str) -> None:
     await shop.mongo.orders.update_one({"_id": order_id}, {"$set": change})
 
 
+async def place_in_turn(shop: Shop, count: int) -> list[domain.Order]:
+    """Place orders a second apart: those of the same millisecond are listed by `_id`."""
+    first = datetime.now(UTC) - timedelta(seconds=count)
+    return [await shop.place(created_at=first + timedelta(seconds=number)) for number in range(count)]
+
+
 def event_id(age: timedelta) -> str:
     return f"{int((datetime.now(UTC) - age).timestamp())}.1"
 
@@ -124,7 +130,7 @@ async def test_listener_does_not_keep_the_orders_it_was_sent_first(api: httpx.As
 
     def kept() -> int:
         gc.collect()
-        return sum(isinstance(each, domain.Order) for each in gc.get_objects())
+        return sum(issubclass(type(each), domain.Order) for each in gc.get_objects())
 
     del orders
     assert kept() < 5 * len(listeners)  # the last one sent, and its form for the API
@@ -149,7 +155,7 @@ async def test_change_that_no_majority_has_yet_is_sent_later(api: httpx.AsyncCli
 
 
 async def test_reconnect_sends_all_missed_events(api: httpx.AsyncClient, shop: Shop) -> None:
-    orders = [await shop.place() for _ in range(5)]
+    orders = await place_in_turn(shop, 5)
     connected = await Listener.connect(api, "/orders/events")
     disconnecting = await Listener.connect(api, "/orders/events")
     for listener in (connected, disconnecting):
@@ -171,7 +177,7 @@ async def test_reconnect_sends_all_missed_events(api: httpx.AsyncClient, shop: S
 
 async def test_disconnect_during_catch_up_repeats_it(api: httpx.AsyncClient, shop: Shop) -> None:
     await shop.mongo.create_indexes()
-    orders = [await shop.place() for _ in range(5)]
+    orders = await place_in_turn(shop, 5)
     connected = await Listener.connect(api, "/orders/events")
     recent = event_id(timedelta(minutes=50))
     disconnecting = await Listener.connect(api, "/orders/events", recent)
@@ -188,7 +194,7 @@ async def test_disconnect_during_catch_up_repeats_it(api: httpx.AsyncClient, sho
 
 
 async def test_reconnect_while_stream_lags_sends_late_events(api: httpx.AsyncClient, shop: Shop) -> None:
-    orders = [await shop.place() for _ in range(3)]
+    orders = await place_in_turn(shop, 3)
     connected = await Listener.connect(api, "/orders/events")
     await move(shop, orders[0].order_id, "reserved")
     seen = await connected.wait_for(orders[0].order_id, "reserved")
@@ -208,7 +214,7 @@ async def test_reconnect_to_another_process_sends_all_missed_events(
     await shop.mongo.create_indexes()
     old = datetime(2026, 1, 1, tzinfo=UTC)
     untouched = await shop.place(created_at=old, updated_at=old)
-    orders = [await shop.place() for _ in range(60)]  # more than a new listener receives
+    orders = await place_in_turn(shop, 60)  # more than a new listener receives
     async with serve(settings, temporal_server.address) as api:
         listener = await Listener.connect(api, "/orders/events")
         await move(shop, orders[0].order_id, "reserved")
@@ -227,7 +233,7 @@ async def test_reconnect_to_another_process_sends_all_missed_events(
 
 
 async def test_last_event_id_older_than_an_hour_begins_anew(api: httpx.AsyncClient, shop: Shop) -> None:
-    orders = [await shop.place() for _ in range(3)]
+    orders = await place_in_turn(shop, 3)
     for old in ("1.1", event_id(timedelta(minutes=61)), event_id(timedelta(days=-1))):
         listener = await Listener.connect(api, "/orders/events", old)
         received = [event for _ in range(4) if (event := await listener.next())]
