@@ -61,7 +61,7 @@ test-exhaustive: $(READY)  ## all of these, with every combination in those that
 # By file, because the tests of a file share servers and set-up. tests/conftest.py puts the longest files first.
 BY_FILE := --dist=loadfile --no-loadscope-reorder
 TOOLING := tooling examples
-PARALLEL := --numprocesses=5 $(BY_FILE)
+PARALLEL := --numprocesses=6 $(BY_FILE)
 
 lint: $(READY)  ## check format, lint rules, types and CI workflows
 	@$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format" >&2; exit 1; }
