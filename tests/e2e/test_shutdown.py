@@ -197,7 +197,7 @@ async def test_change_stream_cancelled_while_mongodb_is_frozen_ends_cancelled(mo
         await asyncio.wait_for(opened.wait(), 10)
         mongod.pause()
         following.cancel()
-        await asyncio.wait({following}, timeout=5)
+        await asyncio.wait({following}, timeout=20)
         assert following.cancelled()
     finally:
         mongod.resume()
