@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 Messages = AsyncIterator[bytes]
 
-MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 60 KB
+MAX_STREAMS = 2_000  # of this process; each takes a file descriptor and about 100 KB
 MAX_STREAMS_OF_CALLER = 1_000
 MAX_STREAMS_OF_CUSTOMER = 20  # of a caller for one customer: it must not delay the events of others
 DAY = 86_400.0  # seconds, after which a stream ends in any case
