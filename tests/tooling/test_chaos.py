@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from dev.chaos.audit import audit
 from dev.chaos.evidence import Histories, Journal, Run
 from dev.chaos.faults import ALL, SHORT, schedule
 from dev.chaos.orders import CITY, KINDS, PlacedOrder, plan_orders
-from dev.stack import ROOT
 from tests.kit.program_copy import ProgramCopy
 
 RELAY_SWEEP = """                if now >= self._sweep_at:
@@ -30,21 +28,12 @@ NO_FENCE = """            record = (await self._orders.get(order_id)).step(self.
 """
 
 
-class CopyWithChaos(ProgramCopy):
-    """A copy of the program together with `dev/`, whose commands run the copy's code."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        shutil.copytree(ROOT / "dev", folder / "dev", ignore=shutil.ignore_patterns("__pycache__"))
-
-    async def chaos(self, *arguments: str) -> tuple[int | None, str]:
-        return await self.run("-m", "dev.chaos", *arguments, within=170)
-
-
 def without_fence(copy: ProgramCopy) -> None:
     copy.replace("app/activities/order_step.py", FENCE, NO_FENCE)
     written = "after.status is not StepStatus.FAILED or after.failure is not None"
     copy.replace_line("app/activities/inventory.py", "if after != before:", f"if after != before and ({written}):\n")
+    # The transaction reads the order as well, so a late reservation would find it stopped.
+    copy.replace("app/activities/inventory.py", "(reason := order.stop_reason)", "(reason := None)")
 
 
 def without_shield(copy: ProgramCopy) -> None:
@@ -78,11 +67,13 @@ def without_sweep(copy: ProgramCopy) -> None:
 async def test_chaos_on_a_broken_build_names_the_violated_guarantee(
     tmp_path: Path, break_it: Callable[[ProgramCopy], None], fault: str, guarantee: str
 ) -> None:
-    copy = CopyWithChaos(tmp_path / "copy")
+    copy = ProgramCopy(tmp_path / "copy")
     break_it(copy)
-    code, output = await copy.chaos("--only", fault, "--seed", "1")
-    assert code == 1, output
-    assert f"\n{guarantee} violated: " in output, output
+    for seed in ("1", "2", "3"):  # on a busy machine, a run may miss the moment
+        code, output = await copy.run("-m", "dev.chaos", "--only", fault, "--seed", seed, within=170)
+        if f"\n{guarantee} violated: " in output:
+            break
+    assert (code, f"\n{guarantee} violated: " in output) == (1, True), output
 
 
 def test_same_seed_gives_same_orders_and_faults() -> None:
