@@ -68,7 +68,8 @@ class OrderRepository:
         """Return a page of orders, newest first, in any of these statuses if given, and the cursor of the next page.
 
         A cursor holds the time of the last order shown, and the number of orders with that time shown so far, so it
-        works with any `_id`. An order added with that same time, to the millisecond, may be shown twice.
+        works with any `_id`. An order added with that same time, to the millisecond, may be shown twice. An order of a
+        status that this program does not know is in no list until the relay marks it as malformed.
         """
         time, _, skip = (cursor or f"{MAX_TIME}.0").partition(".")
         begin = DatetimeMS(max(-MAX_TIME, min(int(time), MAX_TIME)))

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import fastapi.routing
@@ -16,11 +15,9 @@ import httpx
 import pytest
 import temporalio.bridge.worker as bridge_worker
 import temporalio.worker.workflow_sandbox._runner as sandbox_runner
-from pymongo import settings_shared
 from starlette.routing import BaseRoute
 from temporalio.client import Client
 from temporalio.testing import TimeSkipper
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from app import temporal
 from app.mongo import Mongo
@@ -67,29 +64,6 @@ def sandbox_code_compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sandbox_runner, "exec", execute, raising=False)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def workflows_prepared_once() -> Iterator[None]:
-    """Spare 5 ms for each worker: its sandbox imports each workflow once only to see that it can (1.35)."""
-    prepare, prepared = SandboxedWorkflowRunner.prepare_workflow, set[type]()
-
-    def prepare_once(runner: SandboxedWorkflowRunner, workflow: Any) -> None:
-        if workflow.cls not in prepared:
-            prepare(runner, workflow)
-            prepared.add(workflow.cls)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SandboxedWorkflowRunner, "prepare_workflow", prepare_once)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def stacks_of_clients_not_kept() -> Iterator[None]:
-    """Spare 1 ms for each client: PyMongo formats the stack for a warning after a fork, and pytest's is deep (4.20)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings_shared, "traceback", SimpleNamespace(format_stack=list))
         yield
 
 

@@ -280,9 +280,16 @@ async def test_orders_inserted_without_a_relay_are_started_later(shop: Shop, wor
     missed = await shop.place()
     malformed = order_document(status="lost")
     await shop.mongo.orders.insert_one(malformed)
+    assert malformed["_id"] not in await listed(shop)
     async with running_relay(shop):
         await shop.wait_for_status(missed.order_id, OrderStatus.COMPLETED)
         await eventually(lambda: raw_document(shop, malformed["_id"]), lambda found: found["status"] == "failed")
+    assert malformed["_id"] in await listed(shop)
+
+
+async def listed(shop: Shop) -> list[str]:
+    orders, _ = await shop.orders.page([], None, 50, None)
+    return [order.order_id for order in orders]
 
 
 async def test_orders_inserted_as_the_stream_opens_are_started_before_the_next_sweep(
