@@ -33,6 +33,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+WAIT = 20_000.0  # milliseconds, for actions and for what is expected: the machine may be busy
+expect.set_options(timeout=WAIT)
 WIDE = ViewportSize(width=1440, height=900)
 PHONE = ViewportSize(width=320, height=640)
 
@@ -186,7 +188,7 @@ async def a_desk(browser: Browser, url: str, **context: Any) -> AsyncIterator[De
     options: dict[str, Any] = {"viewport": WIDE, "reduced_motion": "reduce", **context}  # animation frames cost time
     async with await browser.new_context(**options) as tab:
         page = await tab.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         yield Desk(page, url)
