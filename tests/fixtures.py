@@ -46,7 +46,7 @@ def bounded_worker_stop() -> Iterator[None]:
     finalize = bridge_worker.Worker.finalize_shutdown
 
     async def finalize_in_time(worker: bridge_worker.Worker) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(3):
             await finalize(worker)
 
     with pytest.MonkeyPatch.context() as patch:
