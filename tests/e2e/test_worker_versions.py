@@ -250,9 +250,8 @@ async def test_worker_starting_while_no_version_is_current_logs_the_command(
     caplog.set_level("INFO", "worker")
     monkeypatch.setenv("TEMPORAL_ADDRESS", own_temporal.address)
     monkeypatch.setattr(worker, "Mongo", lambda uri, database: shop.mongo)
-    serving = asyncio.create_task(
-        worker.serve(settings.model_copy(update={**version, "sandbox_gateways": True}), sandbox)
-    )
+    mine = settings.model_copy(update={**version, "sandbox_gateways": True})
+    serving = asyncio.create_task(worker.serve(mine, sandbox))
     try:
 
         async def logged() -> str:
