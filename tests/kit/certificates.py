@@ -13,6 +13,18 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+SIGNS_CERTIFICATES = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=False,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -24,7 +36,10 @@ class Certificate:
 
 
 class Authority:
-    """Issues certificates for 127.0.0.1 and one DNS name each, for servers and clients. `certificate` is its own."""
+    """Issues certificates for 127.0.0.1 and one DNS name each, for servers and clients. `certificate` is its own.
+
+    Python verifies strictly since 3.13: certificates need key identifiers, and that of an authority its key usage.
+    """
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         folder.mkdir(exist_ok=True)
@@ -32,7 +47,11 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = folder / f"{name}.pem"
-        own = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, 0), critical=True)
+        own = (
+            self._builder(self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(SIGNS_CERTIFICATES, critical=True)
+        )
         self.certificate.write_bytes(own.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
 
     def issue(self, name: str) -> Certificate:
@@ -64,4 +83,6 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=1))
             .not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

@@ -6,6 +6,8 @@ import json
 import re
 import tomllib
 
+import pytest
+
 from dev import issuer
 from dev.stack import ROOT, Config
 
@@ -44,7 +46,8 @@ def test_devcontainer_uses_make_and_forwards_every_port() -> None:
     assert list(DEVCONTAINER["portsAttributes"]) == [str(port) for port in ports]
 
 
-def test_help_names_every_target_and_port() -> None:
+def test_help_names_every_target_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ISSUER_PORT", raising=False)
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     assert set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)) == targets
     [ports] = re.findall(r"^##- (API_PORT .*)$", MAKEFILE, re.MULTILINE)
