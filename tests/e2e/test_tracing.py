@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app import tracing
 from app.domain import OrderStatus
 from app.messages import ApprovalDecision
 from app.names import NAME as PROJECT
@@ -299,9 +298,14 @@ async def test_unavailable_collector_delays_neither_orders_nor_the_exit(
         assert not [line for line in lines(server) if line["logger"].startswith(("opentelemetry", "urllib3"))]
 
 
-def test_without_endpoint_sdk_is_not_imported() -> None:
-    """This process runs workers and APIs, too. A test that imports the SDK itself would need a process of its own."""
-    assert {"worker", "app.api.main"} <= sys.modules.keys()
-    tracing.configure("x")
-    tracing.shutdown()
-    assert [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))] == []
+async def test_without_endpoint_sdk_is_not_imported() -> None:
+    code = (
+        "import sys, app.api.main, worker; from app import tracing; "
+        "tracing.configure('x'); tracing.shutdown(); "
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert output.decode() == "[]\n"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
 
@@ -17,10 +19,8 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, SetWorke
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-import worker
 from app import temporal
 from app.domain import OrderStatus
-from app.gateways.sandbox import sandbox
 from app.names import NAME
 from app.order_workflows import NoWorker
 from app.settings import ApiSettings
@@ -33,6 +33,7 @@ from tests.kit.relay import running_relay
 from tests.kit.shop import Shop
 from tests.kit.waiting import eventually
 from tests.kit.workflows import Handle, RestartableWorker
+from worker import deployment_config
 
 PAGE = (ROOT / "docs" / "operations.md").read_text().split("### A new version")[1].split("\n## ")[0]
 COMMANDS = re.findall(r"^ {4,}temporal (?:.*\\\n)*.*", PAGE, re.MULTILINE)
@@ -71,7 +72,7 @@ class Deployment:
     async def start(self, build_id: str, workflow: type = OrderWorkflow) -> None:
         """Start a worker of this version; without one if `build_id` is empty."""
         version = {"temporal_deployment_name": self.name, "temporal_worker_build_id": build_id} if build_id else {}
-        config = await worker.deployment_config(self._shop.client, self._settings.model_copy(update=version))
+        config = await deployment_config(self._shop.client, self._settings.model_copy(update=version))
         self._workers[build_id] = RestartableWorker(self._gateways)
         self._workers[build_id].start(workflows=[workflow], deployment_config=config)
 
@@ -239,32 +240,30 @@ async def test_order_that_began_without_a_version_continues_on_the_first(deploym
 
 
 async def test_worker_starting_while_no_version_is_current_logs_the_command(
-    deployment: Deployment,
-    shop: Shop,
-    settings: ApiSettings,
-    own_temporal: Server,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    deployment: Deployment, shop: Shop, settings: ApiSettings, own_temporal: Server, tmp_path: Path
 ) -> None:
-    version = {"temporal_deployment_name": deployment.name, "temporal_worker_build_id": "1.0"}
-    caplog.set_level("INFO", "worker")
-    monkeypatch.setenv("TEMPORAL_ADDRESS", own_temporal.address)
-    monkeypatch.setattr(worker, "Mongo", lambda uri, database: shop.mongo)
-    mine = settings.model_copy(update={**version, "sandbox_gateways": True})
-    serving = asyncio.create_task(worker.serve(mine, sandbox))
+    environment = {
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TASK_QUEUE": settings.task_queue,
+        "TEMPORAL_ADDRESS": own_temporal.address,
+        "TEMPORAL_DEPLOYMENT_NAME": deployment.name,
+        "TEMPORAL_WORKER_BUILD_ID": "1.0",
+    }
+    worker = await Server.start(
+        "worker", [sys.executable, "-m", "dev.worker"], address="", log=tmp_path / "log", cwd=ROOT, env=environment
+    )
     try:
 
         async def logged() -> str:
-            return caplog.text
+            return worker.log_text()
 
         await eventually(logged, lambda log: "worker ready" in log)
         handle = await shop.start()
         with pytest.raises(NoWorker):
             await shop.workflows.progress(await shop.order(handle))
-        assert deployment.command(MAKE_CURRENT, "1.0") in caplog.text
+        assert deployment.command(MAKE_CURRENT, "1.0") in worker.log_text()
         await deployment.make_current_as_documented("1.0")
         await handle.result()
     finally:
-        serving.cancel()
-        await asyncio.wait([serving])
-    assert serving.cancelled()
+        await worker.stop()
