@@ -142,11 +142,13 @@ class Mongo:
     async def create_indexes(self) -> None:
         """Create the indexes that the queries of this program need, unless they exist.
 
-        A list without a status is read from an index with `status`, too: `app.orders` names every status then.
+        A list without a status is read from an index with `status`, too: `app.orders` names every status then. By
+        default, MongoDB builds an index only while every voting member is up: a new worker would wait for one that is
+        down. With a majority as the quorum, that member builds the index when it is back.
         """
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
         lists = [IndexModel([*fields, *newest]) for fields in (["status"], ["customer_id", "status"])]
-        await self.orders.create_indexes([*lists, IndexModel("updated_at")])
+        await self.orders.create_indexes([*lists, IndexModel("updated_at")], commitQuorum="majority")
 
     async def run_transaction(self, work: Work[T], *, within: float = TRANSACTION_DEADLINE) -> T:
         """Run `work` in a transaction; retry it while MongoDB reports a transient error.

@@ -1,4 +1,4 @@
-"""A replica set of three members: rolled-back writes, and failovers under load (G1, G2, G3)."""
+"""A replica set of three members: one that is down, rolled-back writes, and failovers under load (G1, G2, G3)."""
 
 from __future__ import annotations
 
@@ -67,6 +67,25 @@ async def set_election_timeout(replica_set: ReplicaSet, seconds: float) -> None:
 async def stock(api: httpx.AsyncClient, available: int) -> None:
     product = {"name": "Mug", "unit_price": {"amount": 1_000, "currency": "EUR"}, "available": available}
     (await api.put(f"/inventory/{SKU}", json=product)).raise_for_status()
+
+
+# --- a member is down
+
+
+async def test_indexes_are_created_while_a_member_is_down(replica_set: ReplicaSet) -> None:
+    """By default, MongoDB waits for every voting member if the collection has documents: no new worker would start."""
+    primary = await replica_set.primary()
+    secondary = next(member for member in replica_set.members if member is not primary)
+    await secondary.kill()
+    mongo = Mongo(replica_set.uri, "indexes")
+    try:
+        await mongo.orders.insert_one({"_id": "placed before the first worker started"})
+        await mongo.create_indexes()
+        assert len(await mongo.orders.index_information()) == 4
+    finally:
+        mongo.close()
+        await replica_set.restart(secondary)
+    await replica_set.wait_until_complete()
 
 
 # --- rollback

@@ -258,7 +258,7 @@ async def test_order_completes_on_the_three_members_while_one_is_down(production
         async def ready() -> bool:
             assert not api_process.exited, api_process.log_text()
             try:
-                return (await http.get("/readyz")).is_success
+                return (await http.get("/readyz")).is_success and "worker ready" in worker_process.log_text()
             except httpx.TransportError:
                 return False
 
