@@ -2,8 +2,12 @@
 
 import json
 import logging
+import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
+
+from temporalio import activity
 
 from app import tracing
 from app.names import WORKFLOW_ID_PREFIX
@@ -15,18 +19,27 @@ order_id: ContextVar[str | None] = ContextVar("order_id", default=None)
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, str | None] = {
+        entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        order = _order_id(record)
+        fields, order = vars(record), _order_id(record)
         entry |= {"request_id": request_id.get(), "order_id": order}
         entry["trace_id"] = tracing.trace_id(order)
+        details = fields.get("temporal_activity") or {}
+        entry |= {"activity": details.get("activity_type"), "attempt": details.get("attempt")}
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            is_failed_attempt = fields.get("__temporal_error_identifier") == "ActivityFailure"
+            entry["exception"] = (_brief if is_failed_attempt else self.formatException)(record.exc_info)
         return json.dumps({name: value for name, value in entry.items() if value is not None})
+
+
+def _brief(exc_info: Any) -> str:
+    """Return what was raised and where. The stack trace of a failed attempt is in the workflow's history."""
+    *_, (frame, line) = traceback.walk_tb(exc_info[2])
+    return f"{exc_info[1]!r} at {frame.f_code.co_filename}:{line}"
 
 
 def _order_id(record: logging.LogRecord) -> str | None:
@@ -41,6 +54,7 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler()  # stderr
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    activity.logger.activity_info_on_message = False  # the formatter has fields for it
     logging.getLogger("pymongo").setLevel(logging.INFO)  # at DEBUG it logs whole commands, with their data
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs whole URLs
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from collections import Counter
@@ -151,10 +152,12 @@ async def test_traced_orders_span_all_processes_without_personal_data(
         assert secret not in exported
         assert secret not in worker.log_text() + served.log_text()
 
-    failed = [line for line in lines(worker) if line["message"].startswith("Completing activity as failed")]
-    assert {(line["order_id"], line["trace_id"]) for line in failed if order_id in line["message"]} == {
-        (order_id, TRACE)
-    }
+    failed = [line for line in lines(worker) if line["message"] == "Completing activity as failed"]
+    assert [
+        (line["activity"], line["attempt"], line["trace_id"]) for line in failed if line["order_id"] == order_id
+    ] == [("ChargePayment", 1, TRACE), ("ChargePayment", 2, TRACE)]
+    raised = r"ApplicationError\('Unavailable: its text is not recorded'\) at \S+/app/gateways/sandbox\.py:\d+"
+    assert all(re.fullmatch(raised, line["exception"]) for line in failed)
     assert [line["order_id"] for line in lines(worker) if "is malformed" in line["message"]] == ["strange"]
     ready = next(line for line in lines(worker) if line["message"].startswith("worker ready"))
     assert not {"order_id", "trace_id"} & ready.keys()
