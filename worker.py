@@ -120,8 +120,10 @@ async def serve(settings: Settings, build_gateways: GatewaysFactory) -> None:
         health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
         await health.serve(settings.worker_health_address)
         client = await wait_for("Temporal", temporal.connect)
-        await check_search_attribute(client)
+        await wait_for("Temporal", lambda: check_search_attribute(client))
         await wait_for("MongoDB", lambda: create_indexes(mongo))
+        # Again, because that may have taken long: the SDK's worker ends if it cannot describe its namespace.
+        await wait_for("Temporal", lambda: check_search_attribute(client))
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         version = await deployment_config(client, settings)
         async with build_worker(client, mongo, gateways, settings.task_queue, deployment_config=version):
@@ -167,7 +169,7 @@ async def wait_for(name: str, connect: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await connect()
-        except (RuntimeError, PyMongoError) as error:
+        except (RuntimeError, RPCError, PyMongoError) as error:
             logger.warning("waiting for %s: %s", name, error)
         await asyncio.sleep(1)
 
@@ -184,15 +186,20 @@ async def create_indexes(mongo: Mongo) -> None:
 
 
 async def check_search_attribute(client: Client) -> None:
-    """Raises SystemExit if it is missing: every workflow would hang silently at its first change of status."""
+    """Check that Temporal has the namespace and the search attribute.
+
+    Raises:
+        RPCError: Temporal does not answer, or it does not know the namespace (yet).
+        SystemExit: the attribute is missing: every workflow would hang silently at its first change of status.
+    """
     name = temporal.ORDER_STATUS.name
     try:
         await client.count_workflows(f"{name} = '{temporal.IN_PROGRESS}'")
     except RPCError as error:
-        if error.status is RPCStatusCode.INVALID_ARGUMENT:
-            command = f"temporal operator search-attribute create --name {name} --type Keyword"
-            raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}") from None
-        logger.warning("cannot check the search attribute %s: %s", name, error)
+        if error.status is not RPCStatusCode.INVALID_ARGUMENT:
+            raise
+        command = f"temporal operator search-attribute create --name {name} --type Keyword"
+        raise SystemExit(f"Temporal has no search attribute {name}. Add it: {command}") from None
 
 
 if __name__ == "__main__":

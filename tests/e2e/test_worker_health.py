@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
 from app import temporal
 from app.domain import OrderStatus
 from app.settings import Settings
 from app.worker_health import REQUEST_TIMEOUT, WorkerHealth
-from dev.servers import Server, free_port
+from dev.servers import Server, free_port, start_mongod, start_temporal
 from dev.stack import ROOT
 from tests.kit.http import NO_TLS
 from tests.kit.orders import CHARGING
@@ -69,6 +71,44 @@ async def test_worker_without_servers_is_alive_and_says_what_it_waits_for(tmp_pa
         assert (await http.get("/nowhere")).status_code == 404
         await worker.stop(timeout=30)
         assert await worker.wait() == 0
+
+
+async def test_worker_waits_for_temporal_again_if_it_left_while_the_worker_waited_for_mongodb(tmp_path: Path) -> None:
+    """The SDK's worker would end, because it cannot describe its namespace."""
+    mongodb_port, temporal_port = free_port(), free_port()
+    environment = {
+        "MONGODB_URI": f"mongodb://127.0.0.1:{mongodb_port}/?replicaSet=rs0",
+        "TEMPORAL_ADDRESS": f"127.0.0.1:{temporal_port}",
+    }
+    servers = [await start_temporal(temporal_port, log_dir=tmp_path)]
+    try:
+        async with running_worker(tmp_path, **environment) as (worker, http):
+            await eventually(lambda: waits_for("MongoDB", worker))
+            await servers[0].stop()
+            servers.append(await start_mongod(tmp_path / "mongod", mongodb_port, durable=False))
+            await eventually(lambda: waits_for("Temporal", worker))
+            servers.append(await start_temporal(temporal_port, log_dir=tmp_path))
+            await eventually(lambda: readiness(http), lambda seen: seen[0] == 200)
+    finally:
+        await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def test_worker_waits_for_its_namespace(settings: Settings, temporal_server: Server, tmp_path: Path) -> None:
+    environment = {**environment_of(settings, temporal_server), "TEMPORAL_NAMESPACE": "late"}
+    async with running_worker(tmp_path, **environment) as (worker, _):
+        await eventually(lambda: waits_for("Temporal: Namespace late is not found", worker))
+        client = await temporal.connect(target_host=temporal_server.address, namespace="late")
+        await client.workflow_service.register_namespace(
+            RegisterNamespaceRequest(namespace="late", workflow_execution_retention_period=Duration(seconds=86_400))
+        )
+        # The attribute is not registered: the worker says so, as for any other namespace.
+        assert await worker.wait() == 1
+        assert f"Temporal has no search attribute {temporal.ORDER_STATUS.name}" in worker.log_text()
+
+
+async def waits_for(what: str, worker: Server) -> bool:
+    assert not worker.exited, worker.log_text()
+    return f"waiting for {what}" in worker.log_text()
 
 
 async def slow_clients(http: httpx.AsyncClient) -> list[Connection]:
