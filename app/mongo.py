@@ -19,7 +19,7 @@ from bson import Timestamp
 from bson.codec_options import CodecOptions, DatetimeConversion
 from motor import motor_asyncio
 from pymongo import DESCENDING, IndexModel, ReadPreference, ReturnDocument
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -56,7 +56,9 @@ def is_unavailable(error: BaseException) -> bool:
     """Return True if the error means that MongoDB is unavailable or has no primary, and a retry may succeed."""
     if isinstance(error, PyMongoError) and any(map(error.has_error_label, _RETRY_LABELS)):
         return True
-    return isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in _RETRY_CODES)
+    # A ConfigurationError: DNS does not know the members of a `mongodb+srv` address (yet); the next call asks again.
+    is_away = isinstance(error, (ConnectionFailure, ConfigurationError))
+    return is_away or (isinstance(error, OperationFailure) and error.code in _RETRY_CODES)
 
 
 async def next_change(stream: ChangeStream) -> Document | None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import dns.resolver
 import httpx
 import pytest
 
@@ -215,6 +216,25 @@ async def test_outage_of_temporal_and_mongodb_answers_503_and_recovers(stack: Ou
         for order_id in order_ids:
             await stack.shop.wait_for_status(order_id, OrderStatus.COMPLETED)
         assert len(set(order_ids)) == len(keys)
+
+
+async def test_dns_outage_answers_503_as_the_address_of_mongodb_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver looks up a `mongodb+srv` address at the first call, and at each further one until it succeeds."""
+
+    def resolve(*_: object, **__: object) -> None:
+        lookups.append(1)
+        raise dns.resolver.NoNameservers
+
+    lookups: list[int] = []
+    monkeypatch.setattr(dns.resolver, "resolve", resolve)
+    settings = ApiSettings(api_open=True, mongodb_uri="mongodb+srv://db.example.invalid/?authSource=order-saga")
+    async with serve(settings, f"127.0.0.1:{free_port()}", patient=False) as api:
+        await assert_unavailable(api.post("/orders", json=order_body()), "database-unavailable")
+        await assert_unavailable(api.get("/orders"), "database-unavailable")
+        await assert_unavailable(api.get("/orders/events"), "database-unavailable")
+        assert len(lookups) >= 3
 
 
 async def test_primary_step_down_during_posts_loses_no_order(stack: OutageStack) -> None:
