@@ -5,6 +5,7 @@ the two (how to open a session, a change stream or an aggregate) stay in this fi
 """
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,8 @@ from pymongo.write_concern import WriteConcern
 
 from app.names import NAME
 
+logger = logging.getLogger(__name__)
+
 Document = dict[str, Any]
 Client = motor_asyncio.AsyncIOMotorClient[Document]
 Collection = motor_asyncio.AsyncIOMotorCollection[Document]
@@ -42,6 +45,7 @@ SNAPSHOT = ReadConcern("snapshot"), WriteConcern("majority"), ReadPreference.PRI
 _RETRY_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult")
 # Error codes: a time limit or the write concern was not met, or the member is not (or no longer) the primary.
 _RETRY_CODES = frozenset({50, 64, 91, 189, 10107, 11600, 11602, 13435, 13436})
+_INDEX_CONFLICTS = (85, 86)  # there is an index with the same fields and another name or option, or with the same name
 
 
 class StreamEnded(Exception):
@@ -146,11 +150,18 @@ class Mongo:
 
         A list without a status is read from an index with `status`, too: `app.orders` names every status then. By
         default, MongoDB builds an index only while every voting member is up: a new worker would wait for one that is
-        down. With a majority as the quorum, that member builds the index when it is back.
+        down. With a majority as the quorum, that member builds the index when it is back. An index that conflicts with
+        one of the operator's is left out, and logged: it only saves time.
         """
         newest = [("created_at", DESCENDING), ("_id", DESCENDING)]
         lists = [IndexModel([*fields, *newest]) for fields in (["status"], ["customer_id", "status"])]
-        await self.orders.create_indexes([*lists, IndexModel("updated_at")], commitQuorum="majority")
+        for index in (*lists, IndexModel("updated_at")):
+            try:
+                await self.orders.create_indexes([index], commitQuorum="majority")
+            except OperationFailure as error:
+                if error.code not in _INDEX_CONFLICTS:
+                    raise
+                logger.warning("an index of orders is left out: %s", error)
 
     async def run_transaction(self, work: Work[T], *, within: float = TRANSACTION_DEADLINE) -> T:
         """Run `work` in a transaction; retry it while MongoDB reports a transient error.

@@ -12,7 +12,7 @@ import secrets
 from typing import Any
 
 from app.domain import MALFORMED, TERMINAL, Failure, why_malformed
-from app.mongo import Mongo, is_unavailable, next_change, upsert
+from app.mongo import Mongo, StreamEnded, is_unavailable, next_change, upsert
 from app.order_workflows import OrderWorkflows, TemporalUnavailable
 from app.orders import NOW, OrderRepository
 
@@ -52,7 +52,10 @@ class OutboxRelay:
         while True:
             try:
                 if await self._hold_lease():
-                    await self._follow()
+                    try:
+                        await self._follow()
+                    except StreamEnded:  # the collection was dropped, and its indexes with it
+                        await self._mongo.create_indexes()
             except Exception as error:  # noqa: BLE001
                 logger.warning("relay interrupted: %s", type(error).__name__)
             await asyncio.sleep(RETRY_DELAY)
@@ -76,7 +79,6 @@ class OutboxRelay:
         return True
 
     async def _follow(self) -> None:
-        await self._mongo.create_indexes()  # in case a collection was dropped
         async with self._orders.watch_inserts() as changes:
             self._sweep_at = start_at = 0.0  # after opening the stream, so that no insert is missed
             while await self._hold_lease():

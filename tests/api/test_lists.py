@@ -289,6 +289,17 @@ async def test_customer_lists_its_orders_of_unusual_status(mongo: Mongo) -> None
     assert not stages(plan) & {"COLLSCAN", "SORT"}
 
 
+async def test_index_that_conflicts_with_one_of_the_operator_is_left_out(
+    mongo: Mongo, caplog: pytest.LogCaptureFixture
+) -> None:
+    await mongo.orders.create_index("updated_at", name="of_the_operator")
+    await mongo.create_indexes()
+    assert "left out: Index already exists with a different name: of_the_operator" in caplog.text
+    names = {*await mongo.orders.index_information()}
+    assert len(names) == 4
+    assert "updated_at_1" not in names
+
+
 async def test_indexes_to_drop_are_not_created_again(mongo: Mongo) -> None:
     await mongo.create_indexes()
     dropped = re.findall(r'dropIndex\("(.*?)"\)', (ROOT / "docs" / "operations.md").read_text())

@@ -21,7 +21,7 @@ from app.mongo import ChangeStream, Document
 from app.order_workflows import OrderWorkflows
 from app.orders import OrderRepository
 from app.relay import SWEEP_INTERVAL, OutboxRelay
-from tests.kit.faults import delayed_majority
+from tests.kit.faults import delayed_majority, failing
 from tests.kit.orders import order_document
 from tests.kit.pairs import case
 from tests.kit.relay import running_relay
@@ -299,6 +299,7 @@ async def test_orders_inserted_as_the_stream_opens_are_started_before_the_next_s
     monkeypatch.setattr("app.relay.LEASE", 60.0)  # to renew it, the relay would wait for a majority
     local = shop.mongo.orders.with_options(read_concern=ReadConcern("local"))
     order_ids = ["first", "second"]
+    await shop.mongo.create_indexes()  # as the worker does: creating the collection would wait for a majority, too
     async with AsyncExitStack() as delay, asyncio.TaskGroup() as inserting:
 
         class InsertedAsItOpens(OrderRepository):
@@ -331,3 +332,13 @@ async def test_relay_continues_and_recreates_indexes_after_collection_drop(shop:
     await shop.mongo.orders.drop()
     await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
     assert await shop.mongo.orders.index_information() == indexes
+
+
+async def test_relay_starts_orders_while_indexes_cannot_be_created(shop: Shop, worker: None) -> None:
+    """Building one may take long, or be impossible because of an index of the operator's or a right that is missing."""
+    await shop.stock(available=10)
+    unauthorized = 13
+    async with failing(shop.mongo, "createIndexes", errorCode=unauthorized), running_relay(shop):
+        await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
+        await shop.mongo.orders.drop()
+        await shop.wait_for_status((await shop.place()).order_id, OrderStatus.COMPLETED)
