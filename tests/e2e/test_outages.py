@@ -229,7 +229,7 @@ async def test_dns_outage_answers_503_as_the_address_of_mongodb_cannot_be_looked
 
     lookups: list[int] = []
     monkeypatch.setattr(dns.resolver, "resolve", resolve)
-    settings = ApiSettings(api_open=True, mongodb_uri="mongodb+srv://db.example.invalid/?authSource=order-saga")
+    settings = ApiSettings(api_open=True, mongodb_uri="mongodb+srv://db.example.invalid/?authSource=admin")
     async with serve(settings, f"127.0.0.1:{free_port()}", patient=False) as api:
         await assert_unavailable(api.post("/orders", json=order_body()), "database-unavailable")
         await assert_unavailable(api.get("/orders"), "database-unavailable")
