@@ -14,6 +14,7 @@ CHECK_TIMEOUT = 2.7  # seconds: the driver takes 2.5 to report why MongoDB is un
 REASONS = {  # by a pattern in the driver's or the SDK's message; the first match counts
     "refused|connect error": "connection refused",
     "no primary": "no primary, so nothing can be written",
+    "namespace .*not found": "unknown namespace",
     "authentication|unauthenticated|could not find user": "credentials rejected",
     "certificate": "untrusted certificate",
     "name or service|dns": "unknown host name",

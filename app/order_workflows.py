@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from temporalio import common
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
@@ -147,9 +148,10 @@ class OrderWorkflows:
         return f"{ui}/namespaces/{namespace}/workflows/{quote(workflow_id(order_id), safe='')}" if ui else None
 
     async def ping(self) -> None:
-        """Raises: TemporalUnavailable."""
+        """Raises: TemporalUnavailable: also if Temporal does not have the namespace."""
+        request = DescribeNamespaceRequest(namespace=self._client.namespace)
         async with _deadline(CALL_TIMEOUT):
-            await self._client.service_client.check_health()
+            await self._client.workflow_service.describe_namespace(request)
 
     def _handle(self, order_id: str) -> WorkflowHandle[OrderWorkflow, OrderResult]:
         return self._client.get_workflow_handle_for(OrderWorkflow.run, workflow_id(order_id))

@@ -95,8 +95,9 @@ async def test_worker_waits_for_temporal_again_if_it_left_while_the_worker_waite
 
 async def test_worker_waits_for_its_namespace(settings: Settings, temporal_server: Server, tmp_path: Path) -> None:
     environment = {**environment_of(settings, temporal_server), "TEMPORAL_NAMESPACE": "late"}
-    async with running_worker(tmp_path, **environment) as (worker, _):
+    async with running_worker(tmp_path, **environment) as (worker, http):
         await eventually(lambda: waits_for("Temporal: Namespace late is not found", worker))
+        assert (await readiness(http))[1]["temporal"] == "unavailable: unknown namespace"
         client = await temporal.connect(target_host=temporal_server.address, namespace="late")
         await client.workflow_service.register_namespace(
             RegisterNamespaceRequest(namespace="late", workflow_execution_retention_period=Duration(seconds=86_400))
