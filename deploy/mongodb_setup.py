@@ -36,6 +36,7 @@ def main(members: Sequence[str]) -> None:
         for member in members:
             add(client, member)
         # A new member votes once it has all data. Until then, the set does not survive the loss of its primary.
+        print("waiting until every member has all data", flush=True)
         while client.admin.command("replSetGetStatus")["votingMembersCount"] < len(members):
             time.sleep(0.2)
         for role in json.loads(Path(__file__).with_name("mongodb-roles.json").read_text()):
