@@ -120,9 +120,8 @@ async def serve(settings: Settings, build_gateways: GatewaysFactory) -> None:
         health = WorkerHealth(mongo.ping, OrderWorkflows(await temporal.connect(lazy=True), settings).ping)
         await health.serve(settings.worker_health_address)
         client = await wait_for("Temporal", temporal.connect)
-        await wait_for("Temporal", lambda: check_search_attribute(client))
         await wait_for("MongoDB", lambda: create_indexes(mongo))
-        # Again, because that may have taken long: the SDK's worker ends if it cannot describe its namespace.
+        # Last, because the rest may take long: the SDK's worker ends if Temporal has left, or has not the namespace.
         await wait_for("Temporal", lambda: check_search_attribute(client))
         relay = OutboxRelay(mongo, OrderRepository(mongo), OrderWorkflows(client, settings))
         version = await deployment_config(client, settings)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=5)  # since the last change of an order: a late attempt has reversed its effect by then
 DAY = timedelta(days=1)
-CHECK_INTERVAL = 3600.0  # seconds
+CHECK_INTERVAL = 600.0  # seconds, also until a failed attempt is repeated
 # An order that has ended does not change, so a repair may follow what was read a while ago; but not days later.
 REPAIR: dict[str, Any] = {"schedule_to_close_timeout": GRACE, "retry_policy": steps.RETRY_BEFORE_ATTENTION}
 COMPARE: dict[str, Any] = {"start_to_close_timeout": DAY, "heartbeat_timeout": timedelta(minutes=1)}

@@ -48,6 +48,9 @@ async def test_text_of_gateway_exception_reaches_neither_history_nor_log(
     order = await shop.order(handle)
     assert order.failure is not None
     assert order.failure.message == message  # for the customer, from MongoDB
-    history = (await handle.fetch_history()).to_json()
+    history = await handle.fetch_history()
     assert "RuntimeError" in caplog.text
-    assert SECRET not in history + caplog.text
+    assert SECRET not in history.to_json() + caplog.text
+    attempts = [event.activity_task_started_event_attributes.last_failure for event in history.events]
+    (first,) = (failure for failure in attempts if failure.application_failure_info.type == "RuntimeError")
+    assert "app/activities/payments.py" in first.stack_trace  # the log names the last line only

@@ -146,12 +146,18 @@ async def test_debug_logs_contain_no_personal_data(
     assert all({"time", "level", "logger", "message"} <= json.loads(line).keys() for line in lines)
 
 
-async def test_worker_without_search_attribute_names_the_remedy(temporal_server: Server) -> None:
+async def test_worker_without_search_attribute_names_the_remedy(temporal_server: Server, settings: ApiSettings) -> None:
     """Search attributes are registered per namespace, so a new namespace has none."""
     client = await temporal.connect(target_host=temporal_server.address)
     request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=Duration(seconds=86_400))
     await client.workflow_service.register_namespace(request)
-    environment = {**os.environ, "TEMPORAL_ADDRESS": temporal_server.address, "TEMPORAL_NAMESPACE": "bare"}
+    environment = {
+        **os.environ,
+        "MONGODB_URI": settings.mongodb_uri,
+        "MONGODB_DATABASE": settings.mongodb_database,
+        "TEMPORAL_ADDRESS": temporal_server.address,
+        "TEMPORAL_NAMESPACE": "bare",
+    }
 
     async def start() -> str:
         process = await asyncio.create_subprocess_exec(
